@@ -15,15 +15,22 @@ REQUIREMENTS := $(PYTHON) -c 'import sys, tomllib; \
 .DELETE_ON_ERROR:
 .SECONDARY:
 .PHONY: help venv demo test test-c test-py test-asan test-tsan test-valgrind coverage-c bench lint \
-	format typecheck notebooks wheel sdist world report clean
+	format typecheck notebooks wheel sdist world report clean FORCE
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # --- set-up -----------------------------------------------------------------------------------
 
+# Changes only when a switch that changes the build does.
+CONFIG := BLAS=$(LENS_BLAS) SANITIZE=$(SANITIZE) COVERAGE=$(COVERAGE) DEBUG=$(DEBUG)
+$(VENV)/.config: FORCE
+	@mkdir -p $(VENV)
+	@echo '$(CONFIG)' | cmp -s - $@ || echo '$(CONFIG)' > $@
+
 # Installed in editable mode: Python files need no rebuild, C files are listed here.
-$(VENV)/.installed: pyproject.toml constraints.txt setup.py $(wildcard _build/*.py) $(C_SOURCES)
+$(VENV)/.installed: pyproject.toml constraints.txt setup.py $(wildcard _build/*.py) $(C_SOURCES) \
+		$(VENV)/.config
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lens needs Python 3.11 or \
 	newer, and $(PYTHON) is %d.%d; try: make PYTHON=python3.12" % sys.version_info[:2])'
 	@echo "Installing lens into $(VENV) (the first time this fetches torch: a few minutes)"

@@ -4,6 +4,7 @@ Environment: LENS_BLAS=<pkg-config name> chooses a BLAS; SANITIZE, COVERAGE, DEB
 change the compiler flags (see _build/native.py).
 """
 
+import shutil
 import sys
 import sysconfig
 from pathlib import Path
@@ -48,11 +49,9 @@ class BuildExt(build_ext):
         super().copy_extensions_to_source()
         build_py = self.get_finalized_command("build_py")
         folder = Path(build_py.get_package_dir("lens")) / "_lib"
-        for old in folder.glob("*"):
-            old.unlink()
-        for built in self.vendored.glob("*"):
-            folder.mkdir(exist_ok=True)
-            self.copy_file(str(built), str(folder / built.name))
+        shutil.rmtree(folder, ignore_errors=True)  # may hold an earlier choice
+        if self.vendored.is_dir():
+            shutil.copytree(self.vendored, folder)
 
     def get_outputs(self) -> list[str]:
         """List the libraries too, so that installers know of them."""
