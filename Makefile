@@ -135,8 +135,10 @@ typecheck: $(VENV)/.extra-dev ## mypy --strict, and the stub of the C core again
 sdist: $(VENV)/.extra-dev ## source distribution in dist/
 	$(PY) -m build --sdist
 
-wheel: $(VENV)/.extra-dev ## wheel in dist/, built from a source distribution
+wheel: $(VENV)/.extra-dev $(VENV)/.extra-test ## wheel in dist/, built from a source distribution
+	rm -rf dist
 	$(PY) -m build
+	LENS_WHEEL=$$(echo dist/*.whl) $(PY) -m pytest --quiet tests/test_packaging.py -k wheel
 
 clean: ## remove what was built, keeping .venv
 	rm -rf build dist *.egg-info lens/_lib lens/_core*.so lens/_core*.dylib bench.json
