@@ -5,7 +5,6 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,11 +141,8 @@ def write(path: Path, arrays: Mapping[str, NDArray[Any]], about: dict[str, Any])
     metadata = {"schema": SCHEMA, "about": json.dumps(about, ensure_ascii=False)}
     content = save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, metadata=metadata)
     twin = json.dumps({"schema": SCHEMA, **about}, ensure_ascii=False, indent=2) + "\n"
-    try:
-        _replace(path.with_suffix(".json"), twin.encode())
-        _replace(path, content)
-    except OSError as error:
-        raise InputError(f"cannot write the space to '{path}': {error.strerror}") from error
+    write_atomic(path.with_suffix(".json"), twin.encode())
+    write_atomic(path, content)
 
 
 def read(path: Path) -> tuple[Arrays, dict[str, Any]]:
@@ -188,10 +184,30 @@ def read(path: Path) -> tuple[Arrays, dict[str, Any]]:
         ) from error
 
 
-def _replace(path: Path, content: bytes) -> None:
-    """Write beside the target and rename over it: a reader sees the old file or the new one."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+def write_atomic(path: Path, content: bytes) -> Path:
+    """Write a file so that a reader sees the old one or the new one, never a part.
+
+    Parameters
+    ----------
+    path : Path
+        Target; its folder must exist.
+    content : bytes
+        Everything.
+
+    Returns
+    -------
+    Path
+        The target.
+
+    Raises
+    ------
+    InputError
+        When it cannot be written; then nothing is left behind.
+    """
+    temporary: Path | None = None
     try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        temporary = Path(name)
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
@@ -199,12 +215,17 @@ def _replace(path: Path, content: bytes) -> None:
         # mkstemp is private to the user; a result file follows the user's umask.
         mask = os.umask(0)
         os.umask(mask)
-        Path(name).chmod(0o666 & ~mask)
-        Path(name).replace(path)
-    except BaseException:
-        with suppress(OSError):
-            Path(name).unlink()
-        raise
+        temporary.chmod(0o666 & ~mask)
+        temporary.replace(path)
+    except OSError as error:
+        raise InputError(
+            f"cannot write '{path}': {error.strerror}; choose a folder that exists, can be "
+            "written to and has room"
+        ) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+    return path
 
 
 def _arrays(table: MomentsTable) -> Arrays:
