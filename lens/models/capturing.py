@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from lens.errors import InputError
 from lens.models.blocks import DecoderParts, device_of, evaluating, locate, text_config
 from lens.models.chat import ChatOptions, EncodedRow, Role, encode, pad, pad_id_of
-from lens.models.pooling import Pooled, Pooling, SiteReader
+from lens.models.pooling import NonFiniteStateError, Pooled, Pooling, SiteReader
 from lens.models.sites import SiteSpec, resolve_sites
 
 if TYPE_CHECKING:
@@ -177,7 +177,6 @@ def _windows(job: _Job) -> Iterator[tuple[int, Pooled]]:
             states = _read(job, chosen)
             if states is None:
                 continue
-            _check_finite(states, chosen, job.label)
             places = np.asarray(chosen) - start
             for site, values in states.items():
                 if site not in pooled:
@@ -198,6 +197,12 @@ def _read(job: _Job, chosen: list[int]) -> Pooled | None:
     )
     try:
         return job.reader.read(job.model, batch)
+    except NonFiniteStateError as error:
+        where = f" of {job.label}" if job.label else ""
+        raise InputError(
+            f"the state at {error.site} for row {chosen[error.row]}{where} is not finite (NaN or "
+            "infinity); load the model in float32 or bfloat16, or check its weights"
+        ) from error
     except (RuntimeError, MemoryError) as error:
         if not _out_of_memory(error):
             raise
@@ -250,14 +255,3 @@ def _check_rows(rows: list[EncodedRow], parts: DecoderParts, model: Any) -> None
             "embeddings; use the tokenizer that belongs to the model"
         )
 
-
-def _check_finite(states: Pooled, rows: list[int], label: str) -> None:
-    for site, values in states.items():
-        good = np.isfinite(values).all(axis=1)
-        if not good.all():
-            row = rows[int(np.argmin(good))]
-            where = f" of {label}" if label else ""
-            raise InputError(
-                f"the state at {site} for row {row}{where} is not finite (NaN or infinity); "
-                "load the model in float32 or bfloat16, or check its weights"
-            )

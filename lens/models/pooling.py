@@ -19,6 +19,15 @@ Pooled: TypeAlias = dict[str, NDArray[np.float64]]
 POOLINGS: tuple[Pooling, ...] = ("last", "mean", "weighted")
 
 
+class NonFiniteStateError(InputError):
+    """A state has NaN or infinity; says at which site and in which row of the batch."""
+
+    def __init__(self, site: str, row: int) -> None:
+        super().__init__(f"the state at {site} for row {row} of the batch is not finite")
+        self.site = site
+        self.row = row
+
+
 class _Stop(Exception):
     """Ends a forward pass early."""
 
@@ -116,13 +125,28 @@ class SiteReader:
             if self._mask is None:
                 raise InputError("SiteReader hooks ran outside read()")
             state = block_output(output).detach()
-            self._pooled[site] = pool_states(
-                state, self._mask, mode=self._pooling, n_threads=self._n_threads
-            )
+            try:
+                pooled = pool_states(
+                    state, self._mask, mode=self._pooling, n_threads=self._n_threads
+                )
+            except InputError:
+                _raise_non_finite(state, self._mask, site)
+                raise
+            if not np.isfinite(pooled).all():
+                _raise_non_finite(state, self._mask, site)
+            self._pooled[site] = pooled
             if len(self._pooled) == len(self._modules):
                 raise _Stop
 
         return read_state
+
+
+def _raise_non_finite(state: torch.Tensor, mask: torch.Tensor, site: str) -> None:
+    """Name the first row with a bad state, if there is one."""
+    bad = (~torch.isfinite(state).all(dim=-1)) & mask.to(state.device)
+    rows = torch.nonzero(bad.any(dim=1))
+    if len(rows):
+        raise NonFiniteStateError(site, int(rows[0]))
 
 
 def site_module(parts: DecoderParts, site: str) -> torch.nn.Module:

@@ -151,12 +151,13 @@ class Space:
         """
         from lens import subspace
 
+        noise = self.noise(site)  # not a number where a language has a single row
         return subspace.fit(
             self.means(site),
             rank=rank,
             languages=list(self.languages),
             agnostic=agnostic,
-            noise=self.noise(site),
+            noise=noise if np.isfinite(noise).all() else None,
         )
 
     def fit_all(
@@ -186,7 +187,10 @@ class Space:
             When the space does not have the site or the language.
         """
         moments = self._at(site)
-        return moments[self.language(language)].mean - moments[self.pivot].mean
+        step: NDArray[np.float64] = (
+            moments[self.language(language)].mean - moments[self.pivot].mean
+        )
+        return step
 
     def language(self, typed: str) -> str:
         """Return the canonical code of a language of this space, or raise naming those it has."""
@@ -435,6 +439,7 @@ class Space:
         return showing.summary(self)
 
     def __repr__(self) -> str:
+        """Name languages, pivot and size."""
         return (
             f"Space(languages={list(self.languages)}, pivot={self.pivot!r}, "
             f"sites={len(self.sites)}, width={self.width})"

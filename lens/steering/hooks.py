@@ -143,7 +143,7 @@ def _hook(steps: list[_Step]) -> Callable[[Any, Any, Any], Any]:
 
 def _watch(phase: _Phase) -> Callable[[Any, Any, dict[str, Any]], None]:
     def note(_module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        cache = kwargs.get("past_key_values")
+        cache: Any = kwargs.get("past_key_values")
         seen = cache.get_seq_length() if hasattr(cache, "get_seq_length") else 0
         tokens = args[0] if args else kwargs.get("input_ids")
         if tokens is None:

@@ -235,7 +235,7 @@ class Policy:
 
 
 def n_blocks(space: Space) -> int:
-    """Number of blocks of the model a space was read from."""
+    """Return the number of blocks of the model a space was read from."""
     recorded = space.about.model.get("num_hidden_layers")
     if isinstance(recorded, int):
         return recorded
