@@ -21,9 +21,10 @@ from lens.errors import InputError
 from lens.lsm import objective
 from lens.lsm.config import Align, LensConfig, Retain, Separate, resolve
 from lens.lsm.geometry import Geometry, geometries
-from lens.models.blocks import locate, parse_layers
-from lens.models.chat import ChatOptions, encode_rows
+from lens.models.blocks import locate
+from lens.models.chat import ChatOptions, Role, encode
 from lens.models.prefix import Batch, PrefixCache
+from lens.models.sites import resolve_layers
 from lens.progress import progress
 from lens.space import Space
 
@@ -75,7 +76,7 @@ class LensTrainer:
         A Hugging Face decoder and its tokenizer. The model is changed in place by `run`.
     space : Space
         Language space of this model.
-    prompts : mapping of str to sequence of str
+    prompts : mapping of str to sequence of str, or of token id sequences
         Parallel user prompts: row i says the same in every language. Must hold the pivot.
     layers : str
         Blocks to train, such as ``"-2:"``.
@@ -115,7 +116,7 @@ class LensTrainer:
         self.languages = tuple(lang for lang in rows if lang != self.pivot)
         self.count = len(rows[self.pivot])
         parts = locate(model)
-        self.layers = tuple(parse_layers(layers, len(parts.blocks)))
+        self.layers = resolve_layers(layers, len(parts.blocks))
         self.parameters = {
             f"{parts.blocks_name}.{i}.{name}": p
             for i in self.layers
@@ -128,13 +129,13 @@ class LensTrainer:
         was_training = model.training
         model.eval()
         for lang, texts_of in rows.items():
-            ids = encode_rows(tokenizer, texts_of, role="user", chat=chat)
+            ids = _encoded(tokenizer, texts_of, "user", chat)
             keep = "all" if lang == self.pivot else "last"
             self.rows[lang] = self.cache.add(
                 ids, keep=keep, batch_size=cache_batch, label=f"Caching {lang}"
             )
         for lang, texts_of in (texts or {}).items():
-            ids = encode_rows(tokenizer, texts_of, role="text", chat=chat)
+            ids = _encoded(tokenizer, texts_of, "text", chat)
             self.texts[canonical(lang)] = self.cache.add(
                 ids, keep="all", batch_size=cache_batch, label=f"Caching text {lang}"
             )
@@ -280,9 +281,9 @@ class _Step:
         drawn: list[int],
     ) -> Tensor:
         n = len(drawn)
-        cache, at = self.trainer.cache, self.where[term.site]
         if isinstance(term, Retain):
             return self._retain(term, states, batch, indices, drawn)
+        at = self.where[term.site]
         last = batch.last(states[term.site])
         frozen = self._frozen_last(term.site, indices, n)
         others = len(self.trainer.languages)
@@ -291,7 +292,6 @@ class _Step:
             pivot = (last if term.pivot == "trained" else frozen)[:n].repeat(others, 1)
             one = {"direction": at.agnostic} if term.agnostic == "mean" else {"basis": at.basis}
             return objective.align(last[n:], pivot, weights=weights, **one)
-        del cache
         reference = frozen[n:] if term.target == "shift" else frozen[:n].repeat(others, 1)
         steps = [self.strength[lang] * at.step[lang] for lang in self.trainer.languages]
         target = torch.stack(steps).repeat_interleave(n, dim=0)
@@ -376,6 +376,15 @@ def _checked(prompts: Mapping[str, Sequence[str]], space: Space) -> dict[str, li
         raise InputError("cannot train on these prompts: " + "; ".join(problems))
     pivot = space.pivot
     return {pivot: rows[pivot]} | {lang: rows[lang] for lang in rows if lang != pivot}
+
+
+def _encoded(
+    tokenizer: Any, rows: Sequence[Any], role: Role, chat: ChatOptions | None
+) -> list[Sequence[int]]:
+    """Token ids of rows; rows that are token ids already stay as they are."""
+    if rows and not isinstance(rows[0], str):
+        return list(rows)
+    return [row.ids for row in encode(tokenizer, rows, role=role, chat=chat)]
 
 
 def _draws(count: int, size: int, seed: int) -> Iterator[list[int]]:

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from lens.errors import InputError
-from lens.models.blocks import DecoderParts
-from lens.models.outputs import hidden_of, with_hidden
+from lens.models.blocks import DecoderParts, block_input, block_output, with_block_output
+from lens.models.sites import FINAL, block_index
 from lens.progress import progress
 
 
@@ -109,7 +109,7 @@ class PrefixCache:
                 "choose one of these"
             )
         for site in sites:
-            if site != "final" and int(site.removeprefix("block.")) < first_block:
+            if site != FINAL and (block_index(site) or 0) < first_block:
                 raise InputError(
                     f"site '{site}' lies below the first trained block ({first_block}), where "
                     "training changes nothing; choose a site at or above it"
@@ -198,13 +198,13 @@ class PrefixCache:
 
     def _forward(self, input_ids: Tensor) -> dict[str, Tensor]:
         states: dict[str, Tensor] = {}
-        handles = [self._record(site, states) for site in self.sites if site != "final"]
+        handles = [self._record(site, states) for site in self.sites if site != FINAL]
         try:
             out = self.model.base_model(input_ids=input_ids, use_cache=False)
         finally:
             for handle in handles:
                 handle.remove()
-        states["final"] = out.last_hidden_state
+        states[FINAL] = out.last_hidden_state
         return states
 
     @contextmanager
@@ -223,9 +223,9 @@ class PrefixCache:
 
     def _record(self, site: str, states: dict[str, Tensor]) -> Any:
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            states[site] = hidden_of(output)
+            states[site] = block_output(output)
 
-        block = self.parts.blocks[int(site.removeprefix("block."))]
+        block = self.parts.blocks[block_index(site) or 0]
         return block.register_forward_hook(hook)
 
 
@@ -243,7 +243,7 @@ def _entry_of(block: nn.Module, seen: dict[str, Tensor]) -> Iterator[None]:
     """Record the hidden states that enter a block."""
 
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen["entry"] = args[0] if args else kwargs["hidden_states"]
+        seen["entry"] = block_input(args, kwargs)
 
     handle = block.register_forward_pre_hook(hook, with_kwargs=True)
     try:
@@ -257,7 +257,7 @@ def _passing_through(blocks: Sequence[nn.Module], form: Any) -> Iterator[None]:
     """Make blocks return their input, in the form their real output has."""
 
     def bypass(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Any:
-        return with_hidden(form, hidden_states)
+        return with_block_output(form, hidden_states)
 
     for block in blocks:
         block.forward = bypass
