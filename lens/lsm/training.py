@@ -6,10 +6,8 @@ band from its original weights, so a sweep over settings shares one cache.
 
 from __future__ import annotations
 
-import math
-import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,11 +19,11 @@ from lens.errors import InputError
 from lens.lsm import objective
 from lens.lsm.config import Align, LensConfig, Retain, Separate, resolve
 from lens.lsm.geometry import Geometry, geometries
+from lens.lsm.optimizing import DivergedError, only_trainable, optimize
 from lens.models.blocks import locate
 from lens.models.chat import ChatOptions, Role, encode
 from lens.models.prefix import Batch, PrefixCache
 from lens.models.sites import resolve_layers
-from lens.progress import progress
 from lens.space import Space
 
 State = dict[str, Tensor]
@@ -190,8 +188,13 @@ class LensTrainer:
         self.restore()
         step = _Step(self, config, where, strengths)
         started = time.perf_counter()
-        with self._trainable():
-            log = list(self._steps(config, step, seed))
+        parameters = list(self.parameters.values())
+        try:
+            with only_trainable(self.model, parameters):
+                log = list(optimize(parameters, step, config, count=self.count, seed=seed))
+        except DivergedError as error:
+            self.restore()
+            raise DivergedError(f"{error} (the original weights were put back)") from None
         seconds = time.perf_counter() - started
         band = {name: p.detach().clone() for name, p in self.parameters.items()}
         about = {"space": self.space.summary(), "prompts": self.count}
@@ -199,30 +202,6 @@ class LensTrainer:
             self.model, self.tokenizer, band, log, config, strengths, seed, self.layers, seconds,
             about,
         )  # fmt: skip
-
-    def _steps(self, config: LensConfig, step: _Step, seed: int) -> Iterator[dict[str, float]]:
-        parameters = list(self.parameters.values())
-        optimizer = torch.optim.AdamW(
-            parameters, lr=config.learning_rate, weight_decay=config.weight_decay
-        )
-        draws = _draws(self.count, config.batch_size, seed)
-        for number in progress(range(config.steps), "Training", unit="step"):
-            rate = config.learning_rate * _schedule(number, config)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            loss, entry = step(next(draws))
-            if not math.isfinite(entry["loss"]):
-                self.restore()
-                bad = ", ".join(k for k, v in entry.items() if not math.isfinite(v) and k != "loss")
-                raise InputError(
-                    f"the loss is {entry['loss']} at step {number} (terms: {bad}); the original "
-                    "weights were put back: lower the learning rate or the strength"
-                )
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            yield {"step": number, "lr": rate, "grad_norm": float(norm), **entry}
 
     def _strengths(self, strength: float | Mapping[str, float]) -> dict[str, float]:
         if not isinstance(strength, Mapping):
@@ -235,9 +214,6 @@ class LensTrainer:
                 f"for each of {', '.join(self.languages)}"
             )
         return {lang: given[lang] for lang in self.languages}
-
-    def _trainable(self) -> _OnlyTrainable:
-        return _OnlyTrainable(self.model, self.parameters)
 
 
 class _Step:
@@ -340,24 +316,6 @@ class _Step:
         }
 
 
-class _OnlyTrainable:
-    """Let only the band's parameters require gradients, and put the flags back at the end."""
-
-    def __init__(self, model: Any, parameters: Mapping[str, Tensor]) -> None:
-        self.flags = [(p, p.requires_grad) for p in model.parameters()]
-        self.parameters = parameters
-
-    def __enter__(self) -> None:
-        for parameter, _ in self.flags:
-            parameter.requires_grad_(False)
-        for parameter in self.parameters.values():
-            parameter.requires_grad_(True)
-
-    def __exit__(self, *_error: object) -> None:
-        for parameter, flag in self.flags:
-            parameter.requires_grad_(flag)
-
-
 def _checked(prompts: Mapping[str, Sequence[str]], space: Space) -> dict[str, list[str]]:
     """Prompts by canonical language, the pivot first, or one error that lists every problem."""
     rows = {canonical(lang): list(texts) for lang, texts in prompts.items()}
@@ -385,24 +343,3 @@ def _encoded(
     if rows and not isinstance(rows[0], str):
         return list(rows)
     return [row.ids for row in encode(tokenizer, rows, role=role, chat=chat)]
-
-
-def _draws(count: int, size: int, seed: int) -> Iterator[list[int]]:
-    """Batches of prompt indices: a new shuffle each time all prompts were used."""
-    rng = random.Random(seed)
-    pool: list[int] = []
-    while True:
-        while len(pool) < size:
-            fresh = list(range(count))
-            rng.shuffle(fresh)
-            pool += fresh
-        yield pool[:size]
-        pool = pool[size:]
-
-
-def _schedule(step: int, config: LensConfig) -> float:
-    """Share of the peak learning rate: linear warm-up, then cosine decay."""
-    warm = max(1, round(config.warmup * config.steps))
-    if step < warm:
-        return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, config.steps - warm)))
