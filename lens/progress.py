@@ -25,3 +25,9 @@ def progress(
     silent = _quiet or not sys.stderr.isatty()
     bar: Iterable[T] = tqdm(items, desc=label, total=total, unit=unit, leave=False, disable=silent)
     return bar
+
+
+def say(text: str) -> None:
+    """Write one line on stderr about what starts now, unless quiet."""
+    if not _quiet:
+        print(text, file=sys.stderr, flush=True)
