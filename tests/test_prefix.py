@@ -91,9 +91,9 @@ def test_batching_and_padding_change_nothing_but_rounding():
 
 @torch.no_grad()
 def test_reference_states_and_sites():
-    net, cache = _cache("llama", sites=("block.2", "final"))
+    net, cache = _cache("llama", first_block=1, sites=("block.1", "final"))
     assert torch.equal(
-        cache.reference([0], "block.2")[0], _whole(net, "block.2")[0, : len(ROWS[0])]
+        cache.reference([0], "block.1")[0], _whole(net, "block.1")[0, : len(ROWS[0])]
     )
     last = cache.add(ROWS, keep="last", batch_size=4)
     assert list(last) == [4, 5, 6, 7]
