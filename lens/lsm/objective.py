@@ -58,8 +58,7 @@ def separate(h: Tensor, h0: Tensor, basis: Tensor, target: Tensor, weights: Tens
     """
     h, h0 = h.float(), h0.float()
     if h.device.type != "cpu":
-        miss = (h - h0) @ basis - target
-        return (weights * miss.square().sum(-1)).sum() / h.shape[1]
+        return separate_torch(h, h0, basis, target, weights)
 
     def kernel(states: Any, _other: Any) -> tuple[float, Any, Any]:
         result = losses.separate(
@@ -85,12 +84,7 @@ def align(
     """
     h, pivot = h.float(), pivot.float()
     if h.device.type != "cpu":
-        gap = h - pivot
-        if direction is not None:
-            gap = (gap @ direction / direction.norm())[:, None]
-        elif basis is not None:
-            gap = gap - (gap @ basis) @ basis.T
-        return (weights * gap.square().sum(-1)).sum() / h.shape[1]
+        return align_torch(h, pivot, direction=direction, basis=basis, weights=weights)
 
     two_sided = pivot.requires_grad
 
@@ -116,10 +110,7 @@ def retain(h: Tensor, h0: Tensor, mask: Tensor, *, form: str) -> Tensor:
     """
     h, h0 = h.float(), h0.float()
     if h.device.type != "cpu":
-        diff = (h - h0) * mask[..., None]
-        if form == "token":
-            return diff.square().sum() / (mask.sum() * h.shape[-1])
-        return (diff.sum(1) / mask.sum(1, keepdim=True)).square().mean()
+        return retain_torch(h, h0, mask, form=form)
 
     def kernel(states: Any, _other: Any) -> tuple[float, Any, Any]:
         result = losses.retain(states, _array(h0), mask=_array(mask), form=form)
@@ -127,3 +118,36 @@ def retain(h: Tensor, h0: Tensor, mask: Tensor, *, form: str) -> Tensor:
 
     out: Tensor = _Fused.apply(kernel, h, None)
     return out
+
+
+def separate_torch(
+    h: Tensor, h0: Tensor, basis: Tensor, target: Tensor, weights: Tensor
+) -> Tensor:
+    """`separate` in torch operations, for any device."""
+    miss = (h - h0) @ basis - target
+    return (weights * miss.square().sum(-1)).sum() / h.shape[1]
+
+
+def align_torch(
+    h: Tensor,
+    pivot: Tensor,
+    *,
+    direction: Tensor | None = None,
+    basis: Tensor | None = None,
+    weights: Tensor,
+) -> Tensor:
+    """`align` in torch operations, for any device."""
+    gap = h - pivot
+    if direction is not None:
+        gap = (gap @ direction / direction.norm())[:, None]
+    elif basis is not None:
+        gap = gap - (gap @ basis) @ basis.T
+    return (weights * gap.square().sum(-1)).sum() / h.shape[1]
+
+
+def retain_torch(h: Tensor, h0: Tensor, mask: Tensor, *, form: str) -> Tensor:
+    """`retain` in torch operations, for any device."""
+    diff = (h - h0) * mask[..., None]
+    if form == "token":
+        return diff.square().sum() / (mask.sum() * h.shape[-1])
+    return (diff.sum(1) / mask.sum(1, keepdim=True)).square().mean()
