@@ -156,7 +156,7 @@ def test_one_site_among_those_there_are():
     assert resolve_site("block.-2", sites) == "block.2"
     assert resolve_site(5, sites) == "block.5"
     assert resolve_site("final", sites) == "final"
-    with pytest.raises(InputError, match="this one has: block.2"):
+    with pytest.raises(InputError, match=r"this one has: block\.2"):
         resolve_site("block.3", sites)
 
 
@@ -175,7 +175,7 @@ def test_load_from_a_folder(tmp_path, tokenizer):
 def test_load_says_what_is_wrong(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         load("./no/such/folder")
-    with pytest.raises(InputError, match="no config.json"):
+    with pytest.raises(InputError, match=r"no config\.json"):
         load(tmp_path)
     with pytest.raises(InputError, match="unknown dtype 'int3'"):
         load(tmp_path, dtype="int3")

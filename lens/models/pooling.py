@@ -175,8 +175,8 @@ def pool_states(
     if states.device.type == "cpu":
         from lens import stats
 
-        contiguous = states.contiguous()
-        return stats.pool(contiguous, mask.cpu().numpy(), mode=mode, n_threads=n_threads)
+        mask_array = mask.cpu().numpy()
+        return stats.pool(states.contiguous(), mask_array, mode=mode, n_threads=n_threads)
     return pool_on_device(states, mask, mode=mode)
 
 
