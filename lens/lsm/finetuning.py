@@ -85,7 +85,7 @@ def finetune(
         where = torch.tensor(picked, device=states.device).T
         logits = parts.lm_head(states[where[0], where[1]])  # type: ignore[misc]
         value = cross_entropy(logits.float(), batch.input_ids[where[0], where[1] + 1])
-        return value, {"loss": float(value)}
+        return value, {"loss": float(value.detach())}
 
     parameters = [p for i in chosen for p in parts.blocks[i].parameters()]
     with only_trainable(model, parameters):

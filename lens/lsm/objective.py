@@ -62,7 +62,7 @@ def separate(h: Tensor, h0: Tensor, basis: Tensor, target: Tensor, weights: Tens
 
     def kernel(states: Any, _other: Any) -> tuple[float, Any, Any]:
         result = losses.separate(
-            states, _array(h0), basis=_array(basis), target=_array(target), weights=_array(weights)
+            states, _array(h0), _array(basis), _array(target), weights=_array(weights)
         )
         return result.value, result.grad, None
 
@@ -113,7 +113,7 @@ def retain(h: Tensor, h0: Tensor, mask: Tensor, *, form: str) -> Tensor:
         return retain_torch(h, h0, mask, form=form)
 
     def kernel(states: Any, _other: Any) -> tuple[float, Any, Any]:
-        result = losses.retain(states, _array(h0), mask=_array(mask), form=form)
+        result = losses.retain(states, _array(h0), _array(mask) != 0, form=form)
         return result.value, result.grad, None
 
     out: Tensor = _Fused.apply(kernel, h, None)

@@ -15,6 +15,7 @@ from lens.errors import InputError
 from lens.lsm.config import LensConfig
 from lens.progress import progress
 
+_ADVICE = "training diverged: lower the learning rate or the strength"
 Loss = Callable[[list[int]], tuple[Tensor, dict[str, float]]]
 
 
@@ -53,7 +54,10 @@ def optimize(
         rate = config.learning_rate * _schedule(number, config)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss, entry = loss_of(next(draws))
+        try:
+            loss, entry = loss_of(next(draws))
+        except InputError as error:  # a kernel met a state that is not finite
+            raise DivergedError(f"step {number}: {error}; {_ADVICE}") from None
         _check_finite(entry, number)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip)
@@ -82,8 +86,7 @@ def _check_finite(entry: dict[str, float], number: int) -> None:
         return
     bad = [name for name, value in entry.items() if not math.isfinite(value)]
     raise DivergedError(
-        f"the loss is {entry['loss']} at step {number} (not finite: {', '.join(bad)}); "
-        "lower the learning rate or the strength"
+        f"step {number}: the loss is {entry['loss']} (not finite: {', '.join(bad)}); {_ADVICE}"
     )
 
 

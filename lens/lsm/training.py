@@ -197,7 +197,11 @@ class LensTrainer:
             raise DivergedError(f"{error} (the original weights were put back)") from None
         seconds = time.perf_counter() - started
         band = {name: p.detach().clone() for name, p in self.parameters.items()}
-        about = {"space": self.space.summary(), "prompts": self.count}
+        about = {
+            "space": {"sha256": self.space.sha256, **self.space.to_dict()},
+            "pivot": self.pivot,
+            "prompts": self.count,
+        }
         return TrainResult(
             self.model, self.tokenizer, band, log, config, strengths, seed, self.layers, seconds,
             about,
@@ -242,9 +246,9 @@ class _Step:
         for term in self.config.active:
             value = self._term(term, states, batch, indices, drawn)
             name = f"loss_{term.kind}" + ("" if term.site == "final" else f"@{term.site}")
-            entry[name] = entry.get(name, 0.0) + float(value)
+            entry[name] = entry.get(name, 0.0) + float(value.detach())
             total = total + term.weight * value
-        entry["loss"] = float(total)
+        entry["loss"] = float(total.detach())
         entry.update(self._movement(states, batch, indices, len(drawn)))
         return total, entry
 
@@ -261,7 +265,7 @@ class _Step:
             return self._retain(term, states, batch, indices, drawn)
         at = self.where[term.site]
         last = batch.last(states[term.site])
-        frozen = self._frozen_last(term.site, indices, n)
+        frozen = self.trainer.cache.last_reference(indices, term.site)
         others = len(self.trainer.languages)
         weights = torch.full((others * n,), 1.0 / n)
         if isinstance(term, Align):
@@ -272,10 +276,6 @@ class _Step:
         steps = [self.strength[lang] * at.step[lang] for lang in self.trainer.languages]
         target = torch.stack(steps).repeat_interleave(n, dim=0)
         return objective.separate(last[n:], reference, at.basis, target, weights)
-
-    def _frozen_last(self, site: str, indices: list[int], n: int) -> Tensor:
-        rows = self.trainer.cache.rows
-        return torch.stack([rows[i].reference[site][-1] for i in indices])
 
     def _retain(
         self, term: Retain, states: State, batch: Batch, indices: list[int], drawn: list[int]
@@ -298,7 +298,7 @@ class _Step:
         """How far the last states moved along and across the language step, and the pivot's."""
         site = self.config.sites[-1]
         at = self.where[site]
-        moved = (batch.last(states[site]) - self._frozen_last(site, indices, n)).float()
+        moved = (batch.last(states[site]) - self.trainer.cache.last_reference(indices, site)).float()
         along, across, cosine = [], [], []
         for k, lang in enumerate(self.trainer.languages, start=1):
             rows = moved[k * n : (k + 1) * n]

@@ -178,6 +178,10 @@ class PrefixCache:
         """Frozen states of rows at a site: (n, t, d) padded, t = 1 where only the last is kept."""
         return pad_right([self.rows[i].reference[site] for i in indices])
 
+    def last_reference(self, indices: Sequence[int], site: str) -> Tensor:
+        """Frozen states of the last token of rows at a site, shape (n, d)."""
+        return torch.stack([self.rows[i].reference[site][-1] for i in indices])
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """States of the model *as it is now* at every site, from the cached entry.
 
