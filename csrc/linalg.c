@@ -27,8 +27,9 @@ typedef struct {
     blas_int lwork, liwork;
 } fit_space;
 
+/* dsyevd wants 3+5L integers, dgesdd 8L */
 static size_t iwork_doubles(size_t L) {
-    return ((5 * L + 8 * L + 8) * sizeof(blas_int) + sizeof(double) - 1) / sizeof(double);
+    return ((13 * L + 8) * sizeof(blas_int) + sizeof(double) - 1) / sizeof(double);
 }
 
 /* The largest workspace any of the four LAPACK routines asks for; negative on failure. */
@@ -43,24 +44,25 @@ static blas_int query_lwork(blas_int d, blas_int L) {
     return info != 0 || most > (double)BLAS_INT_MAX / 2 ? -1 : (blas_int)most;
 }
 
-static size_t fit_worksize_one(size_t L, size_t d) {
+/* Doubles of one thread's workspace, and in *lwork LAPACK's share of them. */
+static size_t fit_worksize_one(blas_int *lwork, size_t L, size_t d) {
     if (d > BLAS_INT_MAX || L > BLAS_INT_MAX || L < 1 || d < L)
         return SIZE_MAX;
-    blas_int lwork = query_lwork((blas_int)d, (blas_int)L);
-    if (lwork < 0)
+    *lwork = query_lwork((blas_int)d, (blas_int)L);
+    if (*lwork < 0)
         return SIZE_MAX;
     size_t squares = lens_mul(3, lens_mul(L, L));
-    size_t rest = lens_add(lens_add(2 * L, (size_t)lwork), iwork_doubles(L));
+    size_t rest = lens_add(lens_add(2 * L, (size_t)*lwork), iwork_doubles(L));
     return lens_add(lens_add(lens_mul(d, L), squares), rest);
 }
 
 size_t lens_subspace_fit_worksize(size_t S, size_t L, size_t d, int n_threads) {
-    return lens_mul(fit_worksize_one(L, d), lens_threads(S, n_threads));
+    blas_int lwork = 0;
+    return lens_mul(fit_worksize_one(&lwork, L, d), lens_threads(S, n_threads));
 }
 
-static fit_space carve(double *work, size_t L, size_t d) {
-    fit_space s = {.C = work, .lwork = query_lwork((blas_int)d, (blas_int)L),
-                   .liwork = (blas_int)(13 * L + 8)};
+static fit_space carve(double *work, blas_int lwork, size_t L, size_t d) {
+    fit_space s = {.C = work, .lwork = lwork, .liwork = (blas_int)(13 * L + 8)};
     s.G = s.C + d * L;
     s.U = s.G + L * L;
     s.VT = s.U + L * L;
@@ -159,6 +161,7 @@ typedef struct {
     uint8_t *route;
     const double *means;
     size_t L, d, per_thread;
+    blas_int lwork;
     lens_fault *faults; /* one a thread */
 } fit_job;
 
@@ -173,7 +176,7 @@ static lens_status fit_site(void *ctx, size_t site, size_t thread) {
             *fault = (lens_fault){.row = site, .item = i / d};
             return LENS_ENONFINITE;
         }
-    fit_space s = carve(j->work + thread * j->per_thread, L, d);
+    fit_space s = carve(j->work + thread * j->per_thread, j->lwork, L, d);
     int good = 0;
     centre(j->mean + site * d, s.C, M, L, d);
     int info = fit_gram(basis, sigma, &s, L, d, &good);
@@ -195,13 +198,15 @@ lens_status lens_subspace_fit(double *basis, double *sigma, double *mean, uint8_
     *fault = (lens_fault){.row = LENS_NOWHERE, .item = LENS_NOWHERE};
     if (L < 2 || L > d)
         return LENS_ESHAPE;
-    size_t per_thread = fit_worksize_one(L, d);
+    blas_int lwork = 0;
+    size_t per_thread = fit_worksize_one(&lwork, L, d);
     if (per_thread == SIZE_MAX)
         return LENS_EOVERFLOW;
     for (size_t i = 0; i < LENS_MAX_THREADS; i++)
         faults[i] = *fault;
     fit_job j = {.basis = basis, .sigma = sigma, .mean = mean, .route = route, .means = means,
-                 .L = L, .d = d, .work = work, .per_thread = per_thread, .faults = faults};
+                 .L = L, .d = d, .work = work, .per_thread = per_thread,
+                 .lwork = lwork, .faults = faults};
     lens_status status = lens_parallel(fit_site, &j, S, n_threads);
     for (size_t i = 0; i < LENS_MAX_THREADS; i++)
         if (faults[i].row < fault->row)

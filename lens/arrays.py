@@ -149,7 +149,7 @@ def float64(x: ArrayIn, name: str, *, shape: tuple[int | None, ...]) -> Float64:
     if is_tensor(x):
         x = x.detach().cpu().double().numpy()
     try:
-        out = np.ascontiguousarray(x, dtype=np.float64).reshape(np.shape(x))
+        out: Float64 = np.ascontiguousarray(x, dtype=np.float64).reshape(np.shape(x))
     except (TypeError, ValueError):
         raise DtypeError(f"{name}: got {type(x).__name__}, expected an array of numbers") from None
     wrong = out.ndim != len(shape) or any(
