@@ -7,6 +7,7 @@
 #include "lens.h"
 #include "parallel.h"
 
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
@@ -72,28 +73,32 @@ static fit_space carve(double *work, blas_int lwork, size_t L, size_t d) {
     return s;
 }
 
-/* mean and centred copy, both added up in language order */
-static void centre(double *mean, double *C, const double *M, size_t L, size_t d) {
+/* Mean and centred copy, added up in language order.  0 if a mean is not finite. */
+static int centre(double *mean, double *C, const double *M, size_t L, size_t d) {
+    int finite = 1;
+    memcpy(mean, M, d * sizeof *mean);
+    for (size_t l = 1; l < L; l++)
+        for (size_t i = 0; i < d; i++)
+            mean[i] += M[l * d + i];
     for (size_t i = 0; i < d; i++) {
-        double sum = 0.0;
-        for (size_t l = 0; l < L; l++)
-            sum += M[l * d + i];
-        mean[i] = sum / (double)L;
+        mean[i] /= (double)L;
+        finite &= fabs(mean[i]) <= DBL_MAX;
     }
     for (size_t l = 0; l < L; l++)
         for (size_t i = 0; i < d; i++)
             C[l * d + i] = M[l * d + i] - mean[i];
+    return finite;
 }
 
 /* Make the component of largest size positive, the first one on ties. */
 static void fix_signs(double *basis, size_t r, size_t d) {
     for (size_t k = 0; k < r; k++) {
-        double *v = basis + k * d, best = 0.0, sign = 1.0;
-        for (size_t i = 0; i < d; i++)
-            if (fabs(v[i]) > best) {
-                best = fabs(v[i]);
-                sign = v[i] < 0.0 ? -1.0 : 1.0;
-            }
+        double *v = basis + k * d;
+        double best = fabs(v[blas_idamax((blas_int)d, v, 1)]);
+        size_t first = 0;
+        while (first + 1 < d && fabs(v[first]) != best)
+            first++;
+        double sign = v[first] < 0.0 ? -1.0 : 1.0;
         for (size_t i = 0; i < d; i++)
             v[i] *= sign;
     }
@@ -171,14 +176,15 @@ static lens_status fit_site(void *ctx, size_t site, size_t thread) {
     const double *M = j->means + site * L * d;
     double *basis = j->basis + site * r * d, *sigma = j->sigma + site * r;
     lens_fault *fault = &j->faults[thread];
-    for (size_t i = 0; i < L * d; i++)
-        if (!isfinite(M[i])) {
-            *fault = (lens_fault){.row = site, .item = i / d};
-            return LENS_ENONFINITE;
-        }
     fit_space s = carve(j->work + thread * j->per_thread, j->lwork, L, d);
     int good = 0;
-    centre(j->mean + site * d, s.C, M, L, d);
+    if (!centre(j->mean + site * d, s.C, M, L, d)) {
+        size_t i = 0;
+        while (i + 1 < L * d && isfinite(M[i]))
+            i++;
+        *fault = (lens_fault){.row = site, .item = i / d};
+        return LENS_ENONFINITE;
+    }
     int info = fit_gram(basis, sigma, &s, L, d, &good);
     if (info == 0 && !good)
         info = fit_qr(basis, sigma, &s, L, d);

@@ -3,6 +3,7 @@
  * Creating a thread costs microseconds against gigabytes; in exchange there is no pool to break
  * under fork and no exit handler.  Chunks are handed out in order, so the lowest one that fails is
  * always reached whatever the number of threads. */
+#define _POSIX_C_SOURCE 200809L /* pthread_sigmask under -std=c11 */
 #include "parallel.h"
 
 #include <pthread.h>

@@ -7,7 +7,7 @@
 static double half_value(unsigned h) {
     int sign = h & 0x8000u ? -1 : 1, e = (int)(h >> 10 & 31u), m = (int)(h & 1023u);
     if (e == 31)
-        return m ? NAN : sign * INFINITY;
+        return m ? (double)NAN : sign * HUGE_VAL;
     return sign * (e ? ldexp(1024 + m, e - 25) : ldexp(m, -24));
 }
 

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT
  * test_parallel.c: every chunk once, the lowest failure, after fork, callers side by side. */
+#define _POSIX_C_SOURCE 200809L
 #include "minunit.h"
 
 #include "parallel.h"
