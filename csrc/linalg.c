@@ -117,8 +117,8 @@ static int fit_gram(double *basis, double *sigma, const fit_space *s, size_t L, 
     size_t r = L - 1;
     blas_dsyrk(CblasColMajor, CblasUpper, CblasTrans, n, (blas_int)d, 1.0, s->C, (blas_int)d, 0.0,
                s->G, n);
-    blas_int info = lapack_dsyevd(LAPACK_COL_MAJOR, 'V', 'U', n, s->G, n, s->w, s->lapack,
-                                  s->lwork, s->iwork, s->liwork);
+    blas_int info = lapack_dsyevd(LAPACK_COL_MAJOR, 'V', 'U', n, s->G, n, s->w, s->lapack, s->lwork,
+                                  s->iwork, s->liwork);
     if (info != 0)
         return (int)info;
     double largest = s->w[L - 1], smallest = s->w[1];
@@ -210,9 +210,17 @@ lens_status lens_subspace_fit(double *basis, double *sigma, double *mean, uint8_
         return LENS_EOVERFLOW;
     for (size_t i = 0; i < LENS_MAX_THREADS; i++)
         faults[i] = *fault;
-    fit_job j = {.basis = basis, .sigma = sigma, .mean = mean, .route = route, .means = means,
-                 .L = L, .d = d, .work = work, .per_thread = per_thread,
-                 .lwork = lwork, .faults = faults};
+    fit_job j = {.basis = basis,
+                 .sigma = sigma,
+                 .mean = mean,
+                 .route = route,
+                 .means = means,
+                 .L = L,
+                 .d = d,
+                 .work = work,
+                 .per_thread = per_thread,
+                 .lwork = lwork,
+                 .faults = faults};
     lens_status status = lens_parallel(fit_site, &j, S, n_threads);
     for (size_t i = 0; i < LENS_MAX_THREADS; i++)
         if (faults[i].row < fault->row)
@@ -227,12 +235,13 @@ size_t lens_subspace_angles_worksize(size_t a, size_t b, size_t d) {
     double ask[2] = {0}, x = 0;
     blas_int iask = 0, m = (blas_int)d, n = (blas_int)most;
     blas_int lwork = query_lwork(m, n);
-    blas_int info = lapack_dgesdd(LAPACK_COL_MAJOR, 'N', m, n, &x, m, &x, &x, 1, &x, 1, &ask[0],
-                                  -1, &iask);
+    blas_int info =
+        lapack_dgesdd(LAPACK_COL_MAJOR, 'N', m, n, &x, m, &x, &x, 1, &x, 1, &ask[0], -1, &iask);
     if (lwork < 0 || info != 0)
         return SIZE_MAX;
     size_t lapack = (size_t)fmax(ask[0], (double)lwork);
-    size_t arrays = lens_add(lens_mul(lens_add(a, b), d), lens_add(lens_mul(2, lens_mul(a, b)), 4 * most));
+    size_t arrays =
+        lens_add(lens_mul(lens_add(a, b), d), lens_add(lens_mul(2, lens_mul(a, b)), 4 * most));
     return lens_add(lens_add(arrays, lapack), iwork_doubles(most));
 }
 
@@ -286,8 +295,8 @@ lens_status lens_subspace_angles(double *angles, lens_fault *fault, const double
     fault->info = (int)lapack_dgesdd(LAPACK_COL_MAJOR, 'N', p, q, C, p, cosine, none, 1, none, 1,
                                      lapack, lwork, iwork);
     if (fault->info == 0)
-        fault->info = (int)lapack_dgesdd(LAPACK_COL_MAJOR, 'N', m, q, Qb, m, sine, none, 1, none,
-                                         1, lapack, lwork, iwork);
+        fault->info = (int)lapack_dgesdd(LAPACK_COL_MAJOR, 'N', m, q, Qb, m, sine, none, 1, none, 1,
+                                         lapack, lwork, iwork);
     if (fault->info != 0)
         return LENS_ENOCONV;
     for (size_t i = 0; i < b; i++) {

@@ -6,10 +6,10 @@ import threading
 
 import numpy as np
 import pytest
-import reference as ref
 
 from lens import _core
 from lens.arrays import F32, block
+from tests import reference as ref
 
 ISAS = _core.isas()
 
@@ -52,6 +52,7 @@ def test_every_f16_and_bf16_loads_exactly(each_isa):
         (ref.CODES["float16"], bits.view(np.float16), bits.view(np.float16).astype(np.float32)),
         (ref.CODES["bfloat16"], bits, ref.bf16_to_float(bits)),
     ):
+
         def load(x=x, code=code):
             out = np.empty(x.size, np.float32)
             _core.dtype_load(out, x, code)
@@ -62,16 +63,18 @@ def test_every_f16_and_bf16_loads_exactly(each_isa):
         for out in outs:
             np.testing.assert_array_equal(out.view(np.uint32), outs[0].view(np.uint32))
             np.testing.assert_array_equal(np.isnan(out), nan)
-            np.testing.assert_array_equal(
-                out[~nan].view(np.uint32), expected[~nan].view(np.uint32)
-            )
+            np.testing.assert_array_equal(out[~nan].view(np.uint32), expected[~nan].view(np.uint32))
 
 
 def hard_floats():
     """Every exponent with mantissas at and around the rounding points of f16 and bf16."""
     exponents = np.arange(256, dtype=np.uint32) << 23
     mantissas = np.array(
-        [base + off for base in range(0, 1 << 23, 1 << 16) for off in (0, 1, 0x7FFF, 0x8000, 0x8001)]
+        [
+            base + off
+            for base in range(0, 1 << 23, 1 << 16)
+            for off in (0, 1, 0x7FFF, 0x8000, 0x8001)
+        ]
         + [base + off for base in range(0, 1 << 23, 1 << 12) for off in (0, 1, 0xFFF)]
         + [(1 << 23) - 1],
         dtype=np.uint32,
@@ -223,7 +226,11 @@ def read_only():
         ({"h": unaligned()}, ValueError, "'h' is not aligned"),
         ({"grad": read_only()}, ValueError, "'grad' is read-only"),
         ({"target": np.zeros((3, 2), np.float32)}, ValueError, "sizes do not fit"),
-        ({"weights": np.ones(3)}, ValueError, r"'weights' has shape \(3,\), expected \(B\) = \(4\)"),
+        (
+            {"weights": np.ones(3)},
+            ValueError,
+            r"'weights' has shape \(3,\), expected \(B\) = \(4\)",
+        ),
         ({"weights": np.ones(4, np.float32)}, TypeError, "'weights' has dtype float32"),
         ({"dtype": 4}, ValueError, "'dtype' is 4"),
         ({"dtype": "f32"}, TypeError, "int"),

@@ -46,7 +46,9 @@ def test_includes_only_its_own_level_or_lower(path):
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.name)
 def test_python_stays_in_level_four(path):
     if level(path.name) < 4:
-        assert not re.search(r"Python\.h|numpy/|\bPy[A-Z]\w*_\w+", path.read_text().replace("PyExc_", ""))
+        assert not re.search(
+            r"Python\.h|numpy/|\bPy[A-Z]\w*_\w+", path.read_text().replace("PyExc_", "")
+        )
     if path.name.endswith(".c") and "Python.h" in path.read_text():
         assert path.name in {"convert.c", "module.c"} or path.name.startswith("py_")
 
@@ -59,7 +61,8 @@ def test_blas_has_one_user(path):
         assert not re.search(r"\b(scipy_|cblas_|LAPACKE_)", code(path))
 
 
-FORBIDDEN = r"\b(malloc|calloc|realloc|free|alloca|printf|fprintf|puts|getenv|setenv|exit|abort|assert)\s*\("
+NAMES = "malloc|calloc|realloc|free|alloca|printf|fprintf|puts|getenv|setenv|exit|abort|assert"
+FORBIDDEN = rf"\b({NAMES})\s*\("
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.name)
@@ -97,7 +100,7 @@ def test_shims_are_short():
     bodies = re.findall(r"^SHIM\((\w+)\) \{\n(.*?)^\}", text, flags=re.DOTALL | re.MULTILINE)
     assert len(bodies) > 10
     for name, body in bodies:
-        assert len(body.splitlines()) <= 17, f"shim of {name}"
+        assert len(body.splitlines()) <= 15, f"shim of {name}"
 
 
 def test_torch_is_not_imported_below_the_losses():

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-import reference as ref
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lens import losses
 from lens.errors import DtypeError, InputError, ShapeError
+from tests import reference as ref
 
 WIDTHS = [1, 2, 15, 16, 17, 33, 511, 512, 513, 1025]
 
@@ -199,6 +199,15 @@ def test_masked_tokens_are_not_read():
         assert result.value == clean.value
         np.testing.assert_array_equal(result.grad, clean.grad)
         assert not result.grad[~mask].any()
+
+
+def test_retain_names_the_row_and_token_of_a_nan():
+    h = np.zeros((3, 5, 20), np.float32)
+    h[2, 1, 7] = np.inf
+    with pytest.raises(InputError, match="row 2, token 1"):
+        losses.retain(h, np.zeros_like(h), np.ones((3, 5), int))
+    with pytest.raises(InputError, match="row 2"):
+        losses.retain(h, np.zeros_like(h), np.ones((3, 5), int), form="token_mean")
 
 
 def test_published_and_corrected_targets_differ_by_the_reference():

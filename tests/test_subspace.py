@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-import reference as ref
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lens import _core
 from lens.errors import DtypeError, InputError, ShapeError
 from lens.subspace import fit, fit_batch, principal_angles, project
+from tests import reference as ref
 
 
 def means_of(rng, L, d, *, condition=10.0, offset=3.0):

@@ -14,19 +14,19 @@
 
 static int checks, failures;
 
-#define CHECK(condition)                                                       \
-    do {                                                                       \
-        checks++;                                                              \
-        if (!(condition)) {                                                    \
-            failures++;                                                        \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);    \
-        }                                                                      \
+#define CHECK(condition)                                                    \
+    do {                                                                    \
+        checks++;                                                           \
+        if (!(condition)) {                                                 \
+            failures++;                                                     \
+            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
+        }                                                                   \
     } while (0)
 #define CHECK_NEAR(a, b, tolerance) CHECK(fabs((double)(a) - (double)(b)) <= (tolerance))
-#define RUN(test)                       \
-    do {                                \
-        int before = failures;          \
-        test();                         \
+#define RUN(test)                                                       \
+    do {                                                                \
+        int before = failures;                                          \
+        test();                                                         \
         printf("%-4s %s\n", failures == before ? "ok" : "FAIL", #test); \
     } while (0)
 #define REPORT() (printf("%d checks, %d failed\n", checks, failures), failures != 0)
@@ -77,10 +77,10 @@ static inline double *values(const void *x, size_t n, lens_dtype dtype) {
 }
 
 /* Run the statement once for every instruction set of this CPU, widest last. */
-#define EACH_ISA(statement)                                      \
-    for (size_t isa_ = 0; lens_isa_available(isa_); isa_++) {    \
+#define EACH_ISA(statement)                                         \
+    for (size_t isa_ = 0; lens_isa_available(isa_); isa_++) {       \
         CHECK(lens_isa_force(lens_isa_available(isa_)) == LENS_OK); \
-        statement;                                               \
+        statement;                                                  \
     }
 
 #endif

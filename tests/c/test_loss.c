@@ -69,7 +69,8 @@ static lens_status call(problem *p, int which, double *value, lens_fault *f) {
     }
 }
 
-static double formula_row(const problem *p, int which, const double *h, const double *h0, size_t b) {
+static double formula_row(const problem *p, int which, const double *h, const double *h0,
+                          size_t b) {
     double z[R] = {0}, sum = 0;
     for (size_t k = 0; k < R; k++)
         for (size_t i = 0; i < D; i++)

@@ -2,7 +2,8 @@
  * test_moments.c: pooling and streaming moments against their formulas. */
 #include "minunit.h"
 
-static double pooled(const double *X, const uint8_t *mask, size_t t, size_t d, size_t col, int mode) {
+static double pooled(const double *X, const uint8_t *mask, size_t t, size_t d, size_t col,
+                     int mode) {
     double sum = 0, total = 0, rank = 0;
     for (size_t k = 0; k < t; k++)
         if (mask[k]) {
@@ -29,8 +30,9 @@ static void test_pool(void) {
                 CHECK(lens_pool(out, &fault, X, mask, n, t, d, (lens_dtype)dtype,
                                 (lens_pooling)mode, 3) == LENS_OK);
                 for (size_t i = 0; i < n * d; i++)
-                    CHECK_NEAR(out[i], pooled(v + i / d * t * d, mask + i / d * t, t, d, i % d,
-                                              mode), 1e-14);
+                    CHECK_NEAR(out[i],
+                               pooled(v + i / d * t * d, mask + i / d * t, t, d, i % d, mode),
+                               1e-14);
             }
             free(X), free(v), free(out);
         }
@@ -50,7 +52,8 @@ static void test_pool_faults(void) {
     mask[2] = mask[3] = 0;
     CHECK(lens_pool(out, &fault, X, mask, 3, 2, 2, LENS_F32, LENS_POOL_MEAN, 2) == LENS_EMASKED);
     CHECK(fault.row == 1 && fault.item == LENS_NOWHERE);
-    CHECK(lens_pool(out, &fault, X, mask, 3, 2, 2, LENS_N_DTYPES, LENS_POOL_MEAN, 1) == LENS_EDTYPE);
+    CHECK(lens_pool(out, &fault, X, mask, 3, 2, 2, LENS_N_DTYPES, LENS_POOL_MEAN, 1) ==
+          LENS_EDTYPE);
     CHECK(lens_pool(out, &fault, X, mask, 3, 2, 2, LENS_F32, LENS_N_POOLINGS, 1) == LENS_EDOMAIN);
     CHECK(lens_pool(out, &fault, X, mask, 0, 2, 2, LENS_F32, LENS_POOL_MEAN, 1) == LENS_OK);
 }
@@ -92,7 +95,8 @@ static void test_moments_faults(void) {
     CHECK(lens_moments_update(mean, m2, &fault, NULL, NULL, X, 2, 3, 0, LENS_F64, 1) ==
           LENS_ENONFINITE);
     CHECK(fault.row == 1 && fault.item == 1);
-    CHECK(lens_moments_update(mean, m2, &fault, NULL, NULL, X, 1, 3, 5, LENS_F64, 1) == LENS_ESHAPE);
+    CHECK(lens_moments_update(mean, m2, &fault, NULL, NULL, X, 1, 3, 5, LENS_F64, 1) ==
+          LENS_ESHAPE);
     CHECK(lens_moments_update(mean, m2, &fault, NULL, NULL, X, 1, 3, 0, LENS_N_DTYPES, 1) ==
           LENS_EDTYPE);
     CHECK(lens_moments_merge(mean, m2, mean, m2, mean, m2, 3, 0, 1) == LENS_EDOMAIN);
