@@ -151,6 +151,8 @@ def float64(
     """
     if is_tensor(x):
         x = x.detach().cpu().double().numpy()
+    if np.iscomplexobj(x):
+        raise DtypeError(f"{name}: complex numbers, expected real ones")
     try:
         out: Float64 = np.ascontiguousarray(x, dtype=np.float64).reshape(np.shape(x))
     except (TypeError, ValueError):
@@ -201,9 +203,10 @@ def threads(n_threads: int | None) -> int:
         if hasattr(os, "sched_getaffinity"):
             return len(os.sched_getaffinity(0))
         return os.cpu_count() or 1
-    if isinstance(n_threads, bool) or not isinstance(n_threads, int) or n_threads < 1:
+    whole = isinstance(n_threads, int | np.integer) and not isinstance(n_threads, bool)
+    if not whole or n_threads < 1:
         raise InputError(f"n_threads: got {n_threads!r}, expected an integer of at least 1 or None")
-    return n_threads
+    return int(n_threads)
 
 
 @contextmanager

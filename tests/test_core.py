@@ -170,6 +170,24 @@ def test_same_bits_for_any_thread_count(dtype):
         assert every_call(dtype, n_threads) == first
 
 
+@pytest.mark.parametrize("n", [1, 7, 8, 9, 15, 16, 17])
+def test_chunk_edges(n):
+    """Chunks of this width hold eight rows: one less, as many, one more, and two of them."""
+    d, rng = 8192, np.random.default_rng(n)
+    h, p = rng.normal(size=(2, n, d)).astype(np.float32)
+    u = np.full(d, d**-0.5, np.float32)
+    out = []
+    for n_threads in (1, 3):
+        grad, pooled = np.empty_like(h), np.empty((n, d))
+        value = _core.align_mean(grad, None, h, p, u, None, F32, n_threads)
+        _core.pool(pooled, h[:, None], np.ones((n, 1), np.uint8), F32, 1, n_threads)
+        np.testing.assert_array_equal(pooled, h)
+        expected = ref.align(h.astype(float), p.astype(float), direction=u.astype(float))
+        np.testing.assert_allclose(value, expected, rtol=1e-4)
+        out.append((value, grad.tobytes()))
+    assert out[0] == out[1]
+
+
 def test_parallel_callers_do_not_disturb_each_other():
     expected = every_call("float32")
     results = [None] * 6

@@ -204,6 +204,7 @@ def with_row(i, row):
         (lambda: fit(GOOD[:, :3]), InputError, "4 languages of width 3"),
         (lambda: fit(GOOD[0]), ShapeError, r"means: shape \(12,\)"),
         (lambda: fit("abc"), DtypeError, "means: got str"),
+        (lambda: fit(GOOD + 1j), DtypeError, "complex"),
         (lambda: fit(with_row(1, np.nan)), InputError, r"means: NaN or infinite.*1, 0\)"),
         (lambda: fit(with_row(2, GOOD[1]), languages=NAMES), InputError,
          "spa_Latn and swh_Latn have the same mean"),
