@@ -2,7 +2,7 @@
  * test_loss.c: each loss against its formula, its gradient against differences of the value. */
 #include "minunit.h"
 
-enum { B = 3, T = 4, D = 530, R = 2, N = B * T * D };
+enum { B = 3, T = 4, D = 530, R = 5, N = B * T * D };
 
 /* One problem of every loss; `which` picks it, gradients are for states of shape (B,D) or (B,T,D). */
 typedef struct {
