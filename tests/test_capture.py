@@ -35,11 +35,13 @@ def by_hand(model, tokenizer, *, pooling="mean", role="text", prompts=None):
     found = {site: [] for site in SITES}
     for row in encode(tokenizer, ROWS, role=role, prompts=prompts):
         last: list[torch.Tensor] = []
-        hook = parts.blocks[2].register_forward_hook(lambda _m, _a, out, last=last: last.append(out))
+        hook = parts.blocks[2].register_forward_hook(
+            lambda _m, _a, out, last=last: last.append(out)
+        )
         with torch.no_grad():
             hidden = model(torch.tensor([row.ids]), output_hidden_states=True).hidden_states
         hook.remove()
-        places = [hidden[1], hidden[2], block_output(last[0]), hidden[3]]
+        places = [hidden[1], hidden[2], last[0], hidden[3]]
         for site, state in zip(SITES, places, strict=True):
             part = state[0, row.pool_start : row.pool_stop].double().numpy()
             weights = {
@@ -200,7 +202,9 @@ def test_torch_pooling_for_other_devices_equals_the_core(dtype, mode):
     mask = torch.rand(4, 7, generator=generator) > 0.4
     mask[:, 2] = True
     core = pool_states(values, mask, mode=mode)
-    np.testing.assert_allclose(pool_on_device(values, mask, mode=mode), core, rtol=1e-13, atol=1e-15)
+    np.testing.assert_allclose(
+        pool_on_device(values, mask, mode=mode), core, rtol=1e-13, atol=1e-15
+    )
 
 
 def test_half_precision_models(tokenizer):

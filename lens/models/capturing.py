@@ -254,4 +254,3 @@ def _check_rows(rows: list[EncodedRow], parts: DecoderParts, model: Any) -> None
             f"the tokenizer gives token id {largest}, but the model has {weight.shape[0]} "
             "embeddings; use the tokenizer that belongs to the model"
         )
-
