@@ -36,7 +36,7 @@ def by_hand(model, tokenizer, *, pooling="mean", role="text", prompts=None):
     for row in encode(tokenizer, ROWS, role=role, prompts=prompts):
         last: list[torch.Tensor] = []
         hook = parts.blocks[2].register_forward_hook(
-            lambda _m, _a, out, last=last: last.append(out)
+            lambda _m, _a, out, last=last: last.append(block_output(out))
         )
         with torch.no_grad():
             hidden = model(torch.tensor([row.ids]), output_hidden_states=True).hidden_states

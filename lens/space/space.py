@@ -18,7 +18,7 @@ from lens.space.building import combine, from_states, restrict
 from lens.space.statistics import LanguageStatistics
 
 if TYPE_CHECKING:
-    from lens.steering import Policy
+    from lens.steering.rules import Policy
 
 
 class Space(LanguageStatistics):
@@ -165,7 +165,7 @@ class Space(LanguageStatistics):
             Restores the model on exit.
         """
         # The one step upwards: sugar for lens.steering, which is the layer above.
-        from lens.steering import steer
+        from lens.steering.hooks import steer
 
         self.check_model(model)
         return steer(model, policy.resolve(self, language=language))
