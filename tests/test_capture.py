@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-import tiny
 import torch
 
 from lens.errors import InputError
 from lens.models import ChatOptions, capture, encode, load, pad
 from lens.models.blocks import block_output, locate
 from lens.models.pooling import pool_on_device, pool_states
+from tests import tiny
 
 ROWS = ["a", "some words", "a longer line of text, with more in it", "mid size", "b b b"]
 SITES = ("block.0", "block.1", "block.2", "final")
@@ -250,9 +250,8 @@ def test_progress_is_silent_off_a_terminal_and_shown_on_request(llama, tokenizer
 
 
 @pytest.mark.needs_shared
-@pytest.mark.skipif(not tiny.SHARED.is_dir(), reason=tiny.NO_SHARED)
-def test_a_real_model_is_independent_of_padding():
-    model, tokenizer = load(tiny.SHARED / "models" / "polyglot-14m", dtype="float32")
+def test_a_real_model_is_independent_of_padding(shared):
+    model, tokenizer = load(shared / "models" / "polyglot-14m", dtype="float32")
     rows = ["In the beginning", "Hapo mwanzo Mungu aliziumba mbingu na nchi.", "起初"]
     right = capture(model, tokenizer, rows, keep_states=True, batch_size=3)
     left = capture(model, tokenizer, rows, keep_states=True, padding_side="left")

@@ -6,7 +6,6 @@ import lzma
 from pathlib import Path
 
 import pytest
-import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -187,9 +186,8 @@ def test_a_byte_order_mark_and_windows_line_ends(tmp_path):
 
 
 @pytest.mark.needs_shared
-@pytest.mark.skipif(not tiny.SHARED.is_dir(), reason=tiny.NO_SHARED)
-def test_a_real_corpus():
-    path = tiny.SHARED / "data" / "tico19" / "tico19.jsonl.xz"
+def test_a_real_corpus(shared):
+    path = shared / "data" / "tico19" / "tico19.jsonl.xz"
     corpus = read_parallel(path, languages=["en", "sw", "zh"], limit=50)
     assert list(corpus.rows) == ["eng_Latn", "swh_Latn", "zho_Hans"]
     assert {len(rows) for rows in corpus.rows.values()} == {50}

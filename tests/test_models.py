@@ -1,7 +1,6 @@
 """Loading, block location on every family, layer and site names, and chat encoding."""
 
 import pytest
-import tiny
 import torch
 from torch import nn
 
@@ -9,6 +8,7 @@ from lens.errors import InputError
 from lens.models import ChatOptions, encode, encode_prompts, load, locate, pad
 from lens.models.blocks import _KNOWN, block_output, with_block_output
 from lens.models.sites import resolve_layers, resolve_site, resolve_sites
+from tests import tiny
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ import os
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from safetensors import safe_open
 from safetensors.numpy import save_file
@@ -17,6 +16,7 @@ from lens.models.fingerprint import model_fingerprint, sha256_rows, tokenizer_sh
 from lens.probing import probe
 from lens.space import Space
 from lens.subspace import principal_angles
+from tests import tiny
 
 ROWS = {
     "en": ["the house is red", "a bird sings", "we eat bread", "rain falls"],
@@ -359,11 +359,10 @@ def test_showing(space):
 
 
 @pytest.mark.needs_shared
-@pytest.mark.skipif(not tiny.SHARED.is_dir(), reason=tiny.NO_SHARED)
-def test_languages_of_a_real_model(tmp_path):
-    model, tokenizer = load(tiny.SHARED / "models" / "polyglot-14m")
+def test_languages_of_a_real_model(shared, tmp_path):
+    model, tokenizer = load(shared / "models" / "polyglot-14m")
     languages = ["en", "es", "ru", "zh", "sw"]
-    path = tiny.SHARED / "data" / "tico19" / "tico19.jsonl.xz"
+    path = shared / "data" / "tico19" / "tico19.jsonl.xz"
     rows = read_parallel(path, languages=languages, limit=60).rows
     halves = [
         {code: texts[start:stop] for code, texts in rows.items()}

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import tiny
 import torch
 
 from lens.errors import InputError
@@ -21,6 +20,7 @@ from lens.steering import (
     random_subspace,
     steer,
 )
+from tests import tiny
 
 ROWS = {
     "en": ["the house is red", "a bird sings", "we eat bread", "rain falls"],
@@ -403,12 +403,11 @@ def test_a_space_without_a_recorded_model():
 
 
 @pytest.mark.needs_shared
-@pytest.mark.skipif(not tiny.SHARED.is_dir(), reason=tiny.NO_SHARED)
-def test_a_real_model_writes_another_script_when_steered():
+def test_a_real_model_writes_another_script_when_steered(shared):
     from lens.data import read_parallel
 
-    model, tokenizer = load(tiny.SHARED / "models" / "polyglot-14m")
-    path = tiny.SHARED / "data" / "tico19" / "tico19.jsonl.xz"
+    model, tokenizer = load(shared / "models" / "polyglot-14m")
+    path = shared / "data" / "tico19" / "tico19.jsonl.xz"
     rows = read_parallel(path, languages=["en", "ru"], limit=40).rows
     space = probe(model, tokenizer, rows, sites=3, max_tokens=128)
     prompts = ["And it came to pass that", "The people of the city", "He said to them"]
