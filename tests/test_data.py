@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lens.data import canonical, display_name, read_parallel
+from lens.data import canonical, english_name, read_parallel
 from lens.data.languages import canonical_all
 from lens.errors import InputError
 
@@ -40,7 +40,7 @@ def test_spellings(spellings, code):
 @given(st.sampled_from("en sw zh ar id es tr ru fa tl et no ja ko hi mn az lv ku sq".split()))
 def test_canonical_codes_are_fixed_points(code):
     assert canonical(canonical(code)) == canonical(code)
-    assert display_name(canonical(code)) == display_name(code)
+    assert english_name(canonical(code)) == english_name(code)
 
 
 def test_unknown_languages_name_the_nearest():
@@ -52,9 +52,9 @@ def test_unknown_languages_name_the_nearest():
 
 
 def test_names():
-    assert display_name("swh_Latn") == "Swahili"
-    assert display_name("zho_Hant") == "Chinese (traditional)"
-    assert display_name("fa") == "Persian"
+    assert english_name("swh_Latn") == "Swahili"
+    assert english_name("zho_Hant") == "Chinese (traditional)"
+    assert english_name("fa") == "Persian"
 
 
 def test_duplicates_and_unknowns_are_reported_together():

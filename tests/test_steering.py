@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 from lens.errors import InputError
 from lens.models import load
@@ -218,6 +219,17 @@ def test_prompt_and_generation_are_told_apart(llama, vector, apply, touched, pro
     first, rest = (True, False) if apply == "prompt" else (False, True)
     assert changed == [first] + [rest] * 5
     assert sum(changed) == len(touched)
+
+
+def test_phases_are_seen_through_an_adapter(vector):
+    model = tiny.model("llama")
+    wrapped = get_peft_model(model, LoraConfig(target_modules=["q_proj"], r=2))
+    rule = Rule("add", 1, strength=3.0, vector=vector, apply="generation")
+    expected = generate(tiny.model("llama"), rule)
+    with steer(wrapped, rule):
+        found = wrapped.generate(input_ids=IDS, max_new_tokens=6, min_new_tokens=6, do_sample=False)
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, generate(tiny.model("llama"), []))
 
 
 def test_prompt_and_generation_together_are_all(llama, vector):

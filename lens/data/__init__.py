@@ -7,12 +7,12 @@ if TYPE_CHECKING:  # for type checkers and editors: the same names, at no cost a
     from lens.data.corpora import Corpus as Corpus
     from lens.data.corpora import read_parallel as read_parallel
     from lens.data.languages import canonical as canonical
-    from lens.data.languages import display_name as display_name
+    from lens.data.languages import english_name as english_name
 
 _NAMES = {
     "Corpus": "corpora",
     "canonical": "languages",
-    "display_name": "languages",
+    "english_name": "languages",
     "read_parallel": "corpora",
 }
 

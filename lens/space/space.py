@@ -13,7 +13,7 @@ from lens import __version__
 from lens.data.languages import canonical
 from lens.errors import InputError
 from lens.space import file, showing
-from lens.space.about import About, model_difference, require_same_source
+from lens.space.about import About, model_difference, require_same_source, same_model
 from lens.space.building import combine, from_states, restrict
 from lens.space.statistics import LanguageStatistics
 
@@ -138,7 +138,7 @@ class Space(LanguageStatistics):
                     f"this space has width {self.width}, the model has {found['hidden_size']}"
                 )
             return
-        if found != self._about.model:
+        if not same_model(self._about.model, found):
             difference = model_difference(self._about.model, found)
             raise InputError(
                 f"this space was read from another model: {difference} (the space's, then this "
@@ -193,7 +193,7 @@ class Space(LanguageStatistics):
         Raises
         ------
         InputError
-            When the folder does not exist or cannot be written.
+            When it cannot be written.
         """
         target = Path(path)
         file.write_space(target, self._moments, self.to_dict(), showing.fits(self))
