@@ -21,7 +21,9 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def llama():
-    return tiny.model("llama")
+    model = tiny.model("llama")
+    locate(model)  # its check runs a forward pass, which tests that count passes must not see
+    return model
 
 
 def states(model, tokenizer, **options):

@@ -154,7 +154,8 @@ def device_of(model: nn.Module) -> torch.device:
 def accepts(model: nn.Module, argument: str) -> bool:
     """Whether the model's forward names `argument` itself (BLOOM has no ``position_ids``)."""
     # An adapter around the model passes on whatever it is given.
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    unwrap: Any = getattr(model, "get_base_model", None)
+    inner = model if unwrap is None else unwrap()
     return argument in inspect.signature(inner.forward).parameters
 
 
