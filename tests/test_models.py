@@ -198,10 +198,12 @@ def test_one_site_among_those_there_are():
 # ---------------------------------------------------------------- loading
 
 
-def test_load_from_a_folder(tmp_path, tokenizer):
+def test_load_from_a_folder(tmp_path, tokenizer, capsys):
     tiny.model("qwen2").save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
+    capsys.readouterr()
     model, loaded = load(tmp_path, dtype="bf16")
+    assert capsys.readouterr().err == ""  # no bar where stderr is not a terminal
     assert model.dtype == torch.bfloat16
     assert not model.training
     assert loaded("ab")["input_ids"] == tokenizer("ab")["input_ids"]
