@@ -89,7 +89,9 @@ def load(
 @contextmanager
 def _quiet_bars() -> Iterator[None]:
     """Keep the library's own progress bars to where ours are drawn."""
-    from transformers.utils import logging
+    import transformers
+
+    logging: Any = transformers.utils.logging
 
     hidden = logging.is_progress_bar_enabled() and not shown()
     if hidden:
