@@ -24,6 +24,7 @@ from lens.models.blocks import locate
 from lens.models.chat import ChatOptions, Role, encode
 from lens.models.prefix import Batch, PrefixCache
 from lens.models.sites import resolve_layers
+from lens.models.spilling import spill
 from lens.space import Space
 
 State = dict[str, Tensor]
@@ -86,6 +87,9 @@ class LensTrainer:
         Chat template flags for the prompts.
     cache_batch : int
         Rows per forward pass while the prefix is cached.
+    low_memory : bool
+        Once the prefix is cached, move the weights that training does not need (blocks below the
+        band, output head) to a temporary file; they come back when they are used.
 
     Raises
     ------
@@ -106,6 +110,7 @@ class LensTrainer:
         texts: Mapping[str, Sequence[str]] | None = None,
         chat: ChatOptions | None = None,
         cache_batch: int = 32,
+        low_memory: bool = False,
     ) -> None:
         space.check_model(model)
         self.model, self.tokenizer, self.space = model, tokenizer, space
@@ -138,6 +143,9 @@ class LensTrainer:
                 ids, keep="all", batch_size=cache_batch, label=f"Caching text {lang}"
             )
         model.train(was_training)
+        if low_memory:
+            idle = [*parts.blocks[: min(self.layers)], parts.lm_head]
+            spill(module for module in idle if module is not None)
 
     def restore(self) -> None:
         """Put the original weights back."""
