@@ -141,15 +141,18 @@ def same(x: ArrayIn, like: Block, name: str, like_name: str, *, dtype: str | Non
     return out
 
 
-def float64(x: ArrayIn, name: str, *, shape: tuple[int | None, ...]) -> Float64:
+def float64(
+    x: ArrayIn, name: str, *, shape: tuple[int | None, ...], finite: bool = True
+) -> Float64:
     """Return x as a contiguous, finite float64 array of the given shape (None: any length).
 
     Meant for small arrays (means, bases, weights): a copy is made where one is needed.
+    ``finite=False`` leaves the search for NaN to the core.
     """
     if is_tensor(x):
         x = x.detach().cpu().double().numpy()
     try:
-        out = np.ascontiguousarray(x, dtype=np.float64).reshape(np.shape(x))
+        out: Float64 = np.ascontiguousarray(x, dtype=np.float64).reshape(np.shape(x))
     except (TypeError, ValueError):
         raise DtypeError(f"{name}: got {type(x).__name__}, expected an array of numbers") from None
     wrong = out.ndim != len(shape) or any(
@@ -158,7 +161,7 @@ def float64(x: ArrayIn, name: str, *, shape: tuple[int | None, ...]) -> Float64:
     if wrong:
         text = ", ".join("any" if n is None else str(n) for n in shape)
         raise ShapeError(f"{name}: shape {out.shape}, expected ({text})")
-    if not np.isfinite(out).all():
+    if finite and not np.isfinite(out).all():
         where = tuple(int(i) for i in np.argwhere(~np.isfinite(out))[0])
         raise InputError(f"{name}: NaN or infinite value at index {where}; expected finite numbers")
     return out
