@@ -15,7 +15,9 @@ from lens.errors import InputError
 def refuse_existing(out: Path, *, force: bool) -> None:
     """Raise InputError if ``out`` exists and may not be replaced."""
     if out.exists() and not force:
-        raise InputError(f"{out} exists already; choose another --out or pass --force to replace it")
+        raise InputError(
+            f"{out} exists already; choose another --out or pass --force to replace it"
+        )
 
 
 @contextmanager

@@ -141,7 +141,5 @@ def resolve(losses: str | LensConfig | dict[str, Any]) -> LensConfig:
     try:
         return LensConfig.model_validate(losses)
     except ValidationError as error:
-        found = "; ".join(
-            f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()
-        )
+        found = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise InputError(f"the losses are not a valid Lens config: {found}") from None

@@ -72,7 +72,7 @@ def _accumulate(loss_of: Loss, drawn: list[int], size: int, number: int) -> dict
         except InputError as error:  # a kernel met a state that is not finite
             raise DivergedError(f"step {number}: {error}; {_ADVICE}") from None
         _check_finite(entry, number)
-        (loss * share).backward()  # type: ignore[no-untyped-call]
+        (loss * share).backward()
         for name, value in entry.items():
             total[name] = total.get(name, 0.0) + share * value
     return total

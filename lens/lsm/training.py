@@ -137,8 +137,8 @@ class LensTrainer:
             self.rows[lang] = self.cache.add(
                 ids, keep=keep, batch_size=cache_batch, label=f"Caching {lang}"
             )
-        for lang, texts_of in (texts or {}).items():
-            ids = _encoded(tokenizer, texts_of, "text", chat)
+        for lang, plain in (texts or {}).items():
+            ids = _encoded(tokenizer, plain, "text", chat)
             self.texts[canonical(lang)] = self.cache.add(
                 ids, keep="all", batch_size=cache_batch, label=f"Caching text {lang}"
             )
@@ -306,7 +306,9 @@ class _Step:
         """How far the last states moved along and across the language step, and the pivot's."""
         site = self.config.sites[-1]
         at = self.where[site]
-        moved = (batch.last(states[site]) - self.trainer.cache.last_reference(indices, site)).float()
+        moved = (
+            batch.last(states[site]) - self.trainer.cache.last_reference(indices, site)
+        ).float()
         along, across, cosine = [], [], []
         for k, lang in enumerate(self.trainer.languages, start=1):
             rows = moved[k * n : (k + 1) * n]
@@ -334,7 +336,9 @@ def _checked(prompts: Mapping[str, Sequence[str]], space: Space) -> dict[str, li
         problems.append("prompts in at least one language besides the pivot are needed")
     absent = [lang for lang in rows if lang not in space.languages]
     if absent:
-        problems.append(f"the space has no {', '.join(absent)} (it has {', '.join(space.languages)})")
+        problems.append(
+            f"the space has no {', '.join(absent)} (it has {', '.join(space.languages)})"
+        )
     if len({len(texts) for texts in rows.values()}) > 1 or not all(rows.values()):
         counts = ", ".join(f"{lang}: {len(texts)}" for lang, texts in rows.items())
         problems.append(f"prompts are not parallel, row counts are {counts}")

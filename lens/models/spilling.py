@@ -48,7 +48,7 @@ def _mapped(values: torch.Tensor) -> torch.Tensor:
     with tempfile.NamedTemporaryFile(prefix="lens-", delete=False) as file:
         path = Path(file.name)
         try:
-            file.write(memoryview(values.view(-1).view(torch.uint8).numpy()))
+            values.view(-1).view(torch.uint8).numpy().tofile(file)
             file.flush()
         except OSError as error:
             path.unlink()
