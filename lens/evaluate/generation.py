@@ -122,7 +122,7 @@ def strip_thinking(text: str, *, opened: bool = False) -> str:
     str
         What follows the last ``</think>``; empty where a block is opened and never closed.
     """
-    before, close, after = text.rpartition(_CLOSE)
+    _, close, after = text.rpartition(_CLOSE)
     if close:
         return after.strip()
     return "" if opened or _OPEN in text else text.strip()

@@ -1,0 +1,53 @@
+"""A run on disk: results.json (the rows), record.json (all of it) and report.html (the page)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lens.errors import InputError
+from lens.evaluate.rows import read_text, write_rows, write_text
+from lens.report.record import RunRecord
+
+RECORD, RESULTS, PAGE = "record.json", "results.json", "report.html"
+
+
+def write_run(record: RunRecord, folder: str | Path) -> Path:
+    """Write ``results.json``, ``record.json`` and ``report.html`` into a folder.
+
+    Parameters
+    ----------
+    record : RunRecord
+        A finished run.
+    folder : str or Path
+        Made if absent; each file appears complete or not at all.
+
+    Returns
+    -------
+    Path
+        The page.
+    """
+    from lens.report.render import render
+
+    page = render(record)  # before anything is written: a record that cannot be shown writes nothing
+    target = Path(folder)
+    write_rows(target / RESULTS, record.rows)
+    write_text(target / RECORD, record.to_json())
+    return write_text(target / PAGE, page)
+
+
+def read_run(path: str | Path) -> RunRecord:
+    """Read a run from its folder or from the path of its ``record.json``.
+
+    Raises
+    ------
+    InputError
+        If there is no record there, or it cannot be read.
+    """
+    target = Path(path)
+    if target.is_dir():
+        if not (target / RECORD).is_file():
+            raise InputError(
+                f"'{target}' holds no {RECORD}; expected a run folder as 'lens demo' writes it"
+            )
+        target = target / RECORD
+    return RunRecord.from_json(read_text(target), source=str(target))
