@@ -1,0 +1,146 @@
+# Every developer command; `make help` lists them. Needs Python 3.11+, a C compiler and make.
+# PYTHON=python3.12 picks the interpreter, LENS_BLAS=<pkg-config name> another BLAS.
+
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+C_SOURCES := $(wildcard csrc/*)
+# Reads the requirements of an extra without building the package a second time.
+REQUIREMENTS := $(PYTHON) -c 'import sys, tomllib; \
+	extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
+	print(*(r for r in extras[sys.argv[1]] if not r.startswith("lens-lm")), sep="\n")'
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.SECONDARY:
+.PHONY: help venv demo test test-c test-py test-asan test-tsan test-valgrind coverage-c bench lint \
+	format typecheck notebooks wheel sdist world report clean FORCE
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# --- set-up -----------------------------------------------------------------------------------
+
+# Changes only when a switch that changes the build does.
+CONFIG := BLAS=$(LENS_BLAS) SANITIZE=$(SANITIZE) COVERAGE=$(COVERAGE) DEBUG=$(DEBUG)
+$(VENV)/.config: FORCE
+	@mkdir -p $(VENV)
+	@echo '$(CONFIG)' | cmp -s - $@ || echo '$(CONFIG)' > $@
+
+# Installed in editable mode: Python files need no rebuild, C files are listed here.
+$(VENV)/.installed: pyproject.toml constraints.txt setup.py $(wildcard _build/*.py) $(C_SOURCES) \
+		$(VENV)/.config
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lens needs Python 3.11 or \
+	newer, and $(PYTHON) is %d.%d; try: make PYTHON=python3.12" % sys.version_info[:2])'
+	@echo "Installing lens into $(VENV) (the first time this fetches torch: a few minutes)"
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@$(PIP) setuptools wheel numpy $$($(PYTHON) _build/native.py requirements)
+	@$(PIP) --no-build-isolation --editable '.[hf]'
+	@touch $@
+
+$(VENV)/.extra-%: $(VENV)/.installed
+	@$(REQUIREMENTS) $* > $@.txt
+	@$(PIP) --requirement $@.txt
+	@touch $@
+
+venv: $(VENV)/.installed ## create .venv with the package, its C core and all it needs
+
+demo: $(VENV)/.installed ## run the demonstration: a table, lens-demo/report.html and results.json
+	$(VENV)/bin/lens demo
+
+world: $(VENV)/.installed ## remake the sample world's three models from their seed
+	$(VENV)/bin/lens world train
+
+report: $(VENV)/.installed ## write the report of the last demonstration again
+	$(VENV)/bin/lens report lens-demo --out lens-demo/report.html
+
+# --- tests ------------------------------------------------------------------------------------
+
+test: test-c test-py ## C tests, then Python tests
+
+test-py: $(VENV)/.extra-test ## Python tests; choose with PYTEST_ARGS='-k name'
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+VARIANT ?= plain
+C_DIR := build/c-$(VARIANT)
+C_CORE := $(filter-out csrc/convert.c csrc/module.c csrc/py_%.c,$(wildcard csrc/*.c))
+C_TESTS := $(patsubst tests/c/%.c,$(C_DIR)/%,$(sort $(wildcard tests/c/test_*.c)))
+C_WARNINGS := -Wall -Wextra -Wvla $(if $(WERROR),-Werror)
+C_VARIANT_plain := -g
+C_VARIANT_asan := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all \
+	-fno-omit-frame-pointer
+C_VARIANT_tsan := -O1 -g -fsanitize=thread
+C_VARIANT_cov := -O0 -g --coverage
+C_FLAGS := -std=c11 -O3 -ffp-contract=off -pthread -Icsrc $(C_WARNINGS) $(C_VARIANT_$(VARIANT))
+
+$(C_DIR)/blas.cflags $(C_DIR)/blas.libs: $(C_DIR)/blas.%: $(VENV)/.installed
+	@mkdir -p $(C_DIR)
+	@$(PY) _build/native.py $* > $@
+
+$(C_DIR)/%.o: csrc/%.c $(C_SOURCES) $(C_DIR)/blas.cflags
+	@$(CC) $(C_FLAGS) -Wconversion @$(C_DIR)/blas.cflags -c $< -o $@
+
+$(C_DIR)/libcore.a: $(patsubst csrc/%.c,$(C_DIR)/%.o,$(C_CORE))
+	@rm -f $@ && $(AR) rcs $@ $^
+
+$(C_DIR)/test_%: tests/c/test_%.c $(wildcard tests/c/*.h) $(C_DIR)/libcore.a $(C_DIR)/blas.libs
+	@$(CC) $(C_FLAGS) @$(C_DIR)/blas.cflags $< $(C_DIR)/libcore.a @$(C_DIR)/blas.libs -o $@
+
+test-c: $(C_TESTS) ## C tests without Python
+	@for t in $^; do echo "$(VARIANT) $$t"; OPENBLAS_NUM_THREADS=1 $(RUN) $$t || exit 1; done
+
+test-asan: ## C tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	@$(MAKE) test-c VARIANT=asan
+
+test-tsan: ## C tests under ThreadSanitizer
+	@$(MAKE) test-c VARIANT=tsan RUN='env TSAN_OPTIONS=halt_on_error=1'
+
+test-valgrind: ## C tests under valgrind
+	@$(MAKE) test-c RUN='valgrind --quiet --error-exitcode=1 --leak-check=full'
+
+coverage-c: ## lines of each C file that the C tests reach
+	@rm -f build/c-cov/*.gcda
+	@$(MAKE) test-c VARIANT=cov
+	@gcov --no-output build/c-cov/*.gcda | awk -F "'" \
+		'/^File/{f=$$2} /^Lines/{if (f ~ /^csrc/) printf "%-24s %s\n", f, $$0; f=""}'
+
+bench: $(VENV)/.extra-test ## every benchmark as a table, and bench.json
+	$(PY) -m tests.bench
+
+notebooks: $(VENV)/.extra-notebook ## execute every notebook from top to bottom
+	$(VENV)/bin/jupyter-execute --timeout=900 $(sort $(wildcard notebooks/*.ipynb))
+
+# --- style ------------------------------------------------------------------------------------
+
+C_FORMATTED := $(wildcard csrc/*.[ch] tests/c/*.[ch])
+
+lint: $(VENV)/.extra-dev ## ruff, codespell and clang-format, changing nothing
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/codespell
+	$(VENV)/bin/clang-format --dry-run --Werror $(C_FORMATTED)
+
+format: $(VENV)/.extra-dev ## let ruff and clang-format rewrite the sources
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/clang-format -i $(C_FORMATTED)
+
+typecheck: $(VENV)/.extra-dev ## mypy --strict, and the stub of the C core against the real thing
+	$(PY) -m mypy
+	$(PY) -m mypy.stubtest lens._core
+
+# --- packages ---------------------------------------------------------------------------------
+
+sdist: $(VENV)/.extra-dev ## source distribution in dist/
+	$(PY) -m build --sdist
+
+wheel: $(VENV)/.extra-dev $(VENV)/.extra-test ## wheel in dist/, built from a source distribution
+	rm -rf dist
+	$(PY) -m build
+	LENS_WHEEL=$$(echo dist/*.whl) $(PY) -m pytest --quiet tests/test_packaging.py -k wheel
+
+clean: ## remove what was built, keeping .venv
+	rm -rf build dist *.egg-info lens/_lib lens/_core*.so lens/_core*.dylib bench.json
+	rm -f $(VENV)/.installed
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,263 @@
+/* SPDX-License-Identifier: MIT
+ * convert.c: the one argument parser, driven by the specs in ops.def.  Level 4.
+ * Arrays must be aligned, native-endian, C-contiguous and of the exact dtype: nothing is copied. */
+#include "convert.h"
+
+#define PY_ARRAY_UNIQUE_SYMBOL lens_ARRAY_API
+#include <numpy/arrayobject.h>
+
+#include <string.h>
+
+typedef struct {
+    const char *name, *spec, *row, *item;
+} op_info;
+
+static const op_info ops[] = {
+#define OP(name, spec, row, item, signature, summary) {#name, spec, row, item},
+#include "ops.def"
+#undef OP
+};
+
+typedef struct {
+    char name[24], kind, dims[8];
+    int ndim, output, optional;
+} arg_spec;
+
+static PyObject *PyExc_LinAlgError; /* so that every exception of LENS_STATUSES has this prefix */
+
+int lens_convert_init(void) {
+    import_array1(-1);
+    if (PyExc_LinAlgError == NULL) {
+        PyObject *linalg = PyImport_ImportModule("numpy.linalg");
+        if (linalg == NULL)
+            return -1;
+        PyExc_LinAlgError = PyObject_GetAttrString(linalg, "LinAlgError");
+        Py_DECREF(linalg);
+    }
+    return PyExc_LinAlgError == NULL ? -1 : 0;
+}
+
+/* Read the next `name:kind[dims]flags` of a spec; NULL at its end. */
+static const char *next_arg(const char *s, arg_spec *a) {
+    size_t n = 0;
+    memset(a, 0, sizeof *a);
+    while (*s == ' ')
+        s++;
+    if (*s == '\0')
+        return NULL;
+    for (; *s != ':'; s++)
+        a->name[n++] = *s;
+    a->kind = *++s;
+    for (s++; *s != ' ' && *s != '\0'; s++)
+        switch (*s) {
+        case '*':
+            a->output = 1;
+            break;
+        case '?':
+            a->optional = 1;
+            break;
+        case '[':
+        case ',':
+        case ']':
+            break;
+        default:
+            a->dims[a->ndim++] = *s;
+        }
+    return s;
+}
+
+static int typenum(char kind, lens_dtype dtype) {
+    static const int stored[] = {NPY_FLOAT32, NPY_FLOAT64, NPY_FLOAT16, NPY_UINT16};
+    switch (kind) {
+    case 'x':
+        return stored[dtype];
+    case 'a':
+        return dtype == LENS_F64 ? NPY_FLOAT64 : NPY_FLOAT32;
+    case 'd':
+        return NPY_FLOAT64;
+    case 'f':
+        return NPY_FLOAT32;
+    default:
+        return NPY_UINT8;
+    }
+}
+
+/* "(n, t) = (3, ?)": the dims of the spec and what is known of their sizes. */
+static void describe(char *out, size_t size, const lens_args *v, const arg_spec *a) {
+    size_t at = (size_t)PyOS_snprintf(out, size, "(");
+    for (int i = 0; i < a->ndim; i++)
+        at += (size_t)PyOS_snprintf(out + at, size - at, i ? ", %c" : "%c", a->dims[i]);
+    at += (size_t)PyOS_snprintf(out + at, size - at, ") = (");
+    for (int i = 0; i < a->ndim; i++) {
+        size_t dim = v->dim[(unsigned char)a->dims[i]];
+        if (dim == LENS_NOWHERE)
+            at += (size_t)PyOS_snprintf(out + at, size - at, i ? ", any" : "any");
+        else
+            at += (size_t)PyOS_snprintf(out + at, size - at, i ? ", %zu" : "%zu", dim);
+    }
+    PyOS_snprintf(out + at, size - at, ")");
+}
+
+static int fail_shape(const lens_args *v, const arg_spec *a, PyObject *array) {
+    char expected[192];
+    PyObject *shape = PyObject_GetAttrString(array, "shape");
+    if (shape == NULL)
+        return -1;
+    describe(expected, sizeof expected, v, a);
+    PyErr_Format(PyExc_ValueError, "%s: '%s' has shape %R, expected %s", ops[v->op].name, a->name,
+                 shape, expected);
+    Py_DECREF(shape);
+    return -1;
+}
+
+static int check_layout(const lens_args *v, const arg_spec *a, PyArrayObject *array) {
+    const char *wrong = NULL;
+    if (!PyArray_ISNOTSWAPPED(array))
+        wrong = "is not in native byte order; use .astype(x.dtype.newbyteorder('='))";
+    else if (!PyArray_CHKFLAGS(array, NPY_ARRAY_ALIGNED))
+        wrong = "is not aligned in memory; use .copy()";
+    else if (!PyArray_IS_C_CONTIGUOUS(array))
+        wrong = "is not C-contiguous; use numpy.ascontiguousarray";
+    else if (a->output && !PyArray_ISWRITEABLE(array))
+        wrong = "is read-only, but it is an output";
+    if (wrong != NULL)
+        PyErr_Format(PyExc_ValueError, "%s: '%s' %s", ops[v->op].name, a->name, wrong);
+    return wrong == NULL ? 0 : -1;
+}
+
+static int parse_array(lens_args *v, const arg_spec *a, PyObject *arg, size_t i) {
+    if (arg == Py_None && a->optional)
+        return 0;
+    if (!PyArray_Check(arg)) {
+        PyErr_Format(PyExc_TypeError, "%s: '%s' must be a numpy.ndarray, got %S",
+                     ops[v->op].name, a->name, (PyObject *)Py_TYPE(arg));
+        return -1;
+    }
+    PyArrayObject *array = (PyArrayObject *)arg;
+    int wanted = typenum(a->kind, v->dtype);
+    if (PyArray_TYPE(array) != wanted) {
+        PyArray_Descr *expected = PyArray_DescrFromType(wanted);
+        PyErr_Format(PyExc_TypeError, "%s: '%s' has dtype %S, expected %S", ops[v->op].name,
+                     a->name, (PyObject *)PyArray_DESCR(array), (PyObject *)expected);
+        Py_DECREF(expected);
+        return -1;
+    }
+    if (PyArray_NDIM(array) != a->ndim)
+        return fail_shape(v, a, arg);
+    for (int k = 0; k < a->ndim; k++) {
+        size_t *dim = &v->dim[(unsigned char)a->dims[k]], size = (size_t)PyArray_DIM(array, k);
+        if (*dim == LENS_NOWHERE)
+            *dim = size;
+        if (*dim != size)
+            return fail_shape(v, a, arg);
+    }
+    v->ptr[i] = PyArray_DATA(array);
+    return check_layout(v, a, array);
+}
+
+static int parse_scalar(lens_args *v, const arg_spec *a, PyObject *arg, size_t i) {
+    if (a->kind == 's') {
+        v->ptr[i] = (void *)(uintptr_t)PyUnicode_AsUTF8AndSize(arg, NULL);
+        return v->ptr[i] == NULL ? -1 : 0;
+    }
+    if (a->kind == 'r') {
+        v->real[i] = PyFloat_AsDouble(arg);
+        return v->real[i] == -1.0 && PyErr_Occurred() ? -1 : 0;
+    }
+    v->integer[i] = PyLong_AsLongLong(arg);
+    if (v->integer[i] == -1 && PyErr_Occurred())
+        return -1;
+    if (v->integer[i] < 0 || (a->kind == 'c' && v->integer[i] >= LENS_N_DTYPES)) {
+        PyErr_Format(PyExc_ValueError, "%s: '%s' is %lld, expected 0 %s", ops[v->op].name, a->name,
+                     v->integer[i], a->kind == 'c' ? "to 3 (see dtypes())" : "or more");
+        return -1;
+    }
+    return 0;
+}
+
+/* Outputs may share no byte with any other array.  Arrays are contiguous, so ranges decide. */
+static int check_overlap(const lens_args *v, const arg_spec *specs, PyObject *const *args,
+                         size_t n) {
+    for (size_t i = 0; i < n; i++)
+        for (size_t k = 0; k < n; k++) {
+            if (i == k || !specs[i].output || !specs[i].ndim || !specs[k].ndim || !v->ptr[i] ||
+                !v->ptr[k])
+                continue;
+            uintptr_t a = (uintptr_t)v->ptr[i], b = (uintptr_t)v->ptr[k];
+            if (a < b + (size_t)PyArray_NBYTES((PyArrayObject *)args[k]) &&
+                b < a + (size_t)PyArray_NBYTES((PyArrayObject *)args[i])) {
+                PyErr_Format(PyExc_ValueError, "%s: output '%s' shares memory with '%s'",
+                             ops[v->op].name, specs[i].name, specs[k].name);
+                return -1;
+            }
+        }
+    return 0;
+}
+
+int lens_parse(lens_args *v, lens_op op, PyObject *const *args, Py_ssize_t nargs) {
+    arg_spec specs[LENS_MAX_ARGS];
+    size_t n = 0;
+    memset(v, 0, sizeof *v);
+    v->op = op;
+    v->fault = (lens_fault){.row = LENS_NOWHERE, .item = LENS_NOWHERE};
+    for (size_t i = 0; i < sizeof v->dim / sizeof *v->dim; i++)
+        v->dim[i] = LENS_NOWHERE;
+    for (const char *s = ops[op].spec; n < LENS_MAX_ARGS && (s = next_arg(s, &specs[n])); n++)
+        ;
+    if ((size_t)nargs != n) {
+        PyErr_Format(PyExc_TypeError, "%s: expected %zu arguments, got %zd", ops[op].name, n,
+                     nargs);
+        return -1;
+    }
+    for (size_t i = 0; i < n; i++) /* scalars first: the dtype code decides what arrays must be */
+        if (specs[i].ndim == 0 && parse_scalar(v, &specs[i], args[i], i) < 0)
+            return -1;
+        else if (specs[i].kind == 'c')
+            v->dtype = (lens_dtype)v->integer[i];
+    for (int outputs = 0; outputs < 2; outputs++) /* inputs first: they say what sizes mean */
+        for (size_t i = 0; i < n; i++)
+            if (specs[i].ndim > 0 && specs[i].output == outputs &&
+                parse_array(v, &specs[i], args[i], i) < 0)
+                return -1;
+    return check_overlap(v, specs, args, n);
+}
+
+int lens_workspace(lens_args *v, size_t count) {
+    size_t bytes = lens_mul(count, sizeof *v->work);
+    v->work = bytes > PY_SSIZE_T_MAX ? NULL : PyMem_Malloc(bytes ? bytes : 1);
+    if (v->work == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    return 0;
+}
+
+static PyObject *exception_of(lens_status status) {
+    switch (status) {
+#define X(code, exception, text) \
+    case LENS_##code:            \
+        return PyExc_##exception;
+        LENS_STATUSES(X)
+#undef X
+    }
+    return PyExc_SystemError;
+}
+
+PyObject *lens_return(lens_args *v, lens_status status, PyObject *value) {
+    PyMem_Free(v->work);
+    v->work = NULL;
+    if (status == LENS_OK)
+        return value != NULL || PyErr_Occurred() ? value : Py_NewRef(Py_None);
+    Py_XDECREF(value);
+    char where[96] = "", item[48] = "", info[40] = "";
+    const op_info *op = &ops[v->op];
+    if (v->fault.row != LENS_NOWHERE && *op->row)
+        PyOS_snprintf(where, sizeof where, ", %s %zu", op->row, v->fault.row);
+    if (v->fault.item != LENS_NOWHERE && *op->item)
+        PyOS_snprintf(item, sizeof item, ", %s %zu", op->item, v->fault.item);
+    if (v->fault.info != 0)
+        PyOS_snprintf(info, sizeof info, ", LAPACK info %d", v->fault.info);
+    PyErr_Format(exception_of(status), "%s: %s%s%s%s", op->name, lens_status_text(status), where,
+                 item, info);
+    return NULL;
+}

@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: MIT
+ * convert.h: Python arguments to C pointers, checked, and statuses to exceptions.  Level 4. */
+#ifndef LENS_CONVERT_H
+#define LENS_CONVERT_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "lens.h"
+
+#define LENS_MAX_ARGS 12
+
+typedef enum {
+#define OP(name, spec, row, item, signature, summary) LENS_OP_##name,
+#include "ops.def"
+#undef OP
+    LENS_N_OPS
+} lens_op;
+
+/* The arguments of one call.  Arrays stay owned by the caller, who holds them for the whole call. */
+typedef struct {
+    lens_op op;
+    void *ptr[LENS_MAX_ARGS]; /* data of arrays (NULL for None), UTF-8 of strings */
+    long long integer[LENS_MAX_ARGS];
+    double real[LENS_MAX_ARGS];
+    size_t dim[128]; /* size of each letter of the spec */
+    lens_dtype dtype;
+    lens_fault fault;
+    double *work;
+} lens_args;
+
+/* Load the NumPy API and numpy.linalg.LinAlgError.  -1 with an exception set on failure. */
+int lens_convert_init(void);
+
+/* Fill v from args as ops.def says.  -1 with an exception set if anything is not as expected. */
+int lens_parse(lens_args *v, lens_op op, PyObject *const *args, Py_ssize_t nargs);
+
+/* Room for `count` doubles in v->work, freed by lens_return.  -1 and MemoryError on failure. */
+int lens_workspace(lens_args *v, size_t count);
+
+/* Free the workspace; `value` (NULL: None) if status is LENS_OK, else the exception it stands for. */
+PyObject *lens_return(lens_args *v, lens_status status, PyObject *value);
+
+#endif

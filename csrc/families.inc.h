@@ -1,0 +1,18 @@
+/* SPDX-License-Identifier: MIT
+ * families.inc.h: all templates for one dtype; undefines what instances.inc.h set.  Level 2. */
+#include "lanes.inc.h"
+
+#include "moments.inc.h"
+
+#include "subspace.inc.h"
+
+#include "loss.inc.h"
+
+#undef SUFFIX
+#undef T
+#undef ACC
+#undef DIRECT
+#undef LOAD
+#undef STORE
+#undef LOADN
+#undef STOREN

@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: MIT
+ * instances.inc.h: each template once per dtype, for the instruction set ISA.  Level 2.
+ * T storage, ACC accumulator, DIRECT when they are the same type, LOADN/STOREN runs of elements,
+ * FN(name) the name of an instance, such as dot_f16_avx2. */
+#define PASTE_(a, b, c) a##_##b##_##c
+#define PASTE(a, b, c) PASTE_(a, b, c)
+#define FN(name) PASTE(name, SUFFIX, ISA)
+
+#define SUFFIX f32
+#define T float
+#define ACC float
+#define DIRECT
+#include "families.inc.h"
+
+#define SUFFIX f64
+#define T double
+#define ACC double
+#define DIRECT
+#include "families.inc.h"
+
+#define SUFFIX f16
+#define T uint16_t
+#define ACC float
+#define LOAD lens_load_f16
+#define STORE lens_store_f16
+#ifdef ISA_F16C
+#define LOADN lens_loadn_f16c
+#define STOREN lens_storen_f16c
+#endif
+#include "families.inc.h"
+
+#define SUFFIX bf16
+#define T uint16_t
+#define ACC float
+#define LOAD lens_load_bf16
+#define STORE lens_store_bf16
+#include "families.inc.h"
+
+#define KERNEL(name, suffix) .name = PASTE(name, suffix, ISA)
+#define TABLE(suffix)                                                                       \
+    {KERNEL(load, suffix),       KERNEL(store, suffix),   KERNEL(first_nonfinite, suffix),  \
+     KERNEL(add, suffix),        KERNEL(welford, suffix), KERNEL(project, suffix),          \
+     KERNEL(separate, suffix),   KERNEL(align_mean, suffix), KERNEL(align_complement, suffix), \
+     KERNEL(retain, suffix),     KERNEL(add_difference, suffix), KERNEL(spread, suffix)}
+
+#define TABLES_(isa) lens_kernels_##isa
+#define TABLES(isa) TABLES_(isa)
+extern const lens_kernels TABLES(ISA)[LENS_N_DTYPES];
+const lens_kernels TABLES(ISA)[LENS_N_DTYPES] = {
+#define X(code, suffix, storage, acc) [LENS_##code] = TABLE(suffix),
+    LENS_DTYPES(X)
+#undef X
+};

@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: MIT
+ * kernels.h: the table of row kernels, one instance per dtype and instruction set.  Level 2.
+ * A kernel works on one row (or one tile of columns) and knows no threads, no masks and no errors.
+ * x, h, h0, p, out, grad are of the dtype; basis, target, u of its accumulator ACC. */
+#ifndef LENS_KERNELS_H
+#define LENS_KERNELS_H
+
+#include "lens.h"
+
+#define LENS_LANES 16  /* fixed partial sums of every reduction */
+#define LENS_PIECE 512 /* columns reduced in ACC before their sum joins a double: 32 adds a lane */
+
+typedef struct {
+    /* out[n] = float of x, and back */
+    void (*load)(float *out, const void *x, size_t n);
+    void (*store)(void *out, const float *x, size_t n);
+    /* index of the first NaN or infinity in x[n], or n */
+    size_t (*first_nonfinite)(const void *x, size_t n);
+    /* acc[n] += w x[n], in double */
+    void (*add)(double *acc, const void *x, size_t n, double w);
+    /* Welford over rows of X (row stride d) in columns 0..n-1 */
+    void (*welford)(double *mean, double *m2, const void *X, size_t rows, size_t d, size_t n,
+                    uint64_t count);
+    /* out = x - strength basis^T (basis x);  z: r doubles of scratch */
+    void (*project)(void *out, double *z, const void *x, const void *basis, size_t d, size_t r,
+                    double strength);
+    /* one row of each loss: writes its gradient, returns scale/2 times its sum of squares */
+    double (*separate)(void *grad, double *z, const void *h, const void *h0, const void *basis,
+                       const void *target, size_t d, size_t r, double scale);
+    double (*align_mean)(void *grad, void *grad_p, const void *h, const void *p, const void *u,
+                         size_t d, double scale);
+    double (*align_complement)(void *grad, void *grad_p, double *z, const void *h, const void *p,
+                               const void *basis, size_t d, size_t r, double scale);
+    double (*retain)(void *grad, const void *h, const void *h0, size_t d, double scale);
+    /* acc[d] += h - h0, in double;  grad[d] = scale mean[d] */
+    void (*add_difference)(double *acc, const void *h, const void *h0, size_t d);
+    void (*spread)(void *grad, const double *mean, size_t d, double scale);
+} lens_kernels;
+
+/* Kernels of a valid dtype for the instruction set in use. */
+const lens_kernels *lens_kernels_of(lens_dtype dtype);
+
+#endif

@@ -1,0 +1,176 @@
+/* SPDX-License-Identifier: MIT
+ * lens.h: the whole public C API.  Level 0: includes nothing of ours.
+ * Every function takes outputs, inputs, sizes, scalars, n_threads, in this order; the caller owns
+ * all memory.  Arrays are C-contiguous; `basis` is stored (r,d), one orthonormal direction a row,
+ * which is the column-major d x r matrix M_s.  T is the storage type of a dtype, ACC its
+ * accumulator (float for 16 and 32 bit types, double for f64). */
+#ifndef LENS_H
+#define LENS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* code, Python exception (a bare token, pasted to PyExc_ in level 4 only), text */
+#define LENS_STATUSES(X)                                                               \
+    X(OK, ValueError, "ok")                                                            \
+    X(ESHAPE, ValueError, "sizes do not fit together")                                 \
+    X(EDOMAIN, ValueError, "a value is outside the domain of this function")           \
+    X(ENONFINITE, ValueError, "NaN or infinite value")                                 \
+    X(EMASKED, ValueError, "every token is masked out, so there is nothing to pool")   \
+    X(ERANK, ValueError, "the directions are linearly dependent")                      \
+    X(EDTYPE, TypeError, "unknown dtype code")                                         \
+    X(ENOMEM, MemoryError, "out of memory")                                            \
+    X(EOVERFLOW, OverflowError, "a size does not fit the integer type of BLAS/LAPACK") \
+    X(ENOCONV, LinAlgError, "LAPACK did not converge")
+
+typedef enum {
+#define X(code, exception, text) LENS_##code,
+    LENS_STATUSES(X)
+#undef X
+} lens_status;
+
+/* enum, suffix, storage, accumulator; load and store are lens_load_<suffix>, lens_store_<suffix> */
+#define LENS_DTYPES(X)           \
+    X(F32, f32, float, float)    \
+    X(F64, f64, double, double)  \
+    X(F16, f16, uint16_t, float) \
+    X(BF16, bf16, uint16_t, float)
+
+typedef enum {
+#define X(code, suffix, storage, acc) LENS_##code,
+    LENS_DTYPES(X)
+#undef X
+        LENS_N_DTYPES
+} lens_dtype;
+
+typedef enum { LENS_POOL_LAST, LENS_POOL_MEAN, LENS_POOL_WEIGHTED, LENS_N_POOLINGS } lens_pooling;
+
+/* Where a function failed: row and item (token, column) of the first offender, or LAPACK's info.
+ * LENS_NOWHERE marks a field that says nothing. */
+#define LENS_NOWHERE ((size_t)-1)
+typedef struct {
+    size_t row, item;
+    int info;
+} lens_fault;
+
+/* ---- status.c, kernels.c: text, sizes, instruction sets ------------------------------------- */
+
+const char *lens_status_text(lens_status status);
+/* Bytes of one stored element; 0 for an unknown dtype. */
+size_t lens_dtype_size(lens_dtype dtype);
+/* a*b and a+b, SIZE_MAX when they do not fit. */
+size_t lens_mul(size_t a, size_t b);
+size_t lens_add(size_t a, size_t b);
+/* Choose the widest instruction set of this CPU.  Once, at start. */
+void lens_isa_init(void);
+/* The instruction set in use, and the i-th this CPU can run (NULL past the last). */
+const char *lens_isa(void);
+const char *lens_isa_available(size_t i);
+/* Use the named set from now on (tests only).  LENS_EDOMAIN if this CPU cannot run it. */
+lens_status lens_isa_force(const char *name);
+
+/* ---- dtype conversion (pool.c) --------------------------------------------------------------- */
+
+/* out[n] = float32 of x[n].  f64 rounds to nearest even. */
+lens_status lens_dtype_load(float *out, const void *x, size_t n, lens_dtype dtype);
+/* out[n] = x[n] rounded to nearest even in dtype. */
+lens_status lens_dtype_store(void *out, const float *x, size_t n, lens_dtype dtype);
+
+/* ---- pool.c ---------------------------------------------------------------------------------- */
+
+/* out[i] = sum_k w_k X[i,k] / sum_k w_k over the tokens with mask != 0.  last: w = 1 at the last
+ * of them; mean: w = 1; weighted: w = 1,2,3,… in order.  out: (n,d) float64, X: (n,t,d) dtype,
+ * mask: (n,t).  LENS_EMASKED (row) if a row has no token, LENS_ENONFINITE (row, token). */
+lens_status lens_pool(double *out, lens_fault *fault, const void *X, const uint8_t *mask, size_t n,
+                      size_t t, size_t d, lens_dtype dtype, lens_pooling mode, int n_threads);
+
+/* ---- moments.c ------------------------------------------------------------------------------- */
+
+/* Welford, row after row: mean' and m2' after the n rows of X join `count` rows with (mean, m2).
+ * Feeding rows in one call or in many gives the same bits.  mean, m2 and primed: (d,), X: (n,d)
+ * dtype.  mean = m2 = NULL when count is 0.  LENS_ENONFINITE (row, column). */
+lens_status lens_moments_update(double *mean_out, double *m2_out, lens_fault *fault,
+                                const double *mean, const double *m2, const void *X, size_t n,
+                                size_t d, uint64_t count, lens_dtype dtype, int n_threads);
+
+/* Chan: moments of two disjoint sets, left first.  all: (d,).  LENS_EDOMAIN if a count is 0. */
+lens_status lens_moments_merge(double *mean_out, double *m2_out, const double *mean_a,
+                               const double *m2_a, const double *mean_b, const double *m2_b,
+                               size_t d, uint64_t count_a, uint64_t count_b);
+
+/* ---- linalg.c -------------------------------------------------------------------------------- */
+
+/* For each site s: mean[s] = means of the L rows; basis[s,k], sigma[s,k] = left singular vectors
+ * and values of the centred d x L matrix, k < L-1, largest |component| of a vector > 0; route[s] =
+ * 0 Gram matrix, 1 QR first.  basis: (S,L-1,d), sigma: (S,L-1), mean: (S,d), route: (S,),
+ * means: (S,L,d).  Needs 2 <= L <= d.  Vectors of singular values that are zero are some
+ * orthonormal completion.  LENS_ENONFINITE (site, language), LENS_ENOCONV (site, info). */
+lens_status lens_subspace_fit(double *basis, double *sigma, double *mean, uint8_t *route,
+                              lens_fault *fault, const double *means, size_t S, size_t L, size_t d,
+                              int n_threads, double *work);
+/* Doubles of `work` for the same arguments; SIZE_MAX when it cannot be. */
+size_t lens_subspace_fit_worksize(size_t S, size_t L, size_t d, int n_threads);
+
+/* Principal angles in radians, ascending, between the row spaces of A and B (any full-rank rows).
+ * Small ones from sines, large ones from cosines.  angles: (min(a,b),), A: (a,d), B: (b,d).
+ * LENS_ERANK (row) when the rows of A (item 0) or B (item 1) are dependent. */
+lens_status lens_subspace_angles(double *angles, lens_fault *fault, const double *A,
+                                 const double *B, size_t a, size_t b, size_t d, double *work);
+size_t lens_subspace_angles_worksize(size_t a, size_t b, size_t d);
+
+/* Keep BLAS single-threaded: the core runs sites in parallel itself.  Once, at start. */
+void lens_blas_init(void);
+/* Which BLAS this is, in the words of the library. */
+const char *lens_blas_config(void);
+
+/* ---- project.c ------------------------------------------------------------------------------- */
+
+/* out[i] = X[i] - strength sum_k (X[i].basis[k]) basis[k].  out, X: (n,d) dtype, basis: (r,d) ACC,
+ * work: n*r doubles.  strength 0 copies. */
+lens_status lens_project(void *out, const void *X, const void *basis, size_t n, size_t d, size_t r,
+                         double strength, lens_dtype dtype, int n_threads, double *work);
+size_t lens_project_worksize(size_t n, size_t r);
+
+/* ---- loss.c ---------------------------------------------------------------------------------- */
+/* All: value: one double; gradients in dtype; a row of weight 0 is not read and its gradient is 0;
+ * LENS_ENONFINITE (row) when a row's term is not finite.  weights: (B,) or NULL for 1/B each. */
+
+/* value = sum_b w_b |z_b - t_b|^2 / d, z = basis.(h - h0);  grad_b = 2 w_b/d sum_k (z-t)_k basis_k.
+ * grad, h, h0: (B,d), basis: (r,d) ACC, target: (B,r) ACC, or (r,) when per_row is 0. */
+lens_status lens_loss_separate(double *value, void *grad, lens_fault *fault, const void *h,
+                               const void *h0, const void *basis, const void *target,
+                               const double *weights, size_t B, size_t d, size_t r, int per_row,
+                               lens_dtype dtype, int n_threads, double *work);
+size_t lens_loss_separate_worksize(size_t B, size_t r);
+
+/* a_b = (p_b - h_b).u, |u| = 1;  value = sum_b w_b a_b^2 / d;  grad_b = -2 w_b a_b u / d;
+ * grad_p = -grad unless it is NULL.  grad, grad_p, h, p: (B,d), u: (d,) ACC. */
+lens_status lens_loss_align_mean(double *value, void *grad, void *grad_p, lens_fault *fault,
+                                 const void *h, const void *p, const void *u, const double *weights,
+                                 size_t B, size_t d, lens_dtype dtype, int n_threads, double *work);
+size_t lens_loss_align_mean_worksize(size_t B);
+
+/* g_b = (I - P_s)(h_b - p_b);  value = sum_b w_b |g_b|^2 / d;  grad_b = 2 w_b g_b / d;
+ * grad_p = -grad unless it is NULL.  grad, grad_p, h, p: (B,d), basis: (r,d) ACC orthonormal. */
+lens_status lens_loss_align_complement(double *value, void *grad, void *grad_p, lens_fault *fault,
+                                       const void *h, const void *p, const void *basis,
+                                       const double *weights, size_t B, size_t d, size_t r,
+                                       lens_dtype dtype, int n_threads, double *work);
+size_t lens_loss_align_complement_worksize(size_t B, size_t r);
+
+/* value = sum_bk m |h - h0|^2 / (sum m * d);  grad = 2 m (h - h0) / (sum m * d).
+ * grad, h, h0: (B,t,d), mask: (B,t); masked tokens are not read.  LENS_EMASKED if sum m = 0.
+ * fault->row counts tokens through the batch: b*t + k. */
+lens_status lens_loss_retain_token(double *value, void *grad, lens_fault *fault, const void *h,
+                                   const void *h0, const uint8_t *mask, size_t B, size_t t,
+                                   size_t d, lens_dtype dtype, int n_threads, double *work);
+size_t lens_loss_retain_token_worksize(size_t B, size_t t);
+
+/* value = sum_b |mean_k(h) - mean_k(h0)|^2 / (B d), means over the tokens with mask != 0;
+ * grad = 2 m (difference of means) / (count_b B d).  Shapes as above.  LENS_EMASKED (row). */
+lens_status lens_loss_retain_mean(double *value, void *grad, lens_fault *fault, const void *h,
+                                  const void *h0, const uint8_t *mask, size_t B, size_t t, size_t d,
+                                  lens_dtype dtype, int n_threads, double *work);
+size_t lens_loss_retain_mean_worksize(size_t B, size_t d);
+
+#endif

@@ -1,0 +1,287 @@
+/* SPDX-License-Identifier: MIT
+ * linalg.c: language subspaces and the angles between them.  Level 3, the only user of blas.h.
+ * C = M - mean 1^T (d x L) has U S V^T with S^2, V from its L x L Gram matrix: O(d L^2), but a
+ * vector's error grows with the square of the condition.  Beyond GRAM_LIMIT the factors come from
+ * C = QR and the SVD of R, whose error grows with the condition itself.  Never d x d. */
+#include "blas.h"
+#include "lens.h"
+#include "parallel.h"
+
+#include <math.h>
+#include <string.h>
+
+#define GRAM_LIMIT 64.0 /* 64^2 rounding errors: spans right to about 1e-12 */
+
+void lens_blas_init(void) {
+    blas_single_thread();
+}
+
+const char *lens_blas_config(void) {
+    return blas_config();
+}
+
+/* Slices of one thread's workspace, in doubles. */
+typedef struct {
+    double *C, *G, *w, *U, *VT, *lapack;
+    blas_int *iwork;
+    blas_int lwork, liwork;
+} fit_space;
+
+static size_t iwork_doubles(size_t L) {
+    return ((5 * L + 8 * L + 8) * sizeof(blas_int) + sizeof(double) - 1) / sizeof(double);
+}
+
+/* The largest workspace any of the four LAPACK routines asks for; negative on failure. */
+static blas_int query_lwork(blas_int d, blas_int L) {
+    double ask[4] = {0}, x = 0;
+    blas_int iask = 0, info = 0;
+    info |= lapack_dsyevd(LAPACK_COL_MAJOR, 'V', 'U', L, &x, L, &x, &ask[0], -1, &iask, -1);
+    info |= lapack_dgeqrf(LAPACK_COL_MAJOR, d, L, &x, d, &x, &ask[1], -1);
+    info |= lapack_dorgqr(LAPACK_COL_MAJOR, d, L, L, &x, d, &x, &ask[2], -1);
+    info |= lapack_dgesdd(LAPACK_COL_MAJOR, 'S', L, L, &x, L, &x, &x, L, &x, L, &ask[3], -1, &iask);
+    double most = fmax(fmax(ask[0], ask[1]), fmax(ask[2], ask[3]));
+    return info != 0 || most > (double)BLAS_INT_MAX / 2 ? -1 : (blas_int)most;
+}
+
+static size_t fit_worksize_one(size_t L, size_t d) {
+    if (d > BLAS_INT_MAX || L > BLAS_INT_MAX || L < 1 || d < L)
+        return SIZE_MAX;
+    blas_int lwork = query_lwork((blas_int)d, (blas_int)L);
+    if (lwork < 0)
+        return SIZE_MAX;
+    size_t squares = lens_mul(3, lens_mul(L, L));
+    size_t rest = lens_add(lens_add(2 * L, (size_t)lwork), iwork_doubles(L));
+    return lens_add(lens_add(lens_mul(d, L), squares), rest);
+}
+
+size_t lens_subspace_fit_worksize(size_t S, size_t L, size_t d, int n_threads) {
+    return lens_mul(fit_worksize_one(L, d), lens_threads(S, n_threads));
+}
+
+static fit_space carve(double *work, size_t L, size_t d) {
+    fit_space s = {.C = work, .lwork = query_lwork((blas_int)d, (blas_int)L),
+                   .liwork = (blas_int)(13 * L + 8)};
+    s.G = s.C + d * L;
+    s.U = s.G + L * L;
+    s.VT = s.U + L * L;
+    s.w = s.VT + L * L;
+    s.lapack = s.w + 2 * L;
+    s.iwork = (blas_int *)(void *)(s.lapack + s.lwork);
+    return s;
+}
+
+/* mean and centred copy, both added up in language order */
+static void centre(double *mean, double *C, const double *M, size_t L, size_t d) {
+    for (size_t i = 0; i < d; i++) {
+        double sum = 0.0;
+        for (size_t l = 0; l < L; l++)
+            sum += M[l * d + i];
+        mean[i] = sum / (double)L;
+    }
+    for (size_t l = 0; l < L; l++)
+        for (size_t i = 0; i < d; i++)
+            C[l * d + i] = M[l * d + i] - mean[i];
+}
+
+/* Make the component of largest size positive, the first one on ties. */
+static void fix_signs(double *basis, size_t r, size_t d) {
+    for (size_t k = 0; k < r; k++) {
+        double *v = basis + k * d, best = 0.0, sign = 1.0;
+        for (size_t i = 0; i < d; i++)
+            if (fabs(v[i]) > best) {
+                best = fabs(v[i]);
+                sign = v[i] < 0.0 ? -1.0 : 1.0;
+            }
+        for (size_t i = 0; i < d; i++)
+            v[i] *= sign;
+    }
+}
+
+/* basis (d x r) = A (d x L) W (L x r) */
+static void combine(double *basis, const double *A, const double *W, size_t d, size_t L, size_t r) {
+    blas_dgemm(CblasColMajor, CblasNoTrans, CblasNoTrans, (blas_int)d, (blas_int)r, (blas_int)L,
+               1.0, A, (blas_int)d, W, (blas_int)L, 0.0, basis, (blas_int)d);
+}
+
+/* Returns LAPACK's info; *good says whether the guard let the result pass. */
+static int fit_gram(double *basis, double *sigma, const fit_space *s, size_t L, size_t d,
+                    int *good) {
+    blas_int n = (blas_int)L;
+    size_t r = L - 1;
+    blas_dsyrk(CblasColMajor, CblasUpper, CblasTrans, n, (blas_int)d, 1.0, s->C, (blas_int)d, 0.0,
+               s->G, n);
+    blas_int info = lapack_dsyevd(LAPACK_COL_MAJOR, 'V', 'U', n, s->G, n, s->w, s->lapack,
+                                  s->lwork, s->iwork, s->liwork);
+    if (info != 0)
+        return (int)info;
+    double largest = s->w[L - 1], smallest = s->w[1];
+    *good = smallest * (GRAM_LIMIT * GRAM_LIMIT) >= largest && largest > 1e-280;
+    if (!*good)
+        return 0;
+    for (size_t k = 0; k < r; k++) {
+        sigma[k] = sqrt(s->w[L - 1 - k]);
+        for (size_t l = 0; l < L; l++)
+            s->U[k * L + l] = s->G[(L - 1 - k) * L + l] / sigma[k];
+    }
+    combine(basis, s->C, s->U, d, L, r);
+    return 0;
+}
+
+/* Householder QR of A (d x n) in place: R to `R` (n x n, zeros below) unless NULL, Q to A. */
+static int thin_q(double *A, double *R, double *tau, double *work, blas_int lwork, size_t d,
+                  size_t n) {
+    blas_int m = (blas_int)d, k = (blas_int)n;
+    blas_int info = lapack_dgeqrf(LAPACK_COL_MAJOR, m, k, A, m, tau, work, lwork);
+    if (info != 0)
+        return (int)info;
+    for (size_t c = 0; R != NULL && c < n; c++)
+        for (size_t i = 0; i < n; i++)
+            R[c * n + i] = i <= c ? A[c * d + i] : 0.0;
+    return (int)lapack_dorgqr(LAPACK_COL_MAJOR, m, k, k, A, m, tau, work, lwork);
+}
+
+static int fit_qr(double *basis, double *sigma, const fit_space *s, size_t L, size_t d) {
+    blas_int n = (blas_int)L;
+    int info = thin_q(s->C, s->G, s->w, s->lapack, s->lwork, d, L);
+    if (info != 0)
+        return info;
+    info = (int)lapack_dgesdd(LAPACK_COL_MAJOR, 'S', n, n, s->G, n, s->w, s->U, n, s->VT, n,
+                              s->lapack, s->lwork, s->iwork);
+    if (info != 0)
+        return info;
+    memcpy(sigma, s->w, (L - 1) * sizeof *sigma);
+    combine(basis, s->C, s->U, d, L, L - 1);
+    return 0;
+}
+
+typedef struct {
+    double *basis, *sigma, *mean, *work;
+    uint8_t *route;
+    const double *means;
+    size_t L, d, per_thread;
+    lens_fault *faults; /* one a thread */
+} fit_job;
+
+static lens_status fit_site(void *ctx, size_t site, size_t thread) {
+    const fit_job *j = ctx;
+    size_t L = j->L, d = j->d, r = L - 1;
+    const double *M = j->means + site * L * d;
+    double *basis = j->basis + site * r * d, *sigma = j->sigma + site * r;
+    lens_fault *fault = &j->faults[thread];
+    for (size_t i = 0; i < L * d; i++)
+        if (!isfinite(M[i])) {
+            *fault = (lens_fault){.row = site, .item = i / d};
+            return LENS_ENONFINITE;
+        }
+    fit_space s = carve(j->work + thread * j->per_thread, L, d);
+    int good = 0;
+    centre(j->mean + site * d, s.C, M, L, d);
+    int info = fit_gram(basis, sigma, &s, L, d, &good);
+    if (info == 0 && !good)
+        info = fit_qr(basis, sigma, &s, L, d);
+    if (info != 0) {
+        *fault = (lens_fault){.row = site, .item = LENS_NOWHERE, .info = info};
+        return LENS_ENOCONV;
+    }
+    j->route[site] = !good;
+    fix_signs(basis, r, d);
+    return LENS_OK;
+}
+
+lens_status lens_subspace_fit(double *basis, double *sigma, double *mean, uint8_t *route,
+                              lens_fault *fault, const double *means, size_t S, size_t L, size_t d,
+                              int n_threads, double *work) {
+    lens_fault faults[LENS_MAX_THREADS];
+    *fault = (lens_fault){.row = LENS_NOWHERE, .item = LENS_NOWHERE};
+    if (L < 2 || L > d)
+        return LENS_ESHAPE;
+    size_t per_thread = fit_worksize_one(L, d);
+    if (per_thread == SIZE_MAX)
+        return LENS_EOVERFLOW;
+    for (size_t i = 0; i < LENS_MAX_THREADS; i++)
+        faults[i] = *fault;
+    fit_job j = {.basis = basis, .sigma = sigma, .mean = mean, .route = route, .means = means,
+                 .L = L, .d = d, .work = work, .per_thread = per_thread, .faults = faults};
+    lens_status status = lens_parallel(fit_site, &j, S, n_threads);
+    for (size_t i = 0; i < LENS_MAX_THREADS; i++)
+        if (faults[i].row < fault->row)
+            *fault = faults[i];
+    return status;
+}
+
+size_t lens_subspace_angles_worksize(size_t a, size_t b, size_t d) {
+    size_t most = a > b ? a : b;
+    if (a < 1 || b < 1 || most > d || d > BLAS_INT_MAX)
+        return SIZE_MAX;
+    double ask[2] = {0}, x = 0;
+    blas_int iask = 0, m = (blas_int)d, n = (blas_int)most;
+    blas_int lwork = query_lwork(m, n);
+    blas_int info = lapack_dgesdd(LAPACK_COL_MAJOR, 'N', m, n, &x, m, &x, &x, 1, &x, 1, &ask[0],
+                                  -1, &iask);
+    if (lwork < 0 || info != 0)
+        return SIZE_MAX;
+    size_t lapack = (size_t)fmax(ask[0], (double)lwork);
+    size_t arrays = lens_add(lens_mul(lens_add(a, b), d), lens_add(lens_mul(2, lens_mul(a, b)), 4 * most));
+    return lens_add(lens_add(arrays, lapack), iwork_doubles(most));
+}
+
+/* Q of the rows of A, which must be independent: the diagonal of R says whether they are. */
+static lens_status orthonormal(double *Q, double *tau, double *work, blas_int lwork, size_t d,
+                               size_t n, lens_fault *fault) {
+    blas_int m = (blas_int)d, k = (blas_int)n;
+    double norm = 0.0;
+    for (size_t i = 0; i < n * d; i++)
+        norm = fmax(norm, fabs(Q[i]));
+    fault->info = (int)lapack_dgeqrf(LAPACK_COL_MAJOR, m, k, Q, m, tau, work, lwork);
+    for (size_t i = 0; i < n && fault->info == 0; i++)
+        if (!(fabs(Q[i * d + i]) > norm * (double)d * 2.3e-16)) {
+            fault->row = i;
+            return isfinite(norm) && isfinite(Q[i * d + i]) ? LENS_ERANK : LENS_ENONFINITE;
+        }
+    if (fault->info == 0)
+        fault->info = (int)lapack_dorgqr(LAPACK_COL_MAJOR, m, k, k, Q, m, tau, work, lwork);
+    return fault->info == 0 ? LENS_OK : LENS_ENOCONV;
+}
+
+/* Bjorck and Golub: cosines from Qa^T Qb, sines from what of Qb is left outside Qa. */
+lens_status lens_subspace_angles(double *angles, lens_fault *fault, const double *A,
+                                 const double *B, size_t a, size_t b, size_t d, double *work) {
+    *fault = (lens_fault){.row = LENS_NOWHERE, .item = LENS_NOWHERE};
+    if (a < b) { /* the smaller one second, so that b angles come out */
+        const double *swap_rows = A;
+        size_t swap = a;
+        A = B, a = b, B = swap_rows, b = swap;
+    }
+    if (b < 1 || a > d)
+        return LENS_ESHAPE;
+    size_t total = lens_subspace_angles_worksize(a, b, d);
+    if (total == SIZE_MAX)
+        return LENS_EOVERFLOW;
+    double *Qa = work, *Qb = Qa + a * d, *C = Qb + b * d, *cosine = C + 2 * a * b;
+    double *sine = cosine + a, *tau = sine + a, *lapack = tau + 2 * a;
+    size_t used = (size_t)(lapack - work) + iwork_doubles(a);
+    blas_int lwork = (blas_int)(total - used), m = (blas_int)d, p = (blas_int)a, q = (blas_int)b;
+    blas_int *iwork = (blas_int *)(void *)(lapack + lwork);
+    memcpy(Qa, A, a * d * sizeof *Qa);
+    memcpy(Qb, B, b * d * sizeof *Qb);
+    lens_status status = orthonormal(Qa, tau, lapack, lwork, d, a, fault);
+    if (status == LENS_OK)
+        status = orthonormal(Qb, tau, lapack, lwork, d, b, fault);
+    if (status != LENS_OK)
+        return status;
+    blas_dgemm(CblasColMajor, CblasTrans, CblasNoTrans, p, q, m, 1.0, Qa, m, Qb, m, 0.0, C, p);
+    blas_dgemm(CblasColMajor, CblasNoTrans, CblasNoTrans, m, q, p, -1.0, Qa, m, C, p, 1.0, Qb, m);
+    double none[1];
+    fault->info = (int)lapack_dgesdd(LAPACK_COL_MAJOR, 'N', p, q, C, p, cosine, none, 1, none, 1,
+                                     lapack, lwork, iwork);
+    if (fault->info == 0)
+        fault->info = (int)lapack_dgesdd(LAPACK_COL_MAJOR, 'N', m, q, Qb, m, sine, none, 1, none,
+                                         1, lapack, lwork, iwork);
+    if (fault->info != 0)
+        return LENS_ENOCONV;
+    for (size_t i = 0; i < b; i++) {
+        double c = fmin(cosine[i], 1.0), s = fmin(sine[b - 1 - i], 1.0);
+        angles[i] = c * c >= 0.5 ? asin(s) : acos(c);
+    }
+    return LENS_OK;
+}

@@ -1,0 +1,91 @@
+"""C core of lens; positional arguments, no copies.
+
+Arrays are aligned, native-endian, C-contiguous and of the exact dtype. ``dtype`` is a position in
+``dtypes()``; bf16 travels as uint16. Outputs come first and may not overlap any other array.
+"""
+
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+_F64: TypeAlias = NDArray[np.float64]
+_U8: TypeAlias = NDArray[np.uint8]
+_Any: TypeAlias = NDArray[Any]
+
+def dtype_load(out: NDArray[np.float32], x: _Any, dtype: int, /) -> None: ...
+def dtype_store(out: _Any, x: NDArray[np.float32], dtype: int, /) -> None: ...
+def pool(out: _F64, states: _Any, mask: _U8, dtype: int, mode: int, n_threads: int, /) -> None: ...
+def moments_update(
+    mean_out: _F64,
+    m2_out: _F64,
+    mean: _F64 | None,
+    m2: _F64 | None,
+    X: _Any,
+    count: int,
+    dtype: int,
+    n_threads: int,
+    /,
+) -> None: ...
+def moments_merge(
+    mean_out: _F64,
+    m2_out: _F64,
+    mean_a: _F64,
+    m2_a: _F64,
+    mean_b: _F64,
+    m2_b: _F64,
+    count_a: int,
+    count_b: int,
+    /,
+) -> None: ...
+def subspace_fit(
+    basis: _F64, sigma: _F64, mean: _F64, route: _U8, means: _F64, n_threads: int, /
+) -> None: ...
+def principal_angles(angles: _F64, A: _F64, B: _F64, /) -> None: ...
+def project(
+    out: _Any, X: _Any, basis: _Any, strength: float, dtype: int, n_threads: int, /
+) -> None: ...
+def separate(
+    grad: _Any,
+    h: _Any,
+    h0: _Any,
+    basis: _Any,
+    target: _Any,
+    weights: _F64 | None,
+    dtype: int,
+    n_threads: int,
+    /,
+) -> float: ...
+def align_mean(
+    grad: _Any,
+    grad_pivot: _Any | None,
+    h: _Any,
+    pivot: _Any,
+    direction: _Any,
+    weights: _F64 | None,
+    dtype: int,
+    n_threads: int,
+    /,
+) -> float: ...
+def align_complement(
+    grad: _Any,
+    grad_pivot: _Any | None,
+    h: _Any,
+    pivot: _Any,
+    basis: _Any,
+    weights: _F64 | None,
+    dtype: int,
+    n_threads: int,
+    /,
+) -> float: ...
+def retain_token(
+    grad: _Any, h: _Any, h0: _Any, mask: _U8, dtype: int, n_threads: int, /
+) -> float: ...
+def retain_mean(
+    grad: _Any, h: _Any, h0: _Any, mask: _U8, dtype: int, n_threads: int, /
+) -> float: ...
+def dtypes() -> tuple[str, ...]: ...
+def isa() -> str: ...
+def isas() -> tuple[str, ...]: ...
+def force_isa(name: str, /) -> None: ...
+def blas_config() -> str: ...

@@ -1,0 +1,225 @@
+"""Arrays as the C core wants them: checked, never copied silently.
+
+NumPy arrays and CPU torch tensors are accepted. torch is found through ``sys.modules`` and never
+imported: a tensor can only be there if the caller imported it.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lens.errors import DtypeError, InputError, LensError, ShapeError
+
+Array = NDArray[Any]
+Float64 = NDArray[np.float64]
+ArrayIn: TypeAlias = Any
+"""A NumPy array or a CPU torch tensor; torch is no dependency, so it cannot be named here."""
+
+F32, F64, F16, BF16 = range(4)  # dtype codes of the C core: the order of _core.dtypes()
+_CODES = {"float32": F32, "float64": F64, "float16": F16}
+_NAMES = ("float32", "float64", "float16", "bfloat16")
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Raw storage of an array with the core's dtype code; bfloat16 is held as uint16."""
+
+    data: Array
+    code: int
+
+    @property
+    def accumulator(self) -> np.dtype[Any]:
+        """Dtype of bases and targets used with this block: float64 for float64, else float32."""
+        return np.dtype(np.float64 if self.code == F64 else np.float32)
+
+    @property
+    def dtype_name(self) -> str:
+        """Name of the stored dtype, such as ``bfloat16``."""
+        return _NAMES[self.code]
+
+
+def is_tensor(x: object) -> bool:
+    """Whether x is a torch tensor, found out without importing torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(x, torch.Tensor)
+
+
+def _from_tensor(x: Any, name: str) -> tuple[Array, str | None]:
+    torch = sys.modules["torch"]
+    if x.device.type != "cpu":
+        raise InputError(
+            f"{name}: the tensor is on device '{x.device}', expected 'cpu'; "
+            f"pass {name}.cpu(), or use the torch operations of lens.lsm on that device"
+        )
+    x = x.detach()
+    if x.dtype is torch.bfloat16:
+        return x.view(torch.uint16).numpy(), "bfloat16"
+    return x.numpy(), None
+
+
+def block(x: ArrayIn, name: str, *, ndim: int | None = None, dtype: str | None = None) -> Block:
+    """View an array as the core sees it.
+
+    Parameters
+    ----------
+    x : numpy.ndarray or CPU torch.Tensor
+        float32, float64, float16, bfloat16 (torch), or raw uint16 with ``dtype="bfloat16"``.
+    name : str
+        What the argument is called in messages.
+    ndim : int, optional
+        Number of dimensions expected.
+    dtype : {"bfloat16", "bf16"}, optional
+        What raw uint16 holds.
+
+    Returns
+    -------
+    Block
+        A view: nothing is copied.
+
+    Raises
+    ------
+    DtypeError
+        If x is no array, or of another dtype, byte order or memory layout.
+    ShapeError
+        If the number of dimensions differs.
+    """
+    data, found = _from_tensor(x, name) if is_tensor(x) else (x, None)
+    if not isinstance(data, np.ndarray):
+        raise DtypeError(
+            f"{name}: got {type(x).__name__}, expected a numpy.ndarray or a CPU torch tensor; "
+            "convert it with numpy.asarray"
+        )
+    if data.dtype == np.uint16 and (found or dtype in ("bfloat16", "bf16")):
+        code = BF16
+    elif dtype is not None and dtype not in (data.dtype.name, "bfloat16", "bf16"):
+        raise DtypeError(f"{name}: dtype='{dtype}' was given but the array is {data.dtype}")
+    else:
+        code = _CODES.get(data.dtype.name, -1)
+    if code < 0:
+        hint = '; pass dtype="bfloat16" for raw bits' if data.dtype == np.uint16 else ""
+        raise DtypeError(
+            f"{name}: dtype {data.dtype}, expected float32, float64, float16 or bfloat16{hint}"
+        )
+    if ndim is not None and data.ndim != ndim:
+        raise ShapeError(f"{name}: shape {data.shape}, expected {ndim} dimensions")
+    _check_layout(data, name)
+    return Block(data, code)
+
+
+def _check_layout(data: Array, name: str) -> None:
+    if not data.dtype.isnative:
+        raise DtypeError(
+            f"{name}: big-endian or otherwise swapped bytes ({data.dtype.str}), expected native; "
+            f"use {name}.astype({name}.dtype.newbyteorder('='))"
+        )
+    if not data.flags.c_contiguous:
+        raise DtypeError(
+            f"{name}: strides {data.strides} for shape {data.shape}, expected a C-contiguous "
+            "array; use numpy.ascontiguousarray (torch: .contiguous())"
+        )
+    if not data.flags.aligned:
+        raise DtypeError(f"{name}: the memory is not aligned to {data.dtype}; use {name}.copy()")
+
+
+def same(x: ArrayIn, like: Block, name: str, like_name: str, *, dtype: str | None = None) -> Block:
+    """View x, which must have the shape and dtype of another block."""
+    if like.code == BF16 and dtype is None and not is_tensor(x):
+        dtype = "bfloat16"
+    out = block(x, name, dtype=dtype)
+    if out.data.shape != like.data.shape:
+        raise ShapeError(
+            f"{name}: shape {out.data.shape}, expected {like.data.shape} as {like_name} has"
+        )
+    if out.code != like.code:
+        raise DtypeError(f"{name}: {out.dtype_name}, expected {like.dtype_name} as {like_name} has")
+    return out
+
+
+def float64(x: ArrayIn, name: str, *, shape: tuple[int | None, ...]) -> Float64:
+    """Return x as a contiguous, finite float64 array of the given shape (None: any length).
+
+    Meant for small arrays (means, bases, weights): a copy is made where one is needed.
+    """
+    if is_tensor(x):
+        x = x.detach().cpu().double().numpy()
+    try:
+        out = np.ascontiguousarray(x, dtype=np.float64).reshape(np.shape(x))
+    except (TypeError, ValueError):
+        raise DtypeError(f"{name}: got {type(x).__name__}, expected an array of numbers") from None
+    wrong = out.ndim != len(shape) or any(
+        want not in (None, have) for want, have in zip(shape, out.shape, strict=True)
+    )
+    if wrong:
+        text = ", ".join("any" if n is None else str(n) for n in shape)
+        raise ShapeError(f"{name}: shape {out.shape}, expected ({text})")
+    if not np.isfinite(out).all():
+        where = tuple(int(i) for i in np.argwhere(~np.isfinite(out))[0])
+        raise InputError(f"{name}: NaN or infinite value at index {where}; expected finite numbers")
+    return out
+
+
+def rows_of(basis: ArrayIn, name: str, d: int, dtype: np.dtype[Any]) -> Array:
+    """Turn a (d, r) basis into the (r, d) rows of the core; no copy if it is column-major."""
+    if is_tensor(basis):
+        basis = basis.detach().cpu().double().numpy()
+    if not isinstance(basis, np.ndarray) or basis.ndim != 2 or basis.shape[0] != d:
+        raise ShapeError(f"{name}: shape {np.shape(basis)}, expected ({d}, r)")
+    rows = np.ascontiguousarray(basis.T, dtype=dtype)
+    if not np.isfinite(rows).all():
+        raise InputError(f"{name}: holds NaN or infinite values; expected finite numbers")
+    return rows
+
+
+def mask01(mask: ArrayIn, name: str, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Return a boolean or 0/1 integer mask as uint8; anything else is refused."""
+    data = mask.detach().cpu().numpy() if is_tensor(mask) else mask
+    if not isinstance(data, np.ndarray) or data.dtype.kind not in "biu":
+        kind = getattr(data, "dtype", type(data).__name__)
+        raise DtypeError(f"{name}: got {kind}, expected a boolean or integer array of 0 and 1")
+    if data.shape != shape:
+        raise ShapeError(f"{name}: shape {data.shape}, expected {shape}")
+    if data.dtype.kind != "b" and data.size and (data.min() < 0 or data.max() > 1):
+        raise InputError(
+            f"{name}: values from {data.min()} to {data.max()}, expected 1 for a real token and 0 "
+            "for padding"
+        )
+    return np.ascontiguousarray(data, dtype=np.uint8)
+
+
+def threads(n_threads: int | None) -> int:
+    """Return the number of threads to use; None means the CPUs this process may run on."""
+    if n_threads is None:
+        if hasattr(os, "sched_getaffinity"):
+            return len(os.sched_getaffinity(0))
+        return os.cpu_count() or 1
+    if isinstance(n_threads, bool) or not isinstance(n_threads, int) or n_threads < 1:
+        raise InputError(f"n_threads: got {n_threads!r}, expected an integer of at least 1 or None")
+    return n_threads
+
+
+@contextmanager
+def core_errors() -> Iterator[None]:
+    """Turn what the C core raises into the package's own errors."""
+    try:
+        yield
+    except LensError:
+        raise
+    except TypeError as error:
+        raise DtypeError(str(error)) from None
+    except (ValueError, OverflowError) as error:
+        raise InputError(str(error)) from None
+
+
+def to_dict(result: Any) -> dict[str, Any]:
+    """Fields of a result dataclass as plain Python values, arrays as nested lists."""
+    out = {}
+    for field in fields(result):
+        value = getattr(result, field.name)
+        out[field.name] = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+    return out

@@ -1,0 +1,92 @@
+"""Language subspace manipulation: train a model to answer in the language it is asked in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lens.lsm.config import PRESETS, Align, LensConfig, Retain, Separate, resolve
+from lens.lsm.selection import Choice, Trial, choose_strengths
+from lens.lsm.training import LensTrainer, TrainResult
+from lens.models.chat import ChatOptions
+from lens.space import Space
+
+__all__ = [
+    "PRESETS",
+    "Align",
+    "Choice",
+    "LensConfig",
+    "LensTrainer",
+    "Retain",
+    "Separate",
+    "TrainResult",
+    "Trial",
+    "choose_strengths",
+    "resolve",
+    "train",
+]
+
+
+def train(
+    model: Any,
+    tokenizer: Any,
+    space: Space,
+    prompts: Mapping[str, Sequence[str]],
+    *,
+    layers: str = "-2:",
+    losses: str | LensConfig | dict[str, Any] = "corrected",
+    strength: float | Mapping[str, float] = 1.0,
+    texts: Mapping[str, Sequence[str]] | None = None,
+    chat: ChatOptions | None = None,
+    steps: int | None = None,
+    learning_rate: float | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+) -> TrainResult:
+    """Train a band of blocks with Lens, from prompts alone.
+
+    Parameters
+    ----------
+    model, tokenizer
+        A Hugging Face decoder and its tokenizer; the model is trained in place.
+    space : Space
+        Language space of this model, from `lens.probe`.
+    prompts : mapping of str to sequence of str
+        Parallel prompts per language, the pivot among them; no answers.
+    layers : str
+        Blocks to train, a half-open slice such as ``"-2:"``.
+    losses : str, LensConfig or dict
+        ``"corrected"``, ``"lens-v1"`` (as published) or settings of one's own.
+    strength : float or mapping
+        λ per language: length of the language step in units of m_l − m_c.
+    texts : mapping, optional
+        Plain text per language, for ``Retain(rows="text")``.
+    chat : ChatOptions, optional
+        Chat template flags.
+    steps, learning_rate, batch_size : optional
+        Override the config's.
+    seed : int
+        Decides the order of prompts.
+
+    Returns
+    -------
+    TrainResult
+        With ``.model``, ``.log`` and ``.save(folder)``.
+
+    Raises
+    ------
+    InputError
+        For prompts, languages, layers, losses or a space that do not fit the model.
+
+    References
+    ----------
+    Lens, arXiv 2410.04407.
+    """
+    config = resolve(losses)
+    given = {"steps": steps, "learning_rate": learning_rate, "batch_size": batch_size}
+    changed = {key: value for key, value in given.items() if value is not None}
+    config = resolve(config.model_dump() | changed)
+    trainer = LensTrainer(
+        model, tokenizer, space, prompts, layers=layers, sites=config.sites, texts=texts, chat=chat
+    )
+    return trainer.run(config, strength=strength, seed=seed)

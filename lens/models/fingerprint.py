@@ -1,0 +1,112 @@
+"""Fingerprints that tie a result to the model, tokenizer, template and text it came from."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from lens.models.blocks import text_config
+from lens.models.chat import ChatOptions, uses_template
+
+# Elements read from each parameter, evenly spread: any training moves some of them.
+_SAMPLE = 256
+# Entries of a config that change without the model changing.
+_VOLATILE = {
+    "_attn_implementation", "_attn_implementation_internal", "_name_or_path", "architectures",
+    "dtype", "output_attentions", "output_hidden_states", "return_dict", "torch_dtype",
+    "transformers_version", "use_cache",
+}  # fmt: skip
+
+
+def model_fingerprint(model: nn.Module) -> dict[str, Any]:
+    """Describe a model so that another one can be told apart from it.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Any model, on any device.
+
+    Returns
+    -------
+    dict
+        ``model_type``, ``hidden_size``, ``num_hidden_layers``, ``vocab_size``, ``config_sha256``
+        and ``weights_sha256``.
+
+    Notes
+    -----
+    The weights' hash covers up to 256 evenly spread elements of every parameter, widened to
+    float32: it does not change when a checkpoint is loaded in a wider dtype, and it takes
+    milliseconds. It does change when any block is trained.
+    """
+    config: Any = getattr(model, "config", None)
+    content = config.to_dict() if hasattr(config, "to_dict") else {}
+    stable = {key: value for key, value in content.items() if key not in _VOLATILE}
+    text = text_config(model)
+    digest = hashlib.sha256()
+    with torch.no_grad():
+        for name, parameter in sorted(model.named_parameters()):
+            flat = parameter.detach().reshape(-1)
+            step = max(flat.numel() // _SAMPLE, 1)
+            sample = flat[::step][:_SAMPLE].to("cpu", torch.float32).contiguous()
+            digest.update(f"{name}{tuple(parameter.shape)}".encode())
+            digest.update(sample.numpy().tobytes())
+    return {
+        "model_type": getattr(config, "model_type", type(model).__name__),
+        "hidden_size": getattr(text, "hidden_size", None),
+        "num_hidden_layers": getattr(text, "num_hidden_layers", None),
+        "vocab_size": getattr(text, "vocab_size", None),
+        "config_sha256": sha256_json(stable),
+        "weights_sha256": digest.hexdigest(),
+    }
+
+
+def tokenizer_sha256(tokenizer: Any) -> str:
+    """Hash what decides the token ids of a text: vocabulary, merges, normalisation.
+
+    Parameters
+    ----------
+    tokenizer : transformers.PreTrainedTokenizerBase
+        Tokenizer.
+
+    Returns
+    -------
+    str
+        SHA-256, hexadecimal.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return sha256_json(dict(sorted(tokenizer.get_vocab().items())))
+    content = json.loads(backend.to_str())
+    # Settings of the last call, not of the tokenizer.
+    content.pop("padding", None)
+    content.pop("truncation", None)
+    return sha256_json(content)
+
+
+def template_sha256(tokenizer: Any, chat: ChatOptions | None) -> str | None:
+    """Hash the chat template together with its options; None when no template is used."""
+    if not uses_template(tokenizer, chat):
+        return None
+    options = (chat or ChatOptions()).to_dict()
+    # "Use it if there is one" and "use it" are the same once it is used.
+    options["template"] = True
+    return sha256_json({"template": tokenizer.chat_template, "options": options})
+
+
+def sha256_rows(rows: Sequence[str]) -> str:
+    """Hash rows of text, each with its length, so that moving a border changes the hash."""
+    digest = hashlib.sha256()
+    for row in rows:
+        content = row.encode("utf-8", "surrogatepass")
+        digest.update(len(content).to_bytes(8, "little"))
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def sha256_json(content: Any) -> str:
+    """Hash plain data in a canonical spelling."""
+    text = json.dumps(content, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()

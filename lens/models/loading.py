@@ -1,0 +1,128 @@
+"""Load a model and its tokenizer with errors that say what to do."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from lens.errors import InputError, MissingExtraError
+
+_DTYPES = {
+    "auto": "auto",
+    "float32": "float32",
+    "fp32": "float32",
+    "bfloat16": "bfloat16",
+    "bf16": "bfloat16",
+    "float16": "float16",
+    "fp16": "float16",
+    "float64": "float64",
+}
+
+
+def load(
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: str = "cpu",
+    trust_remote_code: bool = False,
+) -> tuple[Any, Any]:
+    """Load a causal language model and its tokenizer, ready for inference.
+
+    Parameters
+    ----------
+    name : str or Path
+        Folder of a Hugging Face checkpoint, or a hub id, also as ``"id@revision"``.
+    revision : str, optional
+        Branch, tag or commit of the hub id.
+    dtype : str
+        ``"auto"`` (as the checkpoint says), ``"float32"``, ``"bfloat16"``, ``"float16"``.
+    device : str
+        ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``, or ``"auto"`` to spread the model over
+        what there is.
+    trust_remote_code : bool
+        Allow code that comes with the checkpoint to run.
+
+    Returns
+    -------
+    model : transformers.PreTrainedModel
+        In evaluation mode.
+    tokenizer : transformers.PreTrainedTokenizerBase
+        Its tokenizer.
+
+    Raises
+    ------
+    MissingExtraError
+        When transformers or torch is not installed.
+    InputError
+        When the checkpoint cannot be found or read, or an option is unknown.
+    """
+    for package in ("torch", "transformers"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError(package, "hf", "loading a model")
+    if dtype not in _DTYPES:
+        raise InputError(f"unknown dtype '{dtype}'; expected one of: {', '.join(_DTYPES)}")
+    source, revision = _source(str(name), revision)
+    _check_device(device)
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch_dtype = dtype if dtype == "auto" else getattr(torch, _DTYPES[dtype])
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    placement: dict[str, Any] = {"device_map": "auto"} if device == "auto" else {}
+    model: Any
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(source, **options)
+        model = AutoModelForCausalLM.from_pretrained(
+            source, dtype=torch_dtype, **options, **placement
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(_explain(source, error)) from error
+    if device != "auto":
+        model = model.to(device)
+    return model.eval(), tokenizer
+
+
+def _source(name: str, revision: str | None) -> tuple[str, str | None]:
+    """Split ``id@revision`` and refuse a path that does not exist."""
+    path = Path(name).expanduser()
+    if path.exists():
+        if not (path / "config.json").is_file():
+            raise InputError(
+                f"'{name}' is not a model folder: it has no config.json; expected a Hugging Face "
+                "checkpoint (config.json, *.safetensors, tokenizer files)"
+            )
+        return str(path), revision
+    looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1
+    if looks_like_path:
+        raise InputError(f"model folder '{name}' does not exist; give a folder or a hub id")
+    source, _, pinned = name.partition("@")
+    if pinned and revision and pinned != revision:
+        raise InputError(f"'{name}' names revision '{pinned}' but revision='{revision}' was given")
+    return source, pinned or revision
+
+
+def _check_device(device: str) -> None:
+    """Refuse a device that is not there before anything is read."""
+    import torch
+
+    if device == "auto":
+        return
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise InputError(
+            f"unknown device '{device}'; expected 'cpu', 'cuda', 'cuda:0', 'mps' or 'auto'"
+        ) from error
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not present.get(kind, True):
+        raise InputError(f"device '{device}' was asked for, but torch finds none; use 'cpu'")
+
+
+def _explain(source: str, error: Exception) -> str:
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if Path(source).exists():
+        return f"cannot load the checkpoint in '{source}': {first}"
+    return (
+        f"cannot load '{source}': it is not a folder here, and the hub did not give it ({first}). "
+        "Give a local folder, or check the id, the network and your access to the model"
+    )

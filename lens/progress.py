@@ -1,0 +1,33 @@
+"""Progress bars: on stderr, with a verb as label, silent when nobody watches."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import TypeVar
+
+T = TypeVar("T")
+_quiet = False
+
+
+def set_quiet(quiet: bool) -> None:
+    """Silence every later progress bar (the command line's ``--quiet``)."""
+    global _quiet
+    _quiet = quiet
+
+
+def progress(
+    items: Iterable[T], label: str, *, total: int | None = None, unit: str = "batch"
+) -> Iterable[T]:
+    """Iterate over ``items`` with a bar, unless quiet or stderr is not a terminal."""
+    from tqdm.auto import tqdm
+
+    silent = _quiet or not sys.stderr.isatty()
+    bar: Iterable[T] = tqdm(items, desc=label, total=total, unit=unit, leave=False, disable=silent)
+    return bar
+
+
+def say(text: str) -> None:
+    """Write one line on stderr about what starts now, unless quiet."""
+    if not _quiet:
+        print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,455 @@
+"""The portable language space: per site and language the moments of pooled states."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lens import __version__
+from lens.data.languages import canonical
+from lens.errors import InputError
+from lens.models.sites import resolve_site
+from lens.space import file, showing
+from lens.space.about import About, model_difference, require_same_source
+from lens.space.building import MomentsTable, check_table, combine, from_states, restrict
+
+if TYPE_CHECKING:
+    from lens.stats import Moments, StreamingMoments
+    from lens.steering import Policy
+    from lens.subspace import SubspaceResult
+
+Agnostic = Literal["mean", "complement"]
+Rank = int | Literal["auto", "full"]
+
+
+class Space:
+    """Statistics of pooled states per site and language, and the subspaces they give.
+
+    Spaces are not changed in place: `merge`, `extend` and `drop` return new ones.
+
+    Parameters
+    ----------
+    moments : mapping
+        Site to language to `lens.stats.StreamingMoments`; the same languages at every site.
+    about : About
+        Pivot language and where the states come from.
+
+    Raises
+    ------
+    InputError
+        When there are fewer than two languages, the pivot is not among them, or the sites do not
+        have the same languages.
+    """
+
+    __slots__ = ("_about", "_moments", "_results")
+
+    def __init__(self, moments: Mapping[str, Mapping[str, StreamingMoments]], about: About) -> None:
+        self._moments: MomentsTable = {site: dict(found) for site, found in moments.items()}
+        self._about = about
+        self._results: dict[str, dict[str, Moments]] = {}
+        check_table(self._moments, about.pivot)
+
+    # -- what it holds
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """Canonical language codes, in the order of the rows of `means`."""
+        return tuple(next(iter(self._moments.values())))
+
+    @property
+    def pivot(self) -> str:
+        """Canonical code of the central language."""
+        return self._about.pivot
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Where states were read: ``"block.N"`` (block outputs) and ``"final"``."""
+        return tuple(self._moments)
+
+    @property
+    def about(self) -> About:
+        """How the states were read, with hashes of model, tokenizer, template and text."""
+        return self._about
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of rows per language."""
+        moments = self._at(self.sites[0])
+        return {language: int(m.count) for language, m in moments.items()}
+
+    @property
+    def width(self) -> int:
+        """Width of the residual stream."""
+        return int(self.means(self.sites[0]).shape[1])
+
+    def means(self, site: str | int) -> NDArray[np.float64]:
+        """Language means at one site.
+
+        Parameters
+        ----------
+        site : str or int
+            ``"block.7"``, ``7``, ``-1`` (last block) or ``"final"``.
+
+        Returns
+        -------
+        ndarray
+            (L, d) float64, rows in the order of `languages`.
+
+        Raises
+        ------
+        InputError
+            When the space does not have the site.
+        """
+        return np.stack([m.mean for m in self._at(site).values()])
+
+    def variances(self, site: str | int) -> NDArray[np.float64]:
+        """Variance of each coordinate per language, (L, d) float64; see `means`."""
+        return np.stack([m.variance for m in self._at(site).values()])
+
+    def noise(self, site: str | int) -> NDArray[np.float64]:
+        """Total sampling variance of each language mean.
+
+        Parameters
+        ----------
+        site : str or int
+            As in `means`.
+
+        Returns
+        -------
+        ndarray
+            (L,) float64, the sum over coordinates of variance / count.
+        """
+        return np.array([float(m.variance.sum()) / m.count for m in self._at(site).values()])
+
+    def fit(
+        self, site: str | int, *, rank: Rank = "auto", agnostic: Agnostic = "mean"
+    ) -> SubspaceResult:
+        """Fit the language subspace of one site.
+
+        Parameters
+        ----------
+        site : str or int
+            As in `means`.
+        rank : int, "auto" or "full"
+            See `lens.subspace.fit`.
+        agnostic : str
+            ``"mean"`` or ``"complement"``.
+
+        Returns
+        -------
+        SubspaceResult
+            Basis (d, r), agnostic direction, singular values, rank and its reason.
+
+        References
+        ----------
+        arXiv 2410.04407, arXiv 2401.05792.
+        """
+        from lens import subspace
+
+        noise = self.noise(site)  # not a number where a language has a single row
+        return subspace.fit(
+            self.means(site),
+            rank=rank,
+            languages=list(self.languages),
+            agnostic=agnostic,
+            noise=noise if np.isfinite(noise).all() else None,
+        )
+
+    def fit_all(
+        self, *, rank: Rank = "auto", agnostic: Agnostic = "mean"
+    ) -> dict[str, SubspaceResult]:
+        """Fit every site; parameters as in `fit`. Returns site to result."""
+        return {site: self.fit(site, rank=rank, agnostic=agnostic) for site in self.sites}
+
+    def delta(self, site: str | int, language: str) -> NDArray[np.float64]:
+        """Step from the pivot to a language at one site.
+
+        Parameters
+        ----------
+        site : str or int
+            As in `means`.
+        language : str
+            Any spelling.
+
+        Returns
+        -------
+        ndarray
+            (d,) float64, m_l - m_c.
+
+        Raises
+        ------
+        InputError
+            When the space does not have the site or the language.
+        """
+        moments = self._at(site)
+        step: NDArray[np.float64] = (
+            moments[self.language(language)].mean - moments[self.pivot].mean
+        )
+        return step
+
+    def language(self, typed: str) -> str:
+        """Return the canonical code of a language of this space, or raise naming those it has."""
+        code = canonical(typed)
+        if code not in self.languages:
+            raise InputError(
+                f"language {typed!r} ({code}) is not in this space; "
+                f"it has: {', '.join(self.languages)}"
+            )
+        return code
+
+    # -- combining
+
+    def merge(self, other: Space) -> Space:
+        """Join two shards of one probe, or two probes of one model.
+
+        Parameters
+        ----------
+        other : Space
+            Read in the same way from the same model. A language in both must come from different
+            rows (see ``row_offset`` of `lens.probe`); its statistics are added.
+
+        Returns
+        -------
+        Space
+            Languages of both.
+
+        Raises
+        ------
+        InputError
+            When the two were read differently or share rows; every difference is named.
+        """
+        return self._combine(other, shared="merge")
+
+    def extend(self, other: Space) -> Space:
+        """Add the languages of another probe of the same model.
+
+        Parameters
+        ----------
+        other : Space
+            Read in the same way. A language in both (the pivot, usually) must come from the same
+            rows and is taken once.
+
+        Returns
+        -------
+        Space
+            Languages of both.
+
+        Raises
+        ------
+        InputError
+            When the two were read differently, or a shared language has different rows.
+        """
+        return self._combine(other, shared="same")
+
+    def drop(self, *languages: str) -> Space:
+        """Leave out languages.
+
+        Parameters
+        ----------
+        *languages : str
+            Any spelling; not the pivot, and two languages must remain.
+
+        Returns
+        -------
+        Space
+            The rest.
+
+        Raises
+        ------
+        InputError
+            When a language is not in the space or cannot be left out.
+        """
+        gone = {self.language(name) for name in languages}
+        if self.pivot in gone:
+            raise InputError(f"the pivot {self.pivot} cannot be dropped; every step starts there")
+        kept = [code for code in self.languages if code not in gone]
+        return Space(*restrict(self._moments, self._about, kept))
+
+    def _combine(self, other: Space, *, shared: str) -> Space:
+        if self.sites != other.sites or self.width != other.width:
+            raise InputError(
+                f"these spaces cannot be combined: sites {', '.join(self.sites)} (width "
+                f"{self.width}) and {', '.join(other.sites)} (width {other.width})"
+            )
+        require_same_source(self._about, other._about)
+        records = (self._about, other._about)
+        return Space(*combine(self._moments, other._moments, records, shared=shared))
+
+    # -- model
+
+    def check_model(self, model: Any) -> None:
+        """Refuse a model other than the one this space was read from.
+
+        Parameters
+        ----------
+        model : torch.nn.Module
+            The model about to be steered or trained.
+
+        Raises
+        ------
+        InputError
+            When its fingerprint differs; the message says in what. A space made from states
+            alone has no fingerprint: then only the width is compared.
+        """
+        from lens.models.fingerprint import model_fingerprint
+
+        found = model_fingerprint(model)
+        if not self._about.model:
+            if found["hidden_size"] not in (None, self.width):
+                raise InputError(
+                    f"this space has width {self.width}, the model has {found['hidden_size']}"
+                )
+            return
+        if found != self._about.model:
+            difference = model_difference(self._about.model, found)
+            raise InputError(
+                f"this space was read from another model: {difference} (the space's, then this "
+                "model's); probe this model, or load the one the space belongs to"
+            )
+
+    def steer(
+        self, model: Any, policy: Policy, *, language: str | None = None
+    ) -> AbstractContextManager[None]:
+        """Steer a model by a policy inside a ``with`` block.
+
+        Parameters
+        ----------
+        model : torch.nn.Module
+            The model this space was read from.
+        policy : Policy
+            Rules that refer to languages of this space.
+        language : str, optional
+            Language to steer to, for policies that have rules for several.
+
+        Returns
+        -------
+        context manager
+            Restores the model on exit.
+        """
+        # The one step upwards: sugar for lens.steering, which is the layer above.
+        from lens.steering import steer
+
+        self.check_model(model)
+        return steer(model, policy.resolve(self, language=language))
+
+    # -- file
+
+    @property
+    def sha256(self) -> str:
+        """Hash of everything the space holds (the same for the same content)."""
+        return file.content_sha256(self._moments, self._about)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the space to a safetensors file, with a readable ``.json`` twin beside it.
+
+        Parameters
+        ----------
+        path : str or Path
+            Target; a file that is there is replaced in one step.
+
+        Returns
+        -------
+        Path
+            The file.
+
+        Raises
+        ------
+        InputError
+            When the folder does not exist or cannot be written.
+        """
+        target = Path(path)
+        file.write_space(target, self._moments, self.to_dict(), showing.fits(self))
+        return target
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a space.
+
+        Parameters
+        ----------
+        path : str or Path
+            A file written by `save`.
+
+        Returns
+        -------
+        Space
+            With the same statistics, bit for bit.
+
+        Raises
+        ------
+        InputError
+            When the file does not exist, is truncated, or is not a space.
+        """
+        return cls(*file.read_space(Path(path)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record without the arrays, as plain data."""
+        return {
+            "languages": list(self.languages),
+            "pivot": self.pivot,
+            "sites": list(self.sites),
+            "width": self.width,
+            "counts": self.counts,
+            "about": self._about.to_dict(),
+        }
+
+    # -- states made elsewhere
+
+    @classmethod
+    def from_states(
+        cls,
+        states: Mapping[str, Mapping[str, NDArray[Any]]],
+        *,
+        pivot: str,
+        about: About | None = None,
+    ) -> Self:
+        """Build a space from pooled states.
+
+        Parameters
+        ----------
+        states : mapping
+            Site to language (any spelling) to (n, d) pooled states.
+        pivot : str
+            Central language.
+        about : About, optional
+            Record of where the states come from.
+
+        Returns
+        -------
+        Space
+            Their statistics.
+
+        Raises
+        ------
+        InputError
+            When the languages do not fit together or a state is not finite.
+        """
+        record = about or About(pivot=canonical(pivot), package_version=__version__)
+        return cls(from_states(states), record)
+
+    # -- showing
+
+    def summary(self) -> str:
+        """Return a short table as text: per site the rank, its reason and the spectrum."""
+        return showing.summary(self)
+
+    def __repr__(self) -> str:
+        """Name languages, pivot and size."""
+        return (
+            f"Space(languages={list(self.languages)}, pivot={self.pivot!r}, "
+            f"sites={len(self.sites)}, width={self.width})"
+        )
+
+    def _repr_html_(self) -> str:
+        return showing.to_html(self)
+
+    def _at(self, site: str | int) -> dict[str, Moments]:
+        name = resolve_site(site, self.sites)
+        if name not in self._results:
+            self._results[name] = {code: m.result() for code, m in self._moments[name].items()}
+        return self._results[name]

@@ -1,0 +1,72 @@
+"""The three models of the sample world: where they are and how they are loaded."""
+
+from pathlib import Path
+from typing import Any
+
+from lens.errors import InputError, MissingExtraError
+
+CHECKPOINTS = ("base", "chat", "mixed")
+
+
+def checkpoint_path(name: str) -> Path:
+    """Return the folder of one of the shipped models.
+
+    Parameters
+    ----------
+    name : str
+        ``"base"`` (trained on running text), ``"chat"`` (tuned on English questions only) or
+        ``"mixed"`` (tuned on mostly English questions and a few in each other language).
+
+    Returns
+    -------
+    pathlib.Path
+        A folder in Hugging Face layout: hand it to any tool that takes one.
+
+    Raises
+    ------
+    InputError
+        Unknown name, or the package was installed without its checkpoints.
+    """
+    if name not in CHECKPOINTS:
+        raise InputError(
+            f"the sample world has no model '{name}'; choose one of {', '.join(CHECKPOINTS)}"
+        )
+    path = Path(__file__).parent / "checkpoints" / name
+    if not (path / "model.safetensors").is_file():
+        raise InputError(
+            f"the sample world's model '{name}' is not at {path}; "
+            "make it with: lens world train --out DIR, and give that folder as the model"
+        )
+    return path
+
+
+def load(name: str) -> tuple[Any, Any]:
+    """Load one of the shipped models with the ordinary Hugging Face classes.
+
+    Parameters
+    ----------
+    name : str
+        ``"base"``, ``"chat"`` or ``"mixed"``.
+
+    Returns
+    -------
+    model : transformers.PreTrainedModel
+        In float32 and evaluation mode.
+    tokenizer : transformers.PreTrainedTokenizerBase
+        With a chat template.
+
+    Raises
+    ------
+    InputError
+        Unknown name.
+    MissingExtraError
+        torch or transformers is not installed.
+    """
+    path = checkpoint_path(name)
+    try:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+    except ImportError as error:
+        raise MissingExtraError(error.name or "transformers", "hf", "loading a model") from None
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    return model.eval(), AutoTokenizer.from_pretrained(path)

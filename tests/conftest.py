@@ -1,0 +1,35 @@
+"""Settings and fixtures for every test."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# Tests never reach for the network, and tokenizers must not warn when a test forks.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def shared_folder() -> Path:
+    """Return where the development data would be: LENS_SHARED, or beside the checkout."""
+    return Path(os.environ.get("LENS_SHARED") or ROOT.parent / "shared")
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """Folder of the checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder of the development data, for tests marked ``needs_shared``."""
+    return shared_folder()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs development data where there is none."""
+    if item.get_closest_marker("needs_shared") and not (shared_folder() / "data").is_dir():
+        pytest.skip("no development data: set LENS_SHARED to its folder")

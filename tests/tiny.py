@@ -1,0 +1,91 @@
+"""Random-weight models of every supported family and a small tokenizer, made in a moment."""
+
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+
+SHARED = Path(os.environ.get("LENS_SHARED", Path(__file__).parents[2] / "shared"))
+NO_SHARED = "needs the shared data folder beside the checkout (or LENS_SHARED)"
+
+VOCABULARY = 300
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+GROUPED = {**SIZES, "num_key_value_heads": 2}
+CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", GROUPED),
+    "qwen2": ("Qwen2Config", GROUPED),
+    "qwen3": ("Qwen3Config", {**GROUPED, "head_dim": 8}),
+    "gemma2": ("Gemma2Config", {**GROUPED, "head_dim": 8}),
+    "mistral": ("MistralConfig", GROUPED),
+    "phi3": ("Phi3Config", GROUPED),
+    "gpt_neox": ("GPTNeoXConfig", SIZES),
+    "opt": ("OPTConfig", {**SIZES, "ffn_dim": 48, "word_embed_proj_dim": 32}),
+    "bloom": ("BloomConfig", {**SIZES, "n_layer": 3, "n_head": 4}),
+    "gpt2": ("GPT2Config", {**SIZES, "n_positions": 128}),
+    "mixtral": ("MixtralConfig", {**GROUPED, "num_local_experts": 4}),
+    "falcon": ("FalconConfig", SIZES),
+}
+FAMILIES = tuple(CONFIGS)
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{{ eos_token }}"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>"
+    "{% if enable_thinking %}<think>{% endif %}{% endif %}"
+)
+
+
+def model(family: str = "llama", *, seed: int = 0, **changes: Any) -> Any:
+    """Make a random-weight model of width 32 with 3 blocks.
+
+    Weights are larger than at the usual initialisation, so that states differ between rows.
+    """
+    name, values = CONFIGS[family]
+    torch.manual_seed(seed)
+    config = getattr(transformers, name)(**{**values, **changes})
+    made = transformers.AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(5.0)
+    return made
+
+
+@cache
+def _backend() -> str:
+    """Byte-level tokenizer without merges: one token per byte, then the special tokens."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    special = ["<pad>", "<s>", "</s>", "<|system|>", "<|user|>", "<|assistant|>", "<think>"]
+    vocabulary = {token: i for i, token in enumerate([*special, *letters])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(special)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    return tokenizer.to_str()
+
+
+def tokenizer(*, template: str | None = TEMPLATE) -> Any:
+    """Make a byte-level tokenizer that puts ``<s>`` first, with or without a chat template."""
+    made = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(_backend()),
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+    )
+    made.chat_template = template
+    return made
