@@ -15,7 +15,9 @@ from lens.errors import InputError
 def refuse_existing(out: Path, *, force: bool) -> None:
     """Raise InputError if ``out`` exists and may not be replaced."""
     if out.exists() and not force:
-        raise InputError(f"{out} exists already; choose another --out or pass --force to replace it")
+        raise InputError(
+            f"{out} exists already; choose another --out or pass --force to replace it"
+        )
 
 
 @contextmanager
@@ -42,17 +44,35 @@ def new_folder(out: str | Path, *, force: bool = False) -> Iterator[Path]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a file completely or not at all."""
+    """Write a text file completely or not at all."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write a file completely or not at all; its folder is made.
+
+    Raises
+    ------
+    InputError
+        If it cannot be written; an older file of that name is then as it was.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    temporary: Path | None = None
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        temporary = Path(name)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        raise InputError(
+            f"cannot write '{path}': {error.strerror}; choose a place that can be written to and "
+            "has room"
+        ) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)

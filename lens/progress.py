@@ -16,14 +16,20 @@ def set_quiet(quiet: bool) -> None:
     _quiet = quiet
 
 
+def shown() -> bool:
+    """Whether bars are drawn: not quiet, and stderr is a terminal."""
+    return not _quiet and sys.stderr.isatty()
+
+
 def progress(
     items: Iterable[T], label: str, *, total: int | None = None, unit: str = "batch"
 ) -> Iterable[T]:
     """Iterate over ``items`` with a bar, unless quiet or stderr is not a terminal."""
     from tqdm.auto import tqdm
 
-    silent = _quiet or not sys.stderr.isatty()
-    bar: Iterable[T] = tqdm(items, desc=label, total=total, unit=unit, leave=False, disable=silent)
+    bar: Iterable[T] = tqdm(
+        items, desc=label, total=total, unit=unit, leave=False, disable=not shown()
+    )
     return bar
 
 

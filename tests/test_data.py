@@ -6,11 +6,10 @@ import lzma
 from pathlib import Path
 
 import pytest
-import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lens.data import canonical, display_name, read_parallel
+from lens.data import canonical, english_name, read_parallel
 from lens.data.languages import canonical_all
 from lens.errors import InputError
 
@@ -41,7 +40,7 @@ def test_spellings(spellings, code):
 @given(st.sampled_from("en sw zh ar id es tr ru fa tl et no ja ko hi mn az lv ku sq".split()))
 def test_canonical_codes_are_fixed_points(code):
     assert canonical(canonical(code)) == canonical(code)
-    assert display_name(canonical(code)) == display_name(code)
+    assert english_name(canonical(code)) == english_name(code)
 
 
 def test_unknown_languages_name_the_nearest():
@@ -53,9 +52,9 @@ def test_unknown_languages_name_the_nearest():
 
 
 def test_names():
-    assert display_name("swh_Latn") == "Swahili"
-    assert display_name("zho_Hant") == "Chinese (traditional)"
-    assert display_name("fa") == "Persian"
+    assert english_name("swh_Latn") == "Swahili"
+    assert english_name("zho_Hant") == "Chinese (traditional)"
+    assert english_name("fa") == "Persian"
 
 
 def test_duplicates_and_unknowns_are_reported_together():
@@ -187,9 +186,8 @@ def test_a_byte_order_mark_and_windows_line_ends(tmp_path):
 
 
 @pytest.mark.needs_shared
-@pytest.mark.skipif(not tiny.SHARED.is_dir(), reason=tiny.NO_SHARED)
-def test_a_real_corpus():
-    path = tiny.SHARED / "data" / "tico19" / "tico19.jsonl.xz"
+def test_a_real_corpus(shared):
+    path = shared / "data" / "tico19" / "tico19.jsonl.xz"
     corpus = read_parallel(path, languages=["en", "sw", "zh"], limit=50)
     assert list(corpus.rows) == ["eng_Latn", "swh_Latn", "zho_Hans"]
     assert {len(rows) for rows in corpus.rows.values()} == {50}

@@ -1,14 +1,15 @@
 """Loading, block location on every family, layer and site names, and chat encoding."""
 
 import pytest
-import tiny
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from lens.errors import InputError
 from lens.models import ChatOptions, encode, encode_prompts, load, locate, pad
-from lens.models.blocks import _KNOWN, block_output, with_block_output
+from lens.models.blocks import _KNOWN, accepts, block_output, with_block_output
 from lens.models.sites import resolve_layers, resolve_site, resolve_sites
+from tests import tiny
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +90,40 @@ class Parallel(nn.Module):
         return self.norm(x + sum(branch(x) for branch in self.branches))
 
 
+class Multimodal(nn.Module):
+    """A longer list of vision blocks beside the text stack, as multimodal wrappers have."""
+
+    def __init__(self):
+        super().__init__()
+        self.text = tiny.model("llama")
+        self.config = self.text.config
+        self.vision = nn.Module()
+        self.vision.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(5))
+
+    def forward(self, input_ids, attention_mask=None, pixel_values=None):
+        if pixel_values is not None:
+            for layer in self.vision.layers:
+                pixel_values = layer(pixel_values)
+        return self.text(input_ids=input_ids, attention_mask=attention_mask)
+
+
+def test_the_text_stack_of_a_multimodal_model_is_found():
+    model = Multimodal()
+    assert locate(model).blocks_name == "text.model.layers"
+    model.config.num_hidden_layers = 5  # even where the sizes point to the other list
+    assert locate(Multimodal()).blocks is not model.vision.layers
+    with pytest.raises(InputError, match="they ran in the order"):
+        locate(model, blocks="vision.layers")
+
+
+def test_blocks_inside_an_adapter_are_found():
+    model = tiny.model("llama")
+    wrapped = get_peft_model(model, LoraConfig(target_modules=["q_proj"], r=2))
+    parts = locate(wrapped)
+    assert parts.blocks is model.model.layers
+    assert accepts(wrapped, "position_ids")
+
+
 def test_refusal_lists_candidates_and_the_way_out():
     with pytest.raises(InputError) as caught:
         locate(Parallel())
@@ -163,10 +198,12 @@ def test_one_site_among_those_there_are():
 # ---------------------------------------------------------------- loading
 
 
-def test_load_from_a_folder(tmp_path, tokenizer):
+def test_load_from_a_folder(tmp_path, tokenizer, capsys):
     tiny.model("qwen2").save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
+    capsys.readouterr()
     model, loaded = load(tmp_path, dtype="bf16")
+    assert capsys.readouterr().err == ""  # no bar where stderr is not a terminal
     assert model.dtype == torch.bfloat16
     assert not model.training
     assert loaded("ab")["input_ids"] == tokenizer("ab")["input_ids"]

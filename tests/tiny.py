@@ -1,16 +1,11 @@
 """Random-weight models of every supported family and a small tokenizer, made in a moment."""
 
-import os
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-
-SHARED = Path(os.environ.get("LENS_SHARED", Path(__file__).parents[2] / "shared"))
-NO_SHARED = "needs the shared data folder beside the checkout (or LENS_SHARED)"
 
 VOCABULARY = 300
 SIZES = {

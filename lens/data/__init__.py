@@ -1,12 +1,18 @@
 """Language codes and parallel text."""
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # for type checkers and editors: the same names, at no cost at run time
+    from lens.data.corpora import Corpus as Corpus
+    from lens.data.corpora import read_parallel as read_parallel
+    from lens.data.languages import canonical as canonical
+    from lens.data.languages import english_name as english_name
 
 _NAMES = {
     "Corpus": "corpora",
     "canonical": "languages",
-    "display_name": "languages",
+    "english_name": "languages",
     "read_parallel": "corpora",
 }
 

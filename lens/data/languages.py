@@ -95,7 +95,7 @@ def canonical_all(codes: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def display_name(code: str) -> str:
+def english_name(code: str) -> str:
     """English name of a language.
 
     Parameters

@@ -4,7 +4,22 @@ Importing this package does not import torch: every name is loaded on first use.
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # for type checkers and editors: the same names, at no cost at run time
+    from lens.models.blocks import DecoderParts as DecoderParts
+    from lens.models.blocks import locate as locate
+    from lens.models.capturing import CaptureResult as CaptureResult
+    from lens.models.capturing import capture as capture
+    from lens.models.chat import Batch as Batch
+    from lens.models.chat import ChatOptions as ChatOptions
+    from lens.models.chat import EncodedRow as EncodedRow
+    from lens.models.chat import encode as encode
+    from lens.models.chat import encode_prompts as encode_prompts
+    from lens.models.chat import pad as pad
+    from lens.models.loading import load as load
+    from lens.models.sites import resolve_layers as resolve_layers
+    from lens.models.sites import resolve_sites as resolve_sites
 
 _NAMES = {
     "Batch": "chat",

@@ -19,7 +19,7 @@ from torch import nn
 from lens.errors import InputError
 
 # How the libraries we know name their block lists and final norms; any other name works too.
-BLOCK_SUFFIXES = ("layers", "h", "blocks", "decoder.layers", "transformer.blocks")
+BLOCK_NAMES = ("layers", "h", "blocks")
 NORM_NAMES = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "final_norm", "norm_f")
 
 
@@ -153,7 +153,31 @@ def device_of(model: nn.Module) -> torch.device:
 
 def accepts(model: nn.Module, argument: str) -> bool:
     """Whether the model's forward names `argument` itself (BLOOM has no ``position_ids``)."""
-    return argument in inspect.signature(model.forward).parameters
+    # An adapter around the model passes on whatever it is given.
+    unwrap: Any = getattr(model, "get_base_model", None)
+    inner = model if unwrap is None else unwrap()
+    return argument in inspect.signature(inner.forward).parameters
+
+
+def forward_arguments(model: nn.Module, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """Keep the arguments that the model's forward takes, and switch its cache off.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The model to be called.
+    tensors : dict
+        ``input_ids``, ``attention_mask`` and perhaps ``position_ids``.
+
+    Returns
+    -------
+    dict
+        Keyword arguments.
+    """
+    arguments: dict[str, Any] = {k: v for k, v in tensors.items() if accepts(model, k)}
+    if accepts(model, "use_cache"):
+        arguments["use_cache"] = False
+    return arguments
 
 
 @contextmanager
@@ -181,7 +205,7 @@ def _candidates(model: nn.Module) -> list[tuple[str, nn.ModuleList]]:
 
     def likelihood(item: tuple[str, nn.ModuleList]) -> tuple[bool, bool, int]:
         name, module = item
-        return (len(module) == depth, name.endswith(BLOCK_SUFFIXES), len(module))
+        return (len(module) == depth, name.rpartition(".")[2] in BLOCK_NAMES, len(module))
 
     return sorted(found, key=likelihood, reverse=True)
 
@@ -252,7 +276,8 @@ def _verify(model: nn.Module, parts: DecoderParts) -> None:
     ids = torch.arange(4, device=device_of(model)).unsqueeze(0) % _vocabulary(parts)
     try:
         with evaluating(model):
-            model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+            tensors = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            model(**forward_arguments(model, tensors))
     finally:
         for handle in handles:
             handle.remove()

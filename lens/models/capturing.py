@@ -1,6 +1,5 @@
 """Run rows through a model and keep only statistics of their pooled states."""
 
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,6 +14,7 @@ from lens.models.blocks import DecoderParts, device_of, evaluating, locate, text
 from lens.models.chat import ChatOptions, EncodedRow, Role, encode, pad, pad_id_of
 from lens.models.pooling import NonFiniteStateError, Pooled, Pooling, SiteReader
 from lens.models.sites import SiteSpec, resolve_sites
+from lens.progress import shown
 
 if TYPE_CHECKING:
     from lens.stats import StreamingMoments
@@ -139,12 +139,17 @@ def capture(
 
     parts = locate(model, blocks=blocks)
     names = resolve_sites(sites, len(parts.blocks))
-    encoded = encode(tokenizer, rows, role=role, prompts=prompts, chat=chat, max_tokens=max_tokens)
-    _check_rows(encoded, parts, model)
+    try:
+        encoded = encode(
+            tokenizer, rows, role=role, prompts=prompts, chat=chat, max_tokens=max_tokens
+        )
+        _check_rows(encoded, parts, model)
+    except InputError as error:
+        raise InputError(f"{label}: {error}" if label else str(error)) from None
     moments = {site: StreamingMoments(parts.width) for site in names}
     kept = {site: np.empty((len(encoded), parts.width)) for site in names} if keep_states else None
-    shown = sys.stderr.isatty() if progress is None else progress
-    bar = tqdm(total=len(rows), desc=f"Capturing {label}".strip(), unit="row", disable=not shown)
+    drawn = shown() if progress is None else progress
+    bar = tqdm(total=len(rows), desc=f"Capturing {label}".strip(), unit="row", disable=not drawn)
     reader = SiteReader(parts, names, pooling=pooling, n_threads=n_threads)
     size = _batch_size(batch_size)
     job = _Job(model, encoded, reader, size, pad_id_of(tokenizer), padding_side, label, bar)
@@ -254,4 +259,3 @@ def _check_rows(rows: list[EncodedRow], parts: DecoderParts, model: Any) -> None
             f"the tokenizer gives token id {largest}, but the model has {weight.shape[0]} "
             "embeddings; use the tokenizer that belongs to the model"
         )
-

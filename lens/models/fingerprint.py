@@ -16,8 +16,8 @@ _SAMPLE = 256
 # Entries of a config that change without the model changing.
 _VOLATILE = {
     "_attn_implementation", "_attn_implementation_internal", "_name_or_path", "architectures",
-    "dtype", "output_attentions", "output_hidden_states", "return_dict", "torch_dtype",
-    "transformers_version", "use_cache",
+    "bos_token_id", "dtype", "eos_token_id", "output_attentions", "output_hidden_states",
+    "pad_token_id", "return_dict", "torch_dtype", "transformers_version", "use_cache",
 }  # fmt: skip
 
 

@@ -1,10 +1,13 @@
 """Load a model and its tokenizer with errors that say what to do."""
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lens.errors import InputError, MissingExtraError
+from lens.progress import shown
 
 _DTYPES = {
     "auto": "auto",
@@ -71,15 +74,33 @@ def load(
     placement: dict[str, Any] = {"device_map": "auto"} if device == "auto" else {}
     model: Any
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(source, **options)
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=torch_dtype, **options, **placement
-        )
+        with _quiet_bars():
+            tokenizer: Any = AutoTokenizer.from_pretrained(source, **options)
+            model = AutoModelForCausalLM.from_pretrained(
+                source, dtype=torch_dtype, **options, **placement
+            )
     except (OSError, ValueError, KeyError) as error:
         raise InputError(_explain(source, error)) from error
     if device != "auto":
         model = model.to(device)
     return model.eval(), tokenizer
+
+
+@contextmanager
+def _quiet_bars() -> Iterator[None]:
+    """Keep the library's own progress bars to where ours are drawn."""
+    import transformers
+
+    logging: Any = transformers.utils.logging
+
+    hidden = logging.is_progress_bar_enabled() and not shown()
+    if hidden:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if hidden:
+            logging.enable_progress_bar()
 
 
 def _source(name: str, revision: str | None) -> tuple[str, str | None]:

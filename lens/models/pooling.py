@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from lens.errors import InputError
-from lens.models.blocks import DecoderParts, accepts, block_output
+from lens.models.blocks import DecoderParts, block_output, forward_arguments
 from lens.models.chat import Batch
 from lens.models.sites import block_index
 
@@ -105,14 +105,13 @@ class SiteReader:
             When a site was not reached by the forward pass.
         """
         self._pooled, self._mask = {}, batch.pool_mask
-        arguments: dict[str, Any] = {
+        tensors = {
             "input_ids": batch.input_ids,
             "attention_mask": batch.attention_mask,
+            "position_ids": batch.position_ids,
         }
-        if accepts(model, "position_ids"):
-            arguments["position_ids"] = batch.position_ids
         try:
-            model(**arguments, use_cache=False)
+            model(**forward_arguments(model, tensors))
         except _Stop:
             pass
         missing = [site for site, _ in self._modules if site not in self._pooled]

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from lens.errors import InputError
+from lens.io import write_bytes, write_text
 from lens.space.about import About
 from lens.space.building import MomentsTable
 from lens.stats import StreamingMoments
@@ -134,15 +133,15 @@ def write(path: Path, arrays: Mapping[str, NDArray[Any]], about: dict[str, Any])
     Raises
     ------
     InputError
-        When the folder does not exist or cannot be written.
+        When it cannot be written.
     """
     if path.suffix == ".json":
         raise InputError(f"'{path}' would be overwritten by its JSON twin; use .safetensors")
     metadata = {"schema": SCHEMA, "about": json.dumps(about, ensure_ascii=False)}
     content = save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, metadata=metadata)
     twin = json.dumps({"schema": SCHEMA, **about}, ensure_ascii=False, indent=2) + "\n"
-    write_atomic(path.with_suffix(".json"), twin.encode())
-    write_atomic(path, content)
+    write_text(path.with_suffix(".json"), twin)
+    write_bytes(path, content)
 
 
 def read(path: Path) -> tuple[Arrays, dict[str, Any]]:
@@ -182,50 +181,6 @@ def read(path: Path) -> tuple[Arrays, dict[str, Any]]:
             f"'{path}' cannot be read as a language space (truncated or damaged: {error}); "
             "copy or probe it again"
         ) from error
-
-
-def write_atomic(path: Path, content: bytes) -> Path:
-    """Write a file so that a reader sees the old one or the new one, never a part.
-
-    Parameters
-    ----------
-    path : Path
-        Target; its folder must exist.
-    content : bytes
-        Everything.
-
-    Returns
-    -------
-    Path
-        The target.
-
-    Raises
-    ------
-    InputError
-        When it cannot be written; then nothing is left behind.
-    """
-    temporary: Path | None = None
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        temporary = Path(name)
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp is private to the user; a result file follows the user's umask.
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
-        temporary.replace(path)
-    except OSError as error:
-        raise InputError(
-            f"cannot write '{path}': {error.strerror}; choose a folder that exists, can be "
-            "written to and has room"
-        ) from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-    return path
 
 
 def _arrays(table: MomentsTable) -> Arrays:

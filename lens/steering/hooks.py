@@ -101,7 +101,8 @@ def steer(
     handles: list[Any] = []
     try:
         if any(step.rule.apply != "all" for found in steps.values() for step in found):
-            handles.append(model.register_forward_pre_hook(_watch(phase), with_kwargs=True))
+            # The decoder, not the model: adapters around a model generate with what is inside.
+            handles.append(parts.owner.register_forward_pre_hook(_watch(phase), with_kwargs=True))
         for layer, found in steps.items():
             handles.append(parts.blocks[layer].register_forward_hook(_hook(found)))
         yield

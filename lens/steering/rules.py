@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from lens.data.languages import canonical
 from lens.errors import InputError
+from lens.io import write_text
 from lens.models.sites import LayerSpec, block_index, block_site, resolve_layers
 from lens.space import Space
-from lens.space.file import write_atomic
 
 Op: TypeAlias = Literal["add", "project"]
 Apply: TypeAlias = Literal["all", "prompt", "generation"]
@@ -178,7 +178,8 @@ class Policy:
         content = {"schema": SCHEMA, "space": self.space_sha256}
         rules = [_plain(rule) for rule in self.rules]
         text = yaml.safe_dump({**content, "rules": rules}, sort_keys=False, allow_unicode=True)
-        return write_atomic(Path(path), text.encode())
+        write_text(path, text)
+        return Path(path)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
