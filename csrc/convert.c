@@ -129,8 +129,8 @@ static int parse_array(lens_args *v, const arg_spec *a, PyObject *arg, size_t i)
     if (arg == Py_None && a->optional)
         return 0;
     if (!PyArray_Check(arg)) {
-        PyErr_Format(PyExc_TypeError, "%s: '%s' must be a numpy.ndarray, got %S",
-                     ops[v->op].name, a->name, (PyObject *)Py_TYPE(arg));
+        PyErr_Format(PyExc_TypeError, "%s: '%s' must be a numpy.ndarray, got %S", ops[v->op].name,
+                     a->name, (PyObject *)Py_TYPE(arg));
         return -1;
     }
     PyArrayObject *array = (PyArrayObject *)arg;

@@ -74,9 +74,8 @@ static inline uint16_t lens_store_f16(float x) {
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #include <immintrin.h>
 
-__attribute__((target("avx,f16c"))) static inline void lens_loadn_f16c(float *out,
-                                                                       const uint16_t *x,
-                                                                       size_t n) {
+__attribute__((target("avx,f16c"))) static inline void
+lens_loadn_f16c(float *out, const uint16_t *x, size_t n) {
     size_t i = 0;
     for (; i + 8 <= n; i += 8) {
         __m128i half = _mm_loadu_si128((const __m128i *)(const void *)(x + i));
@@ -90,8 +89,8 @@ __attribute__((target("avx,f16c"))) static inline void lens_storen_f16c(uint16_t
                                                                         const float *x, size_t n) {
     size_t i = 0;
     for (; i + 8 <= n; i += 8) {
-        __m128i half = _mm256_cvtps_ph(_mm256_loadu_ps(x + i),
-                                       _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+        __m128i half =
+            _mm256_cvtps_ph(_mm256_loadu_ps(x + i), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
         _mm_storeu_si128((__m128i *)(void *)(out + i), half);
     }
     for (; i < n; i++)

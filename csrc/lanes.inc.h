@@ -34,6 +34,14 @@ static inline size_t FN(piece)(size_t i, size_t n) {
     return n - i < LENS_PIECE ? n - i : LENS_PIECE;
 }
 
+/* The sum of the lanes in a fixed tree; overwrites them. */
+static inline ACC FN(fold)(ACC *lane) {
+    for (size_t half = LENS_LANES / 2; half > 0; half /= 2)
+        for (size_t l = 0; l < half; l++)
+            lane[l] += lane[l + half];
+    return lane[0];
+}
+
 static inline ACC FN(dot)(const ACC *x, const ACC *y, size_t n) {
     ACC lane[LENS_LANES] = {0};
     size_t i = 0;
@@ -42,10 +50,7 @@ static inline ACC FN(dot)(const ACC *x, const ACC *y, size_t n) {
             lane[l] += x[i + l] * y[i + l];
     for (size_t l = 0; i + l < n; l++)
         lane[l] += x[i + l] * y[i + l];
-    for (size_t half = LENS_LANES / 2; half > 0; half /= 2)
-        for (size_t l = 0; l < half; l++)
-            lane[l] += lane[l + half];
-    return lane[0];
+    return FN(fold)(lane);
 }
 
 /* buf[n] = x - y, both of n <= LENS_PIECE elements. */

@@ -160,7 +160,7 @@ size_t lens_loss_align_complement_worksize(size_t B, size_t r);
 
 /* value = sum_bk m |h - h0|^2 / (sum m * d);  grad = 2 m (h - h0) / (sum m * d).
  * grad, h, h0: (B,t,d), mask: (B,t); masked tokens are not read.  LENS_EMASKED if sum m = 0.
- * fault->row counts tokens through the batch: b*t + k. */
+ * LENS_ENONFINITE (row, token). */
 lens_status lens_loss_retain_token(double *value, void *grad, lens_fault *fault, const void *h,
                                    const void *h0, const uint8_t *mask, size_t B, size_t t,
                                    size_t d, lens_dtype dtype, int n_threads, double *work);

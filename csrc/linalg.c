@@ -7,6 +7,7 @@
 #include "lens.h"
 #include "parallel.h"
 
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
@@ -27,8 +28,9 @@ typedef struct {
     blas_int lwork, liwork;
 } fit_space;
 
+/* dsyevd wants 3+5L integers, dgesdd 8L */
 static size_t iwork_doubles(size_t L) {
-    return ((5 * L + 8 * L + 8) * sizeof(blas_int) + sizeof(double) - 1) / sizeof(double);
+    return ((13 * L + 8) * sizeof(blas_int) + sizeof(double) - 1) / sizeof(double);
 }
 
 /* The largest workspace any of the four LAPACK routines asks for; negative on failure. */
@@ -43,24 +45,25 @@ static blas_int query_lwork(blas_int d, blas_int L) {
     return info != 0 || most > (double)BLAS_INT_MAX / 2 ? -1 : (blas_int)most;
 }
 
-static size_t fit_worksize_one(size_t L, size_t d) {
+/* Doubles of one thread's workspace, and in *lwork LAPACK's share of them. */
+static size_t fit_worksize_one(blas_int *lwork, size_t L, size_t d) {
     if (d > BLAS_INT_MAX || L > BLAS_INT_MAX || L < 1 || d < L)
         return SIZE_MAX;
-    blas_int lwork = query_lwork((blas_int)d, (blas_int)L);
-    if (lwork < 0)
+    *lwork = query_lwork((blas_int)d, (blas_int)L);
+    if (*lwork < 0)
         return SIZE_MAX;
     size_t squares = lens_mul(3, lens_mul(L, L));
-    size_t rest = lens_add(lens_add(2 * L, (size_t)lwork), iwork_doubles(L));
+    size_t rest = lens_add(lens_add(2 * L, (size_t)*lwork), iwork_doubles(L));
     return lens_add(lens_add(lens_mul(d, L), squares), rest);
 }
 
 size_t lens_subspace_fit_worksize(size_t S, size_t L, size_t d, int n_threads) {
-    return lens_mul(fit_worksize_one(L, d), lens_threads(S, n_threads));
+    blas_int lwork = 0;
+    return lens_mul(fit_worksize_one(&lwork, L, d), lens_threads(S, n_threads));
 }
 
-static fit_space carve(double *work, size_t L, size_t d) {
-    fit_space s = {.C = work, .lwork = query_lwork((blas_int)d, (blas_int)L),
-                   .liwork = (blas_int)(13 * L + 8)};
+static fit_space carve(double *work, blas_int lwork, size_t L, size_t d) {
+    fit_space s = {.C = work, .lwork = lwork, .liwork = (blas_int)(13 * L + 8)};
     s.G = s.C + d * L;
     s.U = s.G + L * L;
     s.VT = s.U + L * L;
@@ -70,28 +73,32 @@ static fit_space carve(double *work, size_t L, size_t d) {
     return s;
 }
 
-/* mean and centred copy, both added up in language order */
-static void centre(double *mean, double *C, const double *M, size_t L, size_t d) {
+/* Mean and centred copy, added up in language order.  0 if a mean is not finite. */
+static int centre(double *mean, double *C, const double *M, size_t L, size_t d) {
+    int finite = 1;
+    memcpy(mean, M, d * sizeof *mean);
+    for (size_t l = 1; l < L; l++)
+        for (size_t i = 0; i < d; i++)
+            mean[i] += M[l * d + i];
     for (size_t i = 0; i < d; i++) {
-        double sum = 0.0;
-        for (size_t l = 0; l < L; l++)
-            sum += M[l * d + i];
-        mean[i] = sum / (double)L;
+        mean[i] /= (double)L;
+        finite &= fabs(mean[i]) <= DBL_MAX;
     }
     for (size_t l = 0; l < L; l++)
         for (size_t i = 0; i < d; i++)
             C[l * d + i] = M[l * d + i] - mean[i];
+    return finite;
 }
 
 /* Make the component of largest size positive, the first one on ties. */
 static void fix_signs(double *basis, size_t r, size_t d) {
     for (size_t k = 0; k < r; k++) {
-        double *v = basis + k * d, best = 0.0, sign = 1.0;
-        for (size_t i = 0; i < d; i++)
-            if (fabs(v[i]) > best) {
-                best = fabs(v[i]);
-                sign = v[i] < 0.0 ? -1.0 : 1.0;
-            }
+        double *v = basis + k * d;
+        double best = fabs(v[blas_idamax((blas_int)d, v, 1)]);
+        size_t first = 0;
+        while (first + 1 < d && fabs(v[first]) != best)
+            first++;
+        double sign = v[first] < 0.0 ? -1.0 : 1.0;
         for (size_t i = 0; i < d; i++)
             v[i] *= sign;
     }
@@ -110,8 +117,8 @@ static int fit_gram(double *basis, double *sigma, const fit_space *s, size_t L, 
     size_t r = L - 1;
     blas_dsyrk(CblasColMajor, CblasUpper, CblasTrans, n, (blas_int)d, 1.0, s->C, (blas_int)d, 0.0,
                s->G, n);
-    blas_int info = lapack_dsyevd(LAPACK_COL_MAJOR, 'V', 'U', n, s->G, n, s->w, s->lapack,
-                                  s->lwork, s->iwork, s->liwork);
+    blas_int info = lapack_dsyevd(LAPACK_COL_MAJOR, 'V', 'U', n, s->G, n, s->w, s->lapack, s->lwork,
+                                  s->iwork, s->liwork);
     if (info != 0)
         return (int)info;
     double largest = s->w[L - 1], smallest = s->w[1];
@@ -159,6 +166,7 @@ typedef struct {
     uint8_t *route;
     const double *means;
     size_t L, d, per_thread;
+    blas_int lwork;
     lens_fault *faults; /* one a thread */
 } fit_job;
 
@@ -168,14 +176,15 @@ static lens_status fit_site(void *ctx, size_t site, size_t thread) {
     const double *M = j->means + site * L * d;
     double *basis = j->basis + site * r * d, *sigma = j->sigma + site * r;
     lens_fault *fault = &j->faults[thread];
-    for (size_t i = 0; i < L * d; i++)
-        if (!isfinite(M[i])) {
-            *fault = (lens_fault){.row = site, .item = i / d};
-            return LENS_ENONFINITE;
-        }
-    fit_space s = carve(j->work + thread * j->per_thread, L, d);
+    fit_space s = carve(j->work + thread * j->per_thread, j->lwork, L, d);
     int good = 0;
-    centre(j->mean + site * d, s.C, M, L, d);
+    if (!centre(j->mean + site * d, s.C, M, L, d)) {
+        size_t i = 0;
+        while (i + 1 < L * d && isfinite(M[i]))
+            i++;
+        *fault = (lens_fault){.row = site, .item = i / d};
+        return LENS_ENONFINITE;
+    }
     int info = fit_gram(basis, sigma, &s, L, d, &good);
     if (info == 0 && !good)
         info = fit_qr(basis, sigma, &s, L, d);
@@ -195,13 +204,23 @@ lens_status lens_subspace_fit(double *basis, double *sigma, double *mean, uint8_
     *fault = (lens_fault){.row = LENS_NOWHERE, .item = LENS_NOWHERE};
     if (L < 2 || L > d)
         return LENS_ESHAPE;
-    size_t per_thread = fit_worksize_one(L, d);
+    blas_int lwork = 0;
+    size_t per_thread = fit_worksize_one(&lwork, L, d);
     if (per_thread == SIZE_MAX)
         return LENS_EOVERFLOW;
     for (size_t i = 0; i < LENS_MAX_THREADS; i++)
         faults[i] = *fault;
-    fit_job j = {.basis = basis, .sigma = sigma, .mean = mean, .route = route, .means = means,
-                 .L = L, .d = d, .work = work, .per_thread = per_thread, .faults = faults};
+    fit_job j = {.basis = basis,
+                 .sigma = sigma,
+                 .mean = mean,
+                 .route = route,
+                 .means = means,
+                 .L = L,
+                 .d = d,
+                 .work = work,
+                 .per_thread = per_thread,
+                 .lwork = lwork,
+                 .faults = faults};
     lens_status status = lens_parallel(fit_site, &j, S, n_threads);
     for (size_t i = 0; i < LENS_MAX_THREADS; i++)
         if (faults[i].row < fault->row)
@@ -216,12 +235,13 @@ size_t lens_subspace_angles_worksize(size_t a, size_t b, size_t d) {
     double ask[2] = {0}, x = 0;
     blas_int iask = 0, m = (blas_int)d, n = (blas_int)most;
     blas_int lwork = query_lwork(m, n);
-    blas_int info = lapack_dgesdd(LAPACK_COL_MAJOR, 'N', m, n, &x, m, &x, &x, 1, &x, 1, &ask[0],
-                                  -1, &iask);
+    blas_int info =
+        lapack_dgesdd(LAPACK_COL_MAJOR, 'N', m, n, &x, m, &x, &x, 1, &x, 1, &ask[0], -1, &iask);
     if (lwork < 0 || info != 0)
         return SIZE_MAX;
     size_t lapack = (size_t)fmax(ask[0], (double)lwork);
-    size_t arrays = lens_add(lens_mul(lens_add(a, b), d), lens_add(lens_mul(2, lens_mul(a, b)), 4 * most));
+    size_t arrays =
+        lens_add(lens_mul(lens_add(a, b), d), lens_add(lens_mul(2, lens_mul(a, b)), 4 * most));
     return lens_add(lens_add(arrays, lapack), iwork_doubles(most));
 }
 
@@ -275,8 +295,8 @@ lens_status lens_subspace_angles(double *angles, lens_fault *fault, const double
     fault->info = (int)lapack_dgesdd(LAPACK_COL_MAJOR, 'N', p, q, C, p, cosine, none, 1, none, 1,
                                      lapack, lwork, iwork);
     if (fault->info == 0)
-        fault->info = (int)lapack_dgesdd(LAPACK_COL_MAJOR, 'N', m, q, Qb, m, sine, none, 1, none,
-                                         1, lapack, lwork, iwork);
+        fault->info = (int)lapack_dgesdd(LAPACK_COL_MAJOR, 'N', m, q, Qb, m, sine, none, 1, none, 1,
+                                         lapack, lwork, iwork);
     if (fault->info != 0)
         return LENS_ENOCONV;
     for (size_t i = 0; i < b; i++) {

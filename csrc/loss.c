@@ -34,9 +34,8 @@ static double align_mean_row(const loss_job *j, size_t b, double scale) {
 
 static double align_complement_row(const loss_job *j, size_t b, double scale) {
     size_t at = b * j->d * j->size;
-    return j->k->align_complement(j->grad + at, j->grad_p ? j->grad_p + at : NULL,
-                                  j->z + b * j->r, j->h + at, j->other + at, j->basis, j->d, j->r,
-                                  scale);
+    return j->k->align_complement(j->grad + at, j->grad_p ? j->grad_p + at : NULL, j->z + b * j->r,
+                                  j->h + at, j->other + at, j->basis, j->d, j->r, scale);
 }
 
 static double retain_row(const loss_job *j, size_t b, double scale) {
@@ -119,9 +118,19 @@ lens_status lens_loss_separate(double *value, void *grad, lens_fault *fault, con
                                const void *h0, const void *basis, const void *target,
                                const double *weights, size_t B, size_t d, size_t r, int per_row,
                                lens_dtype dtype, int n_threads, double *work) {
-    loss_job j = {.grad = grad, .h = h, .other = h0, .basis = basis, .target = target,
-                  .weights = weights, .terms = work, .z = work + B, .B = B, .d = d, .r = r,
-                  .target_step = per_row ? r : 0, .row = separate_row};
+    loss_job j = {.grad = grad,
+                  .h = h,
+                  .other = h0,
+                  .basis = basis,
+                  .target = target,
+                  .weights = weights,
+                  .terms = work,
+                  .z = work + B,
+                  .B = B,
+                  .d = d,
+                  .r = r,
+                  .target_step = per_row ? r : 0,
+                  .row = separate_row};
     return run(&j, value, fault, dtype, n_threads);
 }
 
@@ -133,8 +142,16 @@ lens_status lens_loss_align_mean(double *value, void *grad, void *grad_p, lens_f
                                  const void *h, const void *p, const void *u, const double *weights,
                                  size_t B, size_t d, lens_dtype dtype, int n_threads,
                                  double *work) {
-    loss_job j = {.grad = grad, .grad_p = grad_p, .h = h, .other = p, .basis = u,
-                  .weights = weights, .terms = work, .B = B, .d = d, .row = align_mean_row};
+    loss_job j = {.grad = grad,
+                  .grad_p = grad_p,
+                  .h = h,
+                  .other = p,
+                  .basis = u,
+                  .weights = weights,
+                  .terms = work,
+                  .B = B,
+                  .d = d,
+                  .row = align_mean_row};
     return run(&j, value, fault, dtype, n_threads);
 }
 
@@ -146,8 +163,17 @@ lens_status lens_loss_align_complement(double *value, void *grad, void *grad_p, 
                                        const void *h, const void *p, const void *basis,
                                        const double *weights, size_t B, size_t d, size_t r,
                                        lens_dtype dtype, int n_threads, double *work) {
-    loss_job j = {.grad = grad, .grad_p = grad_p, .h = h, .other = p, .basis = basis,
-                  .weights = weights, .terms = work, .z = work + B, .B = B, .d = d, .r = r,
+    loss_job j = {.grad = grad,
+                  .grad_p = grad_p,
+                  .h = h,
+                  .other = p,
+                  .basis = basis,
+                  .weights = weights,
+                  .terms = work,
+                  .z = work + B,
+                  .B = B,
+                  .d = d,
+                  .r = r,
                   .row = align_complement_row};
     return run(&j, value, fault, dtype, n_threads);
 }
@@ -165,9 +191,21 @@ lens_status lens_loss_retain_token(double *value, void *grad, lens_fault *fault,
     *fault = (lens_fault){.row = LENS_NOWHERE, .item = LENS_NOWHERE};
     if (count == 0)
         return LENS_EMASKED;
-    loss_job j = {.grad = grad, .h = h, .other = h0, .mask = mask, .terms = work, .B = B * t,
-                  .d = d, .uniform = 1.0 / (double)count, .row = retain_row};
-    return run(&j, value, fault, dtype, n_threads);
+    loss_job j = {.grad = grad,
+                  .h = h,
+                  .other = h0,
+                  .mask = mask,
+                  .terms = work,
+                  .B = B * t,
+                  .d = d,
+                  .uniform = 1.0 / (double)count,
+                  .row = retain_row};
+    lens_status status = run(&j, value, fault, dtype, n_threads);
+    if (status == LENS_ENONFINITE) { /* from a token of the flattened batch to (row, token) */
+        fault->item = fault->row % t;
+        fault->row /= t;
+    }
+    return status;
 }
 
 size_t lens_loss_retain_token_worksize(size_t B, size_t t) {
@@ -187,8 +225,16 @@ lens_status lens_loss_retain_mean(double *value, void *grad, lens_fault *fault, 
             return LENS_EMASKED;
         }
     }
-    loss_job j = {.grad = grad, .h = h, .other = h0, .mask = mask, .terms = work, .z = work + B,
-                  .B = B, .t = t, .d = d, .row = retain_mean_row};
+    loss_job j = {.grad = grad,
+                  .h = h,
+                  .other = h0,
+                  .mask = mask,
+                  .terms = work,
+                  .z = work + B,
+                  .B = B,
+                  .t = t,
+                  .d = d,
+                  .row = retain_mean_row};
     return run(&j, value, fault, dtype, n_threads);
 }
 

@@ -5,9 +5,8 @@
 
 #define SHIM(name) \
     static PyObject *py_##name(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
-#define PARSE(v, name) \
-    ((void)self, lens_parse(&(v), LENS_OP_##name, args, nargs) < 0)
-#define WITHOUT_GIL(call) \
+#define PARSE(v, name) ((void)self, lens_parse(&(v), LENS_OP_##name, args, nargs) < 0)
+#define WITHOUT_GIL(call)                 \
     Py_BEGIN_ALLOW_THREADS status = call; \
     Py_END_ALLOW_THREADS
 
@@ -39,7 +38,8 @@ SHIM(pool) {
     lens_status status;
     if (PARSE(v, pool))
         return NULL;
-    lens_pooling mode = v.integer[4] < LENS_N_POOLINGS ? (lens_pooling)v.integer[4] : LENS_N_POOLINGS;
+    lens_pooling mode =
+        v.integer[4] < LENS_N_POOLINGS ? (lens_pooling)v.integer[4] : LENS_N_POOLINGS;
     WITHOUT_GIL(lens_pool(v.ptr[0], &v.fault, v.ptr[1], v.ptr[2], v.dim['n'], v.dim['t'],
                           v.dim['d'], v.dtype, mode, threads(&v, 5)))
     return lens_return(&v, status, NULL);
@@ -142,9 +142,9 @@ SHIM(align_complement) {
     if (PARSE(v, align_complement) ||
         lens_workspace(&v, lens_loss_align_complement_worksize(v.dim['B'], v.dim['r'])) < 0)
         return NULL;
-    WITHOUT_GIL(lens_loss_align_complement(&value, v.ptr[0], v.ptr[1], &v.fault, v.ptr[2],
-                                           v.ptr[3], v.ptr[4], v.ptr[5], v.dim['B'], v.dim['d'],
-                                           v.dim['r'], v.dtype, threads(&v, 7), v.work))
+    WITHOUT_GIL(lens_loss_align_complement(&value, v.ptr[0], v.ptr[1], &v.fault, v.ptr[2], v.ptr[3],
+                                           v.ptr[4], v.ptr[5], v.dim['B'], v.dim['d'], v.dim['r'],
+                                           v.dtype, threads(&v, 7), v.work))
     return lens_return(&v, status, PyFloat_FromDouble(value));
 }
 
@@ -226,8 +226,8 @@ SHIM(blas_config) {
 }
 
 static PyMethodDef methods[] = {
-#define OP(name, spec, row, item, signature, summary)                     \
-    {#name, (PyCFunction)(void (*)(void))py_##name, METH_FASTCALL,        \
+#define OP(name, spec, row, item, signature, summary)              \
+    {#name, (PyCFunction)(void (*)(void))py_##name, METH_FASTCALL, \
      PyDoc_STR(#name signature "\n--\n\n" summary)},
 #include "ops.def"
 #undef OP

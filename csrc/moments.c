@@ -39,8 +39,14 @@ lens_status lens_moments_update(double *mean_out, double *m2_out, lens_fault *fa
         mean_out[i] = count > 0 ? mean[i] : 0.0;
         m2_out[i] = count > 0 ? m2[i] : 0.0;
     }
-    moments_job j = {.mean = mean_out, .m2 = m2_out, .X = X, .n = n, .d = d, .count = count,
-                     .size = lens_dtype_size(dtype), .k = lens_kernels_of(dtype)};
+    moments_job j = {.mean = mean_out,
+                     .m2 = m2_out,
+                     .X = X,
+                     .n = n,
+                     .d = d,
+                     .count = count,
+                     .size = lens_dtype_size(dtype),
+                     .k = lens_kernels_of(dtype)};
     lens_status status = lens_parallel(moments_chunk, &j, lens_n_chunks(d, LENS_PIECE), n_threads);
     for (size_t row = 0; status == LENS_ENONFINITE && row < n; row++) {
         size_t column = j.k->first_nonfinite(j.X + row * d * j.size, d);

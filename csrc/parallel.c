@@ -3,6 +3,7 @@
  * Creating a thread costs microseconds against gigabytes; in exchange there is no pool to break
  * under fork and no exit handler.  Chunks are handed out in order, so the lowest one that fails is
  * always reached whatever the number of threads. */
+#define _POSIX_C_SOURCE 200809L /* pthread_sigmask under -std=c11 */
 #include "parallel.h"
 
 #include <pthread.h>
@@ -56,7 +57,8 @@ lens_status lens_parallel(lens_chunk_fn fn, void *ctx, size_t n_chunks, int n_th
     sigset_t all, before;
     for (size_t i = 0; i < wanted; i++)
         w[i] = (worker){.job = &j, .index = i, .failed_chunk = SIZE_MAX, .status = LENS_OK};
-    if (wanted > 1) { /* signals belong to the caller's thread, where the interpreter expects them */
+    if (wanted >
+        1) { /* signals belong to the caller's thread, where the interpreter expects them */
         sigfillset(&all);
         pthread_sigmask(SIG_SETMASK, &all, &before);
         for (; started < wanted; started++)

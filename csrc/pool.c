@@ -77,8 +77,16 @@ lens_status lens_pool(double *out, lens_fault *fault, const void *X, const uint8
     for (size_t i = 0; i < LENS_MAX_THREADS; i++)
         faults[i] = (lens_fault){.row = LENS_NOWHERE, .item = LENS_NOWHERE};
     size_t rows = lens_chunk_rows(lens_mul(t, d));
-    pool_job j = {.out = out, .X = X, .mask = mask, .n = n, .t = t, .d = d, .rows = rows,
-                  .size = lens_dtype_size(dtype), .k = lens_kernels_of(dtype), .mode = mode,
+    pool_job j = {.out = out,
+                  .X = X,
+                  .mask = mask,
+                  .n = n,
+                  .t = t,
+                  .d = d,
+                  .rows = rows,
+                  .size = lens_dtype_size(dtype),
+                  .k = lens_kernels_of(dtype),
+                  .mode = mode,
                   .faults = faults};
     lens_status status = lens_parallel(pool_chunk, &j, lens_n_chunks(n, rows), n_threads);
     *fault = faults[0];

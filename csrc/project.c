@@ -36,8 +36,16 @@ lens_status lens_project(void *out, const void *X, const void *basis, size_t n, 
             memcpy(out, X, n * d * size);
         return LENS_OK;
     }
-    project_job j = {.out = out, .X = X, .basis = basis, .n = n, .d = d, .r = r, .size = size,
-                     .rows = rows, .strength = strength, .work = work,
+    project_job j = {.out = out,
+                     .X = X,
+                     .basis = basis,
+                     .n = n,
+                     .d = d,
+                     .r = r,
+                     .size = size,
+                     .rows = rows,
+                     .strength = strength,
+                     .work = work,
                      .k = lens_kernels_of(dtype)};
     return lens_parallel(project_chunk, &j, lens_n_chunks(n, rows), n_threads);
 }

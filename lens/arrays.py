@@ -141,15 +141,20 @@ def same(x: ArrayIn, like: Block, name: str, like_name: str, *, dtype: str | Non
     return out
 
 
-def float64(x: ArrayIn, name: str, *, shape: tuple[int | None, ...]) -> Float64:
+def float64(
+    x: ArrayIn, name: str, *, shape: tuple[int | None, ...], finite: bool = True
+) -> Float64:
     """Return x as a contiguous, finite float64 array of the given shape (None: any length).
 
     Meant for small arrays (means, bases, weights): a copy is made where one is needed.
+    ``finite=False`` leaves the search for NaN to the core.
     """
     if is_tensor(x):
         x = x.detach().cpu().double().numpy()
+    if np.iscomplexobj(x):
+        raise DtypeError(f"{name}: complex numbers, expected real ones")
     try:
-        out = np.ascontiguousarray(x, dtype=np.float64).reshape(np.shape(x))
+        out: Float64 = np.ascontiguousarray(x, dtype=np.float64).reshape(np.shape(x))
     except (TypeError, ValueError):
         raise DtypeError(f"{name}: got {type(x).__name__}, expected an array of numbers") from None
     wrong = out.ndim != len(shape) or any(
@@ -158,7 +163,7 @@ def float64(x: ArrayIn, name: str, *, shape: tuple[int | None, ...]) -> Float64:
     if wrong:
         text = ", ".join("any" if n is None else str(n) for n in shape)
         raise ShapeError(f"{name}: shape {out.shape}, expected ({text})")
-    if not np.isfinite(out).all():
+    if finite and not np.isfinite(out).all():
         where = tuple(int(i) for i in np.argwhere(~np.isfinite(out))[0])
         raise InputError(f"{name}: NaN or infinite value at index {where}; expected finite numbers")
     return out
@@ -198,9 +203,10 @@ def threads(n_threads: int | None) -> int:
         if hasattr(os, "sched_getaffinity"):
             return len(os.sched_getaffinity(0))
         return os.cpu_count() or 1
-    if isinstance(n_threads, bool) or not isinstance(n_threads, int) or n_threads < 1:
+    whole = isinstance(n_threads, int | np.integer) and not isinstance(n_threads, bool)
+    if not whole or n_threads < 1:
         raise InputError(f"n_threads: got {n_threads!r}, expected an integer of at least 1 or None")
-    return n_threads
+    return int(n_threads)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import numpy as np
 
 from lens import _core
 from lens.arrays import (
+    BF16,
     Array,
     ArrayIn,
     Float64,
@@ -238,11 +239,16 @@ class StreamingMoments:
         count = tail.count if tail else 0
         a, b = (tail.mean, tail.m2) if tail else (None, None)
         try:
-            with core_errors():
-                _core.moments_update(mean, m2, a, b, rows, count, code, threads(n))
-        except InputError as error:
-            place = f" (rows count from {offset})" if offset else ""
-            raise InputError(f"X: {error}{place}; expected finite numbers") from None
+            _core.moments_update(mean, m2, a, b, rows, count, code, threads(n))
+        except ValueError:
+            values = (rows.astype(np.uint32) << 16).view(np.float32) if code == BF16 else rows
+            where = np.argwhere(~np.isfinite(values))
+            if not len(where):
+                raise InputError("X: the variance overflows float64; scale the rows") from None
+            raise InputError(
+                f"X: NaN or infinite value in row {offset + int(where[0, 0])}, column "
+                f"{int(where[0, 1])}; expected finite numbers"
+            ) from None
         return _Part(tail.start if tail else row, count + len(rows), mean, m2)
 
     def merge(self, other: "StreamingMoments") -> None:

@@ -117,7 +117,7 @@ def fit(
     >>> result.rank, result.agnostic.tolist()
     (1, [1.0, 0.0, 0.0])
     """
-    data = float64(means, "means", shape=(None, None))
+    data = float64(means, "means", shape=(None, None), finite=False)
     noises = None if noise is None else float64(noise, "noise", shape=(len(data),))[None]
     return fit_batch(
         data[None], rank=rank, languages=languages, agnostic=agnostic, noise=noises, n_threads=1
@@ -156,7 +156,7 @@ def fit_batch(
     ShapeError, DtypeError, InputError
         As in `fit`; the message names the site by its index.
     """
-    data = float64(means, "means", shape=(None, None, None))
+    data = float64(means, "means", shape=(None, None, None), finite=False)
     S, L, d = data.shape
     names = _check_names(languages, L)
     if L < 2 or L > d:
@@ -172,13 +172,18 @@ def fit_batch(
         raise InputError("noise: holds negative values, expected variances")
     vectors, sigma = np.empty((S, L - 1, d)), np.empty((S, L - 1))
     mean, route = np.empty((S, d)), np.empty(S, dtype=np.uint8)
-    with core_errors():
-        _core.subspace_fit(vectors, sigma, mean, route, data, threads(n_threads))
+    try:
+        with core_errors():
+            _core.subspace_fit(vectors, sigma, mean, route, data, threads(n_threads))
+    except InputError as error:
+        float64(data, "means", shape=data.shape)  # names the first value that is not finite
+        raise InputError(f"means: {error}") from None
     results = []
     for s in range(S):
         site = f"site {s}: " if S > 1 else ""
         floor = _floor(sigma[s], mean[s], L, d)
-        _check_twins(data[s], names, floor, site)
+        if sigma[s, -1] <= floor:
+            _check_twins(data[s], names, floor, site)
         r, reason = _choose(rank, sigma[s], None if noises is None else float(noises[s].mean()), L)
         if sigma[s, r - 1] <= floor:
             _raise_dependent(data[s], sigma[s], floor, names, r, site)

@@ -1,0 +1,134 @@
+"""A plain NumPy twin of every kernel, in float64 or long double, written for reading.
+
+Nothing here is fast; everything here is the formula.
+"""
+
+import numpy as np
+
+# ---- dtypes: float values of raw storage -------------------------------------------------------
+
+
+def bf16_to_float(bits):
+    """float32 value of bfloat16 bits."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def float_to_bf16(x):
+    """Bits of the nearest bfloat16, ties to even, NaN kept quiet."""
+    u = np.asarray(x, np.float32).view(np.uint32).astype(np.uint64)
+    rounded = (u + 0x7FFF + ((u >> 16) & 1)) >> 16
+    nan = (u & 0x7FFFFFFF) > 0x7F800000
+    return np.where(nan, (u >> 16) | 0x40, rounded).astype(np.uint16)
+
+
+DTYPES = ("float32", "float64", "float16", "bfloat16")
+CODES = {name: code for code, name in enumerate(DTYPES)}
+EPS = {"float32": 2.0**-23, "float64": 2.0**-52, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+ACC_EPS = {"float32": 2.0**-23, "float64": 2.0**-52, "float16": 2.0**-23, "bfloat16": 2.0**-23}
+
+
+def store(x, dtype):
+    """x as the storage of a dtype."""
+    return float_to_bf16(x) if dtype == "bfloat16" else np.asarray(x).astype(dtype)
+
+
+def value(x, dtype):
+    """float64 value of storage."""
+    return (bf16_to_float(x) if dtype == "bfloat16" else x).astype(np.float64)
+
+
+def raw(dtype):
+    """Keyword that says what raw uint16 holds."""
+    return {"dtype": "bfloat16"} if dtype == "bfloat16" else {}
+
+
+# ---- pooling and moments -----------------------------------------------------------------------
+
+
+def pool(X, mask, mode):
+    """(n, t, d), (n, t) -> (n, d)."""
+    out = np.empty((X.shape[0], X.shape[2]))
+    for i, keep in enumerate(np.asarray(mask, bool)):
+        rows = X[i][keep].astype(np.longdouble)
+        w = np.arange(1, len(rows) + 1) if mode == "weighted" else np.ones(len(rows))
+        out[i] = rows[-1] if mode == "last" else (w[:, None] * rows).sum(0) / w.sum()
+    return out
+
+
+def moments(X):
+    """Mean and unbiased variance of each column."""
+    x = X.astype(np.longdouble)
+    mean = x.mean(0)
+    return mean.astype(float), (((x - mean) ** 2).sum(0) / (len(x) - 1)).astype(float)
+
+
+# ---- subspaces ---------------------------------------------------------------------------------
+
+
+def published(means, r):
+    """Projectors of the released procedure: two full SVDs and a pseudo-inverse.
+
+    Returns P_s and P_a for means (L, d).
+    """
+    M = means.T
+    w = M.mean(axis=1, keepdims=True)
+    U, S, Vt = np.linalg.svd(M - w)
+    B = w + U[:, :r] @ np.diag(S[:r]) @ Vt[:r]
+    x = np.linalg.pinv(B.T) @ np.ones(M.shape[1])
+    m_a = (x / (x @ x))[:, None]
+    U, S, Vt = np.linalg.svd(B - m_a)
+    M_s = U[:, :r]
+    return M_s @ M_s.T, m_a @ m_a.T / (m_a.T @ m_a)
+
+
+def subspace(means, r):
+    """M_s (d, r) and M_a (d,) by one thin SVD of the centred means (L, d)."""
+    w = means.mean(0)
+    U = np.linalg.svd((means - w).T, full_matrices=False)[0][:, :r]
+    return U, w - U @ (U.T @ w)
+
+
+def angles(A, B):
+    """Principal angles, ascending, by Bjorck and Golub on orthonormal bases."""
+    A, B = np.linalg.qr(A)[0], np.linalg.qr(B)[0]
+    if A.shape[1] < B.shape[1]:
+        A, B = B, A
+    C = A.T @ B
+    cosine = np.clip(np.linalg.svd(C, compute_uv=False), 0, 1)
+    sine = np.clip(np.linalg.svd(B - A @ C, compute_uv=False)[::-1], 0, 1)
+    return np.where(cosine**2 >= 0.5, np.arcsin(sine), np.arccos(cosine))
+
+
+def project(X, basis, strength):
+    """X - strength X M_s M_s^T."""
+    return X - strength * (X @ basis) @ basis.T
+
+
+# ---- losses: values only; gradients come from differences and from torch -----------------------
+
+
+def separate(h, h0, basis, target, weights=None):
+    """sum_b w_b |z_b - t_b|^2 / d."""
+    w = np.full(len(h), 1 / len(h)) if weights is None else weights
+    z = (h - h0) @ basis
+    return float((w[:, None] * (z - target) ** 2).sum() / h.shape[1])
+
+
+def align(h, pivot, direction=None, basis=None, weights=None):
+    """Mean form for a direction, complement form for a basis."""
+    w = np.full(len(h), 1 / len(h)) if weights is None else weights
+    g = h - pivot
+    if basis is None:
+        g = g @ (direction / np.linalg.norm(direction))[:, None]
+    else:
+        g = g - g @ basis @ basis.T
+    return float((w[:, None] * g**2).sum() / h.shape[1])
+
+
+def retain(h, h0, mask, form):
+    """Every token, or the means over tokens."""
+    m = np.asarray(mask, float)[..., None]
+    if form == "token":
+        return float((m * (h - h0) ** 2).sum() / (m.sum() * h.shape[2]))
+    mean = (m * (h - h0)).sum(1) / m.sum(1)
+    return float((mean**2).mean())
