@@ -194,6 +194,23 @@ def test_runs_are_repeatable_and_start_from_the_original_weights(setting):
     assert all(torch.equal(first.band[n], again.band[n]) for n in first.band)
 
 
+def test_low_memory_and_micro_batches_change_no_result(setting):
+    net, tokenizer, space = setting
+    whole = LensTrainer(net, tokenizer, space, PROMPTS).run(short())
+    net.load_state_dict(tiny.model("llama").state_dict())
+    trainer = LensTrainer(net, tokenizer, space, PROMPTS, low_memory=True)
+    spilled = trainer.run(short())
+    assert spilled.log == whole.log
+    assert all(torch.equal(spilled.band[n], w) for n, w in whole.band.items())
+    pieces = trainer.run(short(micro_batch=1, terms=(Separate(), Align())))
+    at_once = trainer.run(short(terms=(Separate(), Align())))
+    for name, weights in at_once.band.items():
+        torch.testing.assert_close(pieces.band[name], weights, rtol=0, atol=2e-4)
+    trainer.restore()
+    fresh = tiny.model("llama").state_dict()
+    assert all(torch.equal(p, fresh[n]) for n, p in net.state_dict().items())
+
+
 @pytest.mark.parametrize("off", ["separate", "align", "retain"])
 def test_a_weight_of_zero_removes_exactly_that_term(setting, off):
     net, tokenizer, space = setting

@@ -11,7 +11,7 @@ from tests.tiny import FAMILIES, model
 ROWS = [[5, 6, 7, 8, 9, 10], [11, 12, 13], [14, 15, 16, 17, 18], [19]]
 
 
-def _cache(family, *, first_block=2, sites=("final",), batch_size=len(ROWS)):
+def _cache(family, *, first_block=2, sites=("final",), batch_size=4):
     net = model(family).eval()
     cache = PrefixCache(net, locate(net), first_block=first_block, sites=sites)
     cache.add(ROWS, keep="all", batch_size=batch_size)

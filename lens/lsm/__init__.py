@@ -42,6 +42,7 @@ def train(
     learning_rate: float | None = None,
     batch_size: int | None = None,
     seed: int = 0,
+    low_memory: bool = False,
 ) -> TrainResult:
     """Train a band of blocks with Lens, from prompts alone.
 
@@ -67,6 +68,8 @@ def train(
         Override the config's.
     seed : int
         Decides the order of prompts.
+    low_memory : bool
+        Keep weights that training does not need in a temporary file, see `LensTrainer`.
 
     Returns
     -------
@@ -87,6 +90,14 @@ def train(
     changed = {key: value for key, value in given.items() if value is not None}
     config = resolve(config.model_dump() | changed)
     trainer = LensTrainer(
-        model, tokenizer, space, prompts, layers=layers, sites=config.sites, texts=texts, chat=chat
+        model,
+        tokenizer,
+        space,
+        prompts,
+        layers=layers,
+        sites=config.sites,
+        texts=texts,
+        chat=chat,
+        low_memory=low_memory,
     )
     return trainer.run(config, strength=strength, seed=seed)

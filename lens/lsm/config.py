@@ -76,6 +76,8 @@ class LensConfig(_Frozen):
         The probe role the space must have been read with.
     steps, batch_size : int
         Optimizer steps, and parallel prompts (each in all languages) per step.
+    micro_batch : int or None
+        Prompts per forward pass, when a whole batch does not fit in memory; gradients add up.
     learning_rate, weight_decay, clip, warmup : float
         AdamW; gradient norm limit; share of the steps spent warming up. Cosine decay to zero.
     """
@@ -85,6 +87,7 @@ class LensConfig(_Frozen):
     role: Literal["user", "assistant", "text"] = "assistant"
     steps: int = Field(100, ge=1)
     batch_size: int = Field(8, ge=1)
+    micro_batch: int | None = Field(None, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     clip: float = Field(1.0, gt=0)
@@ -138,7 +141,5 @@ def resolve(losses: str | LensConfig | dict[str, Any]) -> LensConfig:
     try:
         return LensConfig.model_validate(losses)
     except ValidationError as error:
-        found = "; ".join(
-            f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()
-        )
+        found = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise InputError(f"the losses are not a valid Lens config: {found}") from None

@@ -42,7 +42,7 @@ class Geometry:
         return cls(basis, torch.from_numpy(fitted.agnostic).float(), step)
 
     def randomised(self, seed: int) -> Geometry:
-        """A random subspace of equal rank, with steps of equal length in random directions."""
+        """Draw a random subspace of equal rank, with steps of equal length in random directions."""
         generator = torch.Generator().manual_seed(seed)
         basis = torch.linalg.qr(torch.randn(self.basis.shape, generator=generator)).Q.contiguous()
         step = {}

@@ -8,7 +8,7 @@ hold against the C core. Formulas: Lens (arXiv 2410.04407) as in ``docs/training
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch import Tensor
 from lens import losses
 
 Kernel = Callable[..., tuple[float, Any, Any]]
+Form = Literal["token", "token_mean"]
 
 
 class _Fused(torch.autograd.Function):
@@ -36,6 +37,11 @@ class _Fused(torch.autograd.Function):
         (g,) = upstream
         other = None if ctx.grad_other is None else g * ctx.grad_other
         return None, g * ctx.grad, other
+
+
+def _fused(kernel: Kernel, h: Tensor, other: Tensor | None) -> Tensor:
+    out: Tensor = _Fused.apply(kernel, h, other)  # type: ignore[no-untyped-call]
+    return out
 
 
 def _array(x: Tensor) -> Any:
@@ -66,8 +72,7 @@ def separate(h: Tensor, h0: Tensor, basis: Tensor, target: Tensor, weights: Tens
         )
         return result.value, result.grad, None
 
-    out: Tensor = _Fused.apply(kernel, h, None)
-    return out
+    return _fused(kernel, h, None)
 
 
 def align(
@@ -99,11 +104,10 @@ def align(
         )
         return result.value, result.grad, result.grad_pivot
 
-    out: Tensor = _Fused.apply(kernel, h, pivot)
-    return out
+    return _fused(kernel, h, pivot)
 
 
-def retain(h: Tensor, h0: Tensor, mask: Tensor, *, form: str) -> Tensor:
+def retain(h: Tensor, h0: Tensor, mask: Tensor, *, form: Form) -> Tensor:
     """Masked squared distance of states (B, t, d) to the frozen ones; gradient into ``h``.
 
     ``form="token"`` compares every real token, ``"token_mean"`` the rows' token means (published).
@@ -116,13 +120,10 @@ def retain(h: Tensor, h0: Tensor, mask: Tensor, *, form: str) -> Tensor:
         result = losses.retain(states, _array(h0), _array(mask) != 0, form=form)
         return result.value, result.grad, None
 
-    out: Tensor = _Fused.apply(kernel, h, None)
-    return out
+    return _fused(kernel, h, None)
 
 
-def separate_torch(
-    h: Tensor, h0: Tensor, basis: Tensor, target: Tensor, weights: Tensor
-) -> Tensor:
+def separate_torch(h: Tensor, h0: Tensor, basis: Tensor, target: Tensor, weights: Tensor) -> Tensor:
     """`separate` in torch operations, for any device."""
     miss = (h - h0) @ basis - target
     return (weights * miss.square().sum(-1)).sum() / h.shape[1]
@@ -145,7 +146,7 @@ def align_torch(
     return (weights * gap.square().sum(-1)).sum() / h.shape[1]
 
 
-def retain_torch(h: Tensor, h0: Tensor, mask: Tensor, *, form: str) -> Tensor:
+def retain_torch(h: Tensor, h0: Tensor, mask: Tensor, *, form: Form) -> Tensor:
     """`retain` in torch operations, for any device."""
     diff = (h - h0) * mask[..., None]
     if form == "token":

@@ -54,16 +54,28 @@ def optimize(
         rate = config.learning_rate * _schedule(number, config)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        try:
-            loss, entry = loss_of(next(draws))
-        except InputError as error:  # a kernel met a state that is not finite
-            raise DivergedError(f"step {number}: {error}; {_ADVICE}") from None
-        _check_finite(entry, number)
-        loss.backward()  # type: ignore[no-untyped-call]
+        entry = _accumulate(loss_of, next(draws), config.micro_batch or config.batch_size, number)
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         yield {"step": number, "lr": rate, "grad_norm": float(norm), **entry}
+
+
+def _accumulate(loss_of: Loss, drawn: list[int], size: int, number: int) -> dict[str, float]:
+    """Add up the gradients of a step, ``size`` prompts at a time; return the mean log entry."""
+    total: dict[str, float] = {}
+    for at in range(0, len(drawn), size):
+        part = drawn[at : at + size]
+        share = len(part) / len(drawn)
+        try:
+            loss, entry = loss_of(part)
+        except InputError as error:  # a kernel met a state that is not finite
+            raise DivergedError(f"step {number}: {error}; {_ADVICE}") from None
+        _check_finite(entry, number)
+        (loss * share).backward()
+        for name, value in entry.items():
+            total[name] = total.get(name, 0.0) + share * value
+    return total
 
 
 @contextmanager

@@ -36,7 +36,7 @@ def versions() -> dict[str, str]:
 
 
 def reproduction(result: TrainResult) -> dict[str, Any]:
-    """Settings, hashes, versions and command of a run, ready for JSON."""
+    """Collect settings, hashes, versions and command of a run, ready for JSON."""
     return {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "versions": versions(),

@@ -24,6 +24,7 @@ from lens.models.blocks import locate
 from lens.models.chat import ChatOptions, Role, encode
 from lens.models.prefix import Batch, PrefixCache
 from lens.models.sites import resolve_layers
+from lens.models.spilling import spill
 from lens.space import Space
 
 State = dict[str, Tensor]
@@ -86,6 +87,9 @@ class LensTrainer:
         Chat template flags for the prompts.
     cache_batch : int
         Rows per forward pass while the prefix is cached.
+    low_memory : bool
+        Once the prefix is cached, move the weights that training does not need (blocks below the
+        band, output head) to a temporary file; they come back when they are used.
 
     Raises
     ------
@@ -106,6 +110,7 @@ class LensTrainer:
         texts: Mapping[str, Sequence[str]] | None = None,
         chat: ChatOptions | None = None,
         cache_batch: int = 32,
+        low_memory: bool = False,
     ) -> None:
         space.check_model(model)
         self.model, self.tokenizer, self.space = model, tokenizer, space
@@ -132,12 +137,15 @@ class LensTrainer:
             self.rows[lang] = self.cache.add(
                 ids, keep=keep, batch_size=cache_batch, label=f"Caching {lang}"
             )
-        for lang, texts_of in (texts or {}).items():
-            ids = _encoded(tokenizer, texts_of, "text", chat)
+        for lang, plain in (texts or {}).items():
+            ids = _encoded(tokenizer, plain, "text", chat)
             self.texts[canonical(lang)] = self.cache.add(
                 ids, keep="all", batch_size=cache_batch, label=f"Caching text {lang}"
             )
         model.train(was_training)
+        if low_memory:
+            idle = [*parts.blocks[: min(self.layers)], parts.lm_head]
+            spill(module for module in idle if module is not None)
 
     def restore(self) -> None:
         """Put the original weights back."""
@@ -298,7 +306,9 @@ class _Step:
         """How far the last states moved along and across the language step, and the pivot's."""
         site = self.config.sites[-1]
         at = self.where[site]
-        moved = (batch.last(states[site]) - self.trainer.cache.last_reference(indices, site)).float()
+        moved = (
+            batch.last(states[site]) - self.trainer.cache.last_reference(indices, site)
+        ).float()
         along, across, cosine = [], [], []
         for k, lang in enumerate(self.trainer.languages, start=1):
             rows = moved[k * n : (k + 1) * n]
@@ -326,7 +336,9 @@ def _checked(prompts: Mapping[str, Sequence[str]], space: Space) -> dict[str, li
         problems.append("prompts in at least one language besides the pivot are needed")
     absent = [lang for lang in rows if lang not in space.languages]
     if absent:
-        problems.append(f"the space has no {', '.join(absent)} (it has {', '.join(space.languages)})")
+        problems.append(
+            f"the space has no {', '.join(absent)} (it has {', '.join(space.languages)})"
+        )
     if len({len(texts) for texts in rows.values()}) > 1 or not all(rows.values()):
         counts = ", ".join(f"{lang}: {len(texts)}" for lang, texts in rows.items())
         problems.append(f"prompts are not parallel, row counts are {counts}")

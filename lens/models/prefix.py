@@ -8,7 +8,7 @@ model is held and no frozen lower block runs again (``docs/training.md``).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -257,16 +257,17 @@ def _entry_of(block: nn.Module, seen: dict[str, Tensor]) -> Iterator[None]:
 
 
 @contextmanager
-def _passing_through(blocks: Sequence[nn.Module], form: Any) -> Iterator[None]:
+def _passing_through(blocks: Iterable[nn.Module], form: Any) -> Iterator[None]:
     """Make blocks return their input, in the form their real output has."""
 
     def bypass(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Any:
         return with_block_output(form, hidden_states)
 
-    for block in blocks:
+    bypassed = list(blocks)
+    for block in bypassed:
         block.forward = bypass
     try:
         yield
     finally:
-        for block in blocks:
+        for block in bypassed:
             del block.forward

@@ -200,13 +200,11 @@ def _grid(tuned: Tuned, n: int) -> Iterator[GridCell]:
             ("accuracy_in_language", trial.quality),
             ("fidelity", trial.fidelity),
         ):
-            yield GridCell(
-                trial.language, trial.strength, metric, value, n=n, chosen=chosen
-            )
+            yield GridCell(trial.language, trial.strength, metric, value, n=n, chosen=chosen)
 
 
 def _examples(before: Answers, after: Answers) -> Iterator[Example]:
-    """The first two test questions of every language, whatever became of them."""
+    """Show the first two test questions of every language, whatever became of them."""
     seen: dict[str, int] = {}
     for question, old, new in zip(before.questions, before.answers, after.answers, strict=True):
         seen[question.language] = seen.get(question.language, 0) + 1

@@ -1,0 +1,152 @@
+"""One side of the Lens step benchmark; prints seconds a step, peak bytes and the first loss."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lens.lsm import PRESETS, LensTrainer
+from lens.lsm.geometry import Geometry
+from lens.space import Space
+
+LANGUAGES = ("eng_Latn", "spa_Latn", "ind_Latn", "swh_Latn", "tur_Latn", "rus_Cyrl", "zho_Hans")
+WIDTH, BLOCKS, TOKENS, VOCABULARY, PROMPTS = 768, 24, 64, 32_000, 8
+CONFIG = PRESETS["lens-v1"].model_copy(update={"batch_size": PROMPTS, "micro_batch": 1})
+
+
+def make_model() -> Any:
+    """Random-weight Llama of 24 blocks, float32."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=WIDTH,
+        intermediate_size=2048,
+        num_hidden_layers=BLOCKS,
+        num_attention_heads=12,
+        num_key_value_heads=12,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def make_prompts() -> dict[str, list[list[int]]]:
+    """Random token ids, parallel over languages."""
+    rng = np.random.default_rng(0)
+    shape = (PROMPTS, TOKENS)
+    return {lang: rng.integers(5, VOCABULARY, shape).tolist() for lang in LANGUAGES}
+
+
+def make_space() -> Space:
+    """A space from random states, the same on every side."""
+    rng = np.random.default_rng(1)
+    states = {
+        lang: rng.normal(size=(20, WIDTH)) + rng.normal(size=WIDTH) + 2.0 for lang in LANGUAGES
+    }
+    return Space.from_states({"final": states}, pivot=LANGUAGES[0])
+
+
+class Published:
+    """The published losses over two whole models, in plain torch."""
+
+    def __init__(self, *, batched: bool) -> None:
+        self.model = make_model()
+        self.frozen = copy.deepcopy(self.model)
+        self.model.requires_grad_(False)
+        self.band = [p for b in self.model.model.layers[-2:] for p in b.parameters()]
+        for parameter in self.band:
+            parameter.requires_grad_(True)
+        self.ids = {lang: torch.tensor(rows) for lang, rows in make_prompts().items()}
+        self.at = Geometry.of(make_space(), "final", CONFIG)
+        self.batched = batched
+        self.optimizer = torch.optim.AdamW(self.band, lr=1e-5, weight_decay=0.1)
+
+    def states(self, model: Any, prompt: int) -> dict[str, Tensor]:
+        """Final states (1, t, d) of one prompt in every language."""
+        rows = {lang: ids[prompt : prompt + 1] for lang, ids in self.ids.items()}
+        if self.batched:
+            out = model.base_model(torch.cat(list(rows.values())), use_cache=False)
+            return dict(zip(rows, out.last_hidden_state.split(1), strict=True))
+        return {
+            lang: model(ids, output_hidden_states=True, use_cache=False).hidden_states[-1]
+            for lang, ids in rows.items()
+        }
+
+    def loss(self, prompt: int) -> Tensor:
+        """Token-mean retain, and separate and two-sided align of every language."""
+        h = self.states(self.model, prompt)
+        with torch.no_grad():
+            h0 = self.states(self.frozen, prompt)
+        pivot = LANGUAGES[0]
+        total = (h[pivot].mean(1) - h0[pivot].mean(1)).square().mean()
+        unit = self.at.agnostic / self.at.agnostic.norm()
+        for lang in LANGUAGES[1:]:
+            new, old = h[lang][:, -1], h0[lang][:, -1]
+            moved = (new - old) @ self.at.basis @ self.at.basis.T
+            total = total + (moved - self.at.basis @ self.at.step[lang]).square().mean()
+            gap = ((h[pivot][:, -1] - new) @ unit)[:, None] * unit
+            total = total + gap.square().mean()
+        return total
+
+    def step(self) -> float:
+        """Accumulate all prompts, then one optimizer step; returns the mean loss."""
+        total = 0.0
+        for prompt in range(PROMPTS):
+            loss = self.loss(prompt) / PROMPTS
+            loss.backward()
+            total += float(loss.detach())
+        torch.nn.utils.clip_grad_norm_(self.band, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return total
+
+
+def _published(batched: bool) -> tuple[float, float]:
+    side = Published(batched=batched)
+    loss = side.step()
+    return _median(side.step, 2), loss
+
+
+def _lens() -> tuple[float, float]:
+    trainer = LensTrainer(
+        make_model(), None, make_space(), make_prompts(), cache_batch=8, low_memory=True
+    )
+    result = trainer.run(CONFIG.model_copy(update={"steps": 2, "learning_rate": 1e-5}))
+    steps = 6
+    timed = trainer.run(CONFIG.model_copy(update={"steps": steps, "learning_rate": 1e-5}))
+    return timed.seconds / steps, result.log[0]["loss"]
+
+
+def _median(action: Callable[[], object], repeat: int) -> float:
+    times = []
+    for _ in range(repeat):
+        started = time.perf_counter()
+        action()
+        times.append(time.perf_counter() - started)
+    return float(np.median(times))
+
+
+def main() -> None:
+    """Measure the side named on the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("side", choices=("published", "batched", "lens"))
+    side = parser.parse_args().side
+    seconds, loss = _lens() if side == "lens" else _published(side == "batched")
+    # Linux counts in KiB, macOS in bytes
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    print(json.dumps({"seconds": seconds, "peak": peak, "loss": loss}))
+
+
+if __name__ == "__main__":
+    main()
