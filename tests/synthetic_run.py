@@ -44,12 +44,20 @@ def make_record(n: int = 500) -> RunRecord:
                 share = 0.985 if pivot else np.clip(centre + rng.normal(0, 0.07), 0, 1)
                 k = round(share * n)
                 shares.append(k / n)
-                rows.append(
-                    ResultRow(system, language, "test", metric, k / n, n, *wilson(k, n), 0)
-                )
+                rows.append(ResultRow(system, language, "test", metric, k / n, n, *wilson(k, n), 0))
             mean = float(np.mean(shares[1:]))
             rows.append(
-                ResultRow(system, "mean", "test", metric, mean, 6 * n, mean - 0.014, min(1, mean + 0.014), 0)
+                ResultRow(
+                    system,
+                    "mean",
+                    "test",
+                    metric,
+                    mean,
+                    6 * n,
+                    mean - 0.014,
+                    min(1, mean + 0.014),
+                    0,
+                )
             )
         rows.append(ResultRow(system, "eng_Latn", "test", "kl", kl, n, kl * 0.9, kl * 1.1, 0))
     return RunRecord(
@@ -89,7 +97,11 @@ def _spectra() -> tuple[Spectrum, ...]:
 def _losses(rng: np.random.Generator) -> tuple[LossCurve, ...]:
     steps = tuple(range(1, 151))
     return tuple(
-        LossCurve(name, steps, tuple(float(top * (np.exp(-s / 35) + 0.05 + rng.normal(0, 0.02))) for s in steps))
+        LossCurve(
+            name,
+            steps,
+            tuple(float(top * (np.exp(-s / 35) + 0.05 + rng.normal(0, 0.02))) for s in steps),
+        )
         for name, top in (("separate", 2.4), ("align", 0.35), ("retain", 0.04))
     )
 
@@ -105,7 +117,16 @@ def _grid() -> tuple[GridCell, ...]:
             ):
                 low, high = wilson(round(value * 200), 200)
                 cells.append(
-                    GridCell(language, strength, metric, value, 200, low, high, strength == 1.0 + 0.5 * (i > 2))
+                    GridCell(
+                        language,
+                        strength,
+                        metric,
+                        value,
+                        200,
+                        low,
+                        high,
+                        strength == 1.0 + 0.5 * (i > 2),
+                    )
                 )
     return tuple(cells)
 
@@ -134,7 +155,9 @@ def _comparisons(rng: np.random.Generator, n: int) -> tuple:
     found = [q.language for q in questions]
     judged = []
     for share in (0.3, 0.62):
-        right = rng.random(len(questions)) < [0.985 if q.language == "eng_Latn" else share for q in questions]
+        right = rng.random(len(questions)) < [
+            0.985 if q.language == "eng_Latn" else share for q in questions
+        ]
         answers = ["right" if hit else "wrong" for hit in right]
         judged.append(
             outcomes(answers, questions, identified=found, is_correct=lambda q, a, _: a == "right")

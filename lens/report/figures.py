@@ -100,7 +100,7 @@ def _axes(width: float, height: float, palette: Palette) -> Iterator[tuple[Figur
         from matplotlib import rc_context
         from matplotlib.figure import Figure
     except ImportError:
-        raise MissingExtraError("matplotlib", "hf", "drawing a figure") from None
+        raise MissingExtraError("matplotlib", "report", "drawing a figure") from None
     colours = {
         "text.color": palette.ink,
         "axes.edgecolor": palette.muted,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from lens.errors import InputError
-from lens.evaluate.rows import read_text, write_rows, write_text
+from lens.evaluate.rows import read_text, write_rows
+from lens.io import write_text
 from lens.report.record import RunRecord
 
 RECORD, RESULTS, PAGE = "record.json", "results.json", "report.html"
@@ -28,11 +29,14 @@ def write_run(record: RunRecord, folder: str | Path) -> Path:
     """
     from lens.report.render import render
 
-    page = render(record)  # before anything is written: a record that cannot be shown writes nothing
+    page = render(
+        record
+    )  # before anything is written: a record that cannot be shown writes nothing
     target = Path(folder)
     write_rows(target / RESULTS, record.rows)
     write_text(target / RECORD, record.to_json())
-    return write_text(target / PAGE, page)
+    write_text(target / PAGE, page)
+    return target / PAGE
 
 
 def read_run(path: str | Path) -> RunRecord:

@@ -193,7 +193,9 @@ def _build(kind: Any, item: Mapping[str, Any], source: str) -> Any:
     if kind is ResultRow:
         return ResultRow.from_dict(item)
     values = {
-        key: tuple(math.nan if v is None else v for v in value) if isinstance(value, list) else value
+        key: tuple(math.nan if v is None else v for v in value)
+        if isinstance(value, list)
+        else value
         for key, value in item.items()
     }
     return _construct(kind, values, source)

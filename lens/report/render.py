@@ -42,7 +42,7 @@ def render(record: RunRecord) -> str:
     try:
         from jinja2 import Environment, StrictUndefined
     except ImportError:
-        raise MissingExtraError("jinja2", "hf", "rendering a report") from None
+        raise MissingExtraError("jinja2", "report", "rendering a report") from None
     if not record.ordered_systems():
         raise InputError(
             f"the record has no rows of split '{record.split}'; expected at least one "

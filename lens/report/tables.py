@@ -142,7 +142,11 @@ def finding(record: RunRecord) -> str:
     kept = _pair(record, before, after, record.pivot, "accuracy_in_language")
     if kept:
         drift = record.find(after, record.pivot, "kl")
-        by = f"; its next-token distribution moved by {number(drift.value, 'kl')} nats" if drift else ""
+        by = (
+            f"; its next-token distribution moved by {number(drift.value, 'kl')} nats"
+            if drift
+            else ""
+        )
         sentences.append(f"{language_name(record.pivot)} accuracy went from {kept}{by}.")
     return " ".join(sentences)
 
