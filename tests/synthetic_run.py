@@ -96,14 +96,12 @@ def _spectra() -> tuple[Spectrum, ...]:
 
 def _losses(rng: np.random.Generator) -> tuple[LossCurve, ...]:
     steps = tuple(range(1, 151))
-    return tuple(
-        LossCurve(
-            name,
-            steps,
-            tuple(float(top * (np.exp(-s / 35) + 0.05 + rng.normal(0, 0.02))) for s in steps),
-        )
-        for name, top in (("separate", 2.4), ("align", 0.35), ("retain", 0.04))
-    )
+    curves = []
+    for name, top in (("separate", 2.4), ("align", 0.35), ("retain", 0.04)):
+        noise = rng.normal(0, 0.02, len(steps))
+        values = top * (np.exp(-np.array(steps) / 35) + 0.05 + noise)
+        curves.append(LossCurve(name, steps, tuple(values.tolist())))
+    return tuple(curves)
 
 
 def _grid() -> tuple[GridCell, ...]:

@@ -85,7 +85,7 @@ def plot_losses(record: RunRecord, *, palette: Palette = SCREEN) -> list[Figure]
 
 
 def plot_grid(record: RunRecord, *, palette: Palette = SCREEN) -> list[Figure]:
-    """Validation metrics over λ, one small panel per language; the chosen λ is marked."""
+    """Draw validation metrics over λ, one small panel per language; the chosen λ is marked."""
     by_language: dict[str, list[GridCell]] = {}
     for cell in record.grid:
         by_language.setdefault(cell.language, []).append(cell)

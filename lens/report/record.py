@@ -192,13 +192,15 @@ _PARTS: dict[str, Any] = {
 def _build(kind: Any, item: Mapping[str, Any], source: str) -> Any:
     if kind is ResultRow:
         return ResultRow.from_dict(item)
-    values = {
-        key: tuple(math.nan if v is None else v for v in value)
-        if isinstance(value, list)
-        else value
-        for key, value in item.items()
-    }
+    values = {key: _numbers(value) for key, value in item.items()}
     return _construct(kind, values, source)
+
+
+def _numbers(value: Any) -> Any:
+    """Turn a JSON list into a tuple; null, which stands for NaN, back into it."""
+    if not isinstance(value, list):
+        return value
+    return tuple(math.nan if item is None else item for item in value)
 
 
 def _construct(kind: Any, values: Mapping[str, Any], source: str) -> Any:

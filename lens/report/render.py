@@ -102,7 +102,7 @@ def _draw(panels: Iterable[Figure], name: str) -> list[Any]:
 
 
 def direction(code: str) -> str:
-    """Writing direction of a FLORES code: ``rtl`` or ``ltr``."""
+    """Return the writing direction of a FLORES code: ``rtl`` or ``ltr``."""
     return "rtl" if code.partition("_")[2] in _RIGHT_TO_LEFT else "ltr"
 
 

@@ -51,6 +51,7 @@ def inline_svg(figure: Figure, name: str, *, label: str) -> str:
         svg = svg.replace(getattr(PAGE, item.name), f"var(--{item.name})")
     # the browser's fonts, so that every script has glyphs; sizes stay as they were drawn
     svg = re.sub(r"(font: (?:\w+ )*[\d.]+px) [^;\"]+", r"\1 var(--sans)", svg)
+    svg = re.sub(r"font-family: [^;\"]+", "font-family: var(--sans)", svg)
     # height follows from the viewBox; the width is the natural one unless the column is narrower
     width = float(re.search(r'width="([\d.]+)pt"', svg).group(1))  # type: ignore[union-attr]
     svg = re.sub(r'\s(?:width|height)="[\d.]+pt"', "", svg, count=2)

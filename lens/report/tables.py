@@ -160,7 +160,10 @@ def _pair(record: RunRecord, before: str, after: str, language: str, metric: str
 
 def _spoken(row: ResultRow) -> str:
     shown = cell(row)
-    return f"{shown.value} ({shown.interval})" if shown.interval else shown.value
+    if not shown.interval:
+        return shown.value
+    unbroken = shown.interval.replace("–", "\u2060–\u2060")  # no line ends inside an interval
+    return f"{shown.value} ({unbroken})"
 
 
 def _share_of_possible(record: RunRecord, labels: dict[str, str]) -> str:
@@ -170,6 +173,6 @@ def _share_of_possible(record: RunRecord, labels: dict[str, str]) -> str:
         return ""
     label = labels[record.upper]
     return (
-        f", which is {ours.value / best.value:.0%} of what {label[:1].lower() + label[1:]} "
+        f", which is {100 * ours.value / best.value:.0f} % of what {label[:1].lower() + label[1:]} "
         f"reaches ({number(best.value, 'fidelity')})"
     )
