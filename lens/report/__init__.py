@@ -15,6 +15,7 @@ _NAMES = {
     "plot_languages": "figures",
     "plot_losses": "figures",
     "plot_spectra": "figures",
+    "print_rows": "console",
     "print_table": "console",
     "read_run": "files",
     "render": "render",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import IO
 
+from lens.evaluate.rows import AVERAGE, ResultRow
 from lens.report.record import RunRecord
-from lens.report.tables import finding, main_table
+from lens.report.tables import METRIC_LABELS, cell, finding, language_name, main_table
 
 
 def print_table(record: RunRecord, *, file: IO[str] | None = None) -> None:
@@ -36,3 +38,21 @@ def print_table(record: RunRecord, *, file: IO[str] | None = None) -> None:
     text = finding(record)
     if text:
         console.print(text)
+
+
+def print_rows(rows: Iterable[ResultRow], *, title: str = "", file: IO[str] | None = None) -> None:
+    """Print rows one per line: language, metric, value, interval and n."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
+    for name, side in (("Language", "left"), ("Metric", "left"), ("Value", "right"),
+                       ("95 % interval", "right"), ("n", "right")):  # fmt: skip
+        table.add_column(name, justify=side)  # type: ignore[arg-type]
+    for row in rows:
+        shown = cell(row, with_n=True)
+        name = "Average" if row.language == AVERAGE else language_name(row.language)
+        label = METRIC_LABELS.get(row.metric, row.metric)
+        table.add_row(name, label, shown.value, shown.interval, shown.n)
+    Console(file=file, highlight=False).print(table)

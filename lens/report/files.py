@@ -55,3 +55,12 @@ def read_run(path: str | Path) -> RunRecord:
             )
         target = target / RECORD
     return RunRecord.from_json(read_text(target), source=str(target))
+
+
+def is_run(path: str | Path) -> bool:
+    """Whether a folder holds a run and nothing else, so that a new run may take its place."""
+    target = Path(path)
+    if not target.is_dir():
+        return False
+    names = {item.name for item in target.iterdir()}
+    return RECORD in names and names <= {RECORD, RESULTS, PAGE}

@@ -82,6 +82,7 @@ def _content(record: RunRecord) -> dict[str, Any]:
         "compared": " against ".join(
             f"“{labels.get(name, name)}”" for name in (record.main, record.baseline)
         ),
+        "one_rank": len({(s.rank, s.rank_reason) for s in record.spectra}) == 1,
         "metric_labels": METRIC_LABELS,
         "grid_metrics": list(dict.fromkeys(cell.metric for cell in record.grid)),
         "languages_svg": _draw(figures.plot_languages(record, palette=PAGE), "languages"),
