@@ -37,7 +37,7 @@ _NAMES = {
     "evaluate": "suite",
 }
 
-__all__ = sorted(_NAMES)  # noqa: PLE0605 - the table above is the only list of names
+__all__ = sorted(_NAMES)
 
 
 def __getattr__(name: str) -> Any:

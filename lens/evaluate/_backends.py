@@ -20,7 +20,9 @@ def _lingua(
     try:
         import lingua
     except ImportError:
-        raise MissingExtraError("lingua-language-detector", "hf", "identifier 'lingua'") from None
+        raise MissingExtraError(
+            "lingua-language-detector", "langid", "identifier 'lingua'"
+        ) from None
     members = sorted(_members(lingua.Language), key=lambda member: member.name)
     by_code = _labels(
         {m: (m.iso_code_639_3.name.lower(), m.iso_code_639_1.name.lower()) for m in members}
@@ -50,7 +52,7 @@ def _py3langid(
     try:
         from py3langid import langid
     except ImportError:
-        raise MissingExtraError("py3langid", "hf", "identifier 'py3langid'") from None
+        raise MissingExtraError("py3langid", "langid", "identifier 'py3langid'") from None
     # an instance of its own: the module's global one would be shared with the caller's code
     model = langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
     by_code = _labels({label: (label,) for label in model.nb_classes})

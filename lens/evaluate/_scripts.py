@@ -49,6 +49,13 @@ def script_of(code: str) -> frozenset[str]:
     return frozenset(_NAMES.get(tag, (tag.upper(),)))
 
 
+def share_in_script(text: str, code: str) -> float:
+    """Share of the letters of ``text`` that are in a script of the language; 0 for no letters."""
+    letters = [_letter_script(char) for char in text if char.isalpha()]
+    scripts = script_of(code)
+    return sum(script in scripts for script in letters) / max(1, len(letters))
+
+
 def main_script(text: str) -> str:
     """Return the script of most letters of ``text`` (empty for no letters; ties: the first)."""
     counts = Counter(_letter_script(char) for char in text if char.isalpha())

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from lens.errors import InputError
 from lens.evaluate.generation import left_batch, length_batches
 from lens.evaluate.intervals import mean_interval
+from lens.progress import shown
 
 if TYPE_CHECKING:
     from lens.models import Batch, ChatOptions
@@ -109,7 +110,7 @@ def pivot_kl(
     with (
         torch.inference_mode(),
         tqdm(
-            total=len(rows), desc="Comparing the pivot", unit="row", disable=True if quiet else None
+            total=len(rows), desc="Comparing the pivot", unit="row", disable=quiet or not shown()
         ) as bar,
     ):
         for batch in length_batches([len(row) for row in rows], batch_size):

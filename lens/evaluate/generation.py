@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lens.errors import InputError
+from lens.progress import shown
 
 if TYPE_CHECKING:
     from lens.models import Batch, ChatOptions
@@ -75,7 +76,7 @@ def generate(
     try:
         with (
             torch.inference_mode(),
-            tqdm(total=len(rows), desc=label, unit="row", disable=True if quiet else None) as bar,
+            tqdm(total=len(rows), desc=label, unit="row", disable=quiet or not shown()) as bar,
         ):
             for batch in length_batches([len(row) for row in rows], batch_size):
                 padded = left_batch([rows[i] for i in batch], settings.pad_token_id)
@@ -122,7 +123,7 @@ def strip_thinking(text: str, *, opened: bool = False) -> str:
     str
         What follows the last ``</think>``; empty where a block is opened and never closed.
     """
-    before, close, after = text.rpartition(_CLOSE)
+    _, close, after = text.rpartition(_CLOSE)
     if close:
         return after.strip()
     return "" if opened or _OPEN in text else text.strip()

@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 
 from lens.errors import InputError
 from lens.evaluate._backends import BACKENDS, Decide
-from lens.evaluate._scripts import UNSPACED, main_script, script_of
+from lens.evaluate._scripts import UNSPACED, main_script, share_in_script
 
-DEFAULT = "lingua"
+DEFAULT = "py3langid"
 """The better of the two libraries on short answers; docs/language-identification.md."""
 
+_LEAST_SHARE = 0.25
 _WORD = re.compile(r"[^\W\d_]+(?:['\u2019\u02bc-][^\W\d_]+)*")
 
 
@@ -61,11 +62,18 @@ class Identifier:
         return [self._one(text) for text in texts]
 
     def _one(self, text: str) -> str | None:
-        words = [word for word in content_words(text) if word.casefold() not in self.neutral]
+        words = [rest for word in content_words(text) if (rest := self._without_name(word))]
         kept = " ".join(words)
         for name in self._unspaced:  # names inside a run of Chinese are no words of their own
             kept = kept.replace(name, " ")
         return self._decide(kept) if kept.strip() else None
+
+    def _without_name(self, word: str) -> str:
+        """Drop a neutral word, and the name before an apostrophe (Turkish "Kenji'nin")."""
+        if word.casefold() in self.neutral:
+            return ""
+        name, _, ending = word.replace("\u2019", "'").partition("'")
+        return ending if name.casefold() in self.neutral else word
 
 
 def identifier(
@@ -107,8 +115,8 @@ def identifier(
 
     Notes
     -----
-    Whatever a library answers, a text whose letters are mostly of another script than that of the
-    answer's language stays undecided.
+    Whatever a library answers, a text with less than a quarter of its letters in the script of
+    the answer's language stays undecided (a quarter, because names are often left in Latin).
     """
     backend = DEFAULT if name == "default" else name
     if backend not in BACKENDS:
@@ -176,6 +184,6 @@ def _canonical(languages: Sequence[str]) -> tuple[str, ...]:
 def _in_right_script(decide: Decide) -> Callable[[str], str | None]:
     def checked(text: str) -> str | None:
         code = decide(text)
-        return code if code is not None and main_script(text) in script_of(code) else None
+        return code if code is not None and share_in_script(text, code) >= _LEAST_SHARE else None
 
     return checked

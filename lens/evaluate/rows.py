@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from lens.errors import InputError
+from lens.io import write_text
 
 METRICS = ("fidelity", "accuracy_in_language", "accuracy_any", "kl")
 AVERAGE = "mean"
@@ -118,7 +117,9 @@ def write_rows(
     path: str | Path, rows: Iterable[ResultRow], *, about: Mapping[str, Any] | None = None
 ) -> Path:
     """Write rows as JSON; the file is complete or absent, never half-written."""
-    return write_text(path, rows_to_json(rows, about=about))
+    target = Path(path)
+    write_text(target, rows_to_json(rows, about=about))
+    return target
 
 
 def read_rows(path: str | Path) -> list[ResultRow]:
@@ -130,28 +131,6 @@ def read_rows(path: str | Path) -> list[ResultRow]:
         If the file is absent or is not a results file.
     """
     return rows_from_json(read_text(path), source=str(path))
-
-
-def write_text(path: str | Path, text: str) -> Path:
-    """Write ``text`` to a temporary sibling, then rename it onto ``path``."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes private files; the result gets the mode any other new file would have
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return target
 
 
 def read_text(path: str | Path) -> str:

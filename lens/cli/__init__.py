@@ -1,0 +1,27 @@
+"""The command ``lens``: one verb per file, each calling one Python function.
+
+This module imports click and nothing else of weight; a verb's file is imported when the verb is
+used, so that ``lens --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+from lens.cli._group import LazyGroup
+
+_VERBS = {
+    "demo": ("lens.cli.demo", "Run the whole road on the embedded sample world; write a report."),
+    "doctor": ("lens.cli.doctor", "Say what is installed, what is missing, and what fixes it."),
+    "probe": ("lens.cli.probe", "Read the language space of a model from parallel text."),
+    "inspect": ("lens.cli.inspect", "Show languages, singular values and rank of a space file."),
+    "train": ("lens.cli.train", "Train the top blocks to answer in the language asked (Lens)."),
+    "steer": ("lens.cli.steer", "Generate with a language added or projected out."),
+    "eval": ("lens.cli.evaluate", "Measure fidelity and accuracy of a model's answers."),
+    "report": ("lens.cli.report", "Render the report of a finished run again."),
+    "world": ("lens.cli.world", "Work with the embedded sample world."),
+}
+
+main = LazyGroup(
+    name="lens",
+    help="Find, train, steer and measure the languages inside a language model.",
+    verbs=_VERBS,
+)

@@ -1,0 +1,191 @@
+"""Options that several verbs share, and the YAML file that can hold any of them."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from lens.cli._group import VERBOSE
+from lens.errors import InputError
+
+F = TypeVar("F", bound=Callable[..., Any])
+_ALWAYS = ("config", "help", "json", "quiet", "verbose")
+
+
+class Listed(click.ParamType[Any]):
+    """Comma-separated text; in YAML a list does as well."""
+
+    name = "list"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, ...]:
+        """Split at commas and drop blanks."""
+        parts = value.split(",") if isinstance(value, str) else list(value)
+        found = tuple(str(part).strip() for part in parts if str(part).strip())
+        if not found:
+            self.fail(f"{value!r} names nothing; expected codes such as en,es,sw", param, ctx)
+        return found
+
+
+class Layers(click.ParamType[Any]):
+    """Half-open slices of blocks such as ``-2:`` or ``10:20,24``; in YAML also numbers."""
+
+    name = "slices"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str:
+        """Join what YAML gives as numbers or lists."""
+        return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+class Strength(click.ParamType[Any]):
+    """One number for all languages, or ``spa_Latn=1.5,swh_Latn=2``; in YAML also a mapping."""
+
+    name = "number | lang=number,..."
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float | dict[str, float]:
+        """Read a number or pairs."""
+        try:
+            if isinstance(value, dict):
+                return {str(key): float(number) for key, number in value.items()}
+            if not isinstance(value, str) or "=" not in value:
+                return float(value)
+            pairs = [part.partition("=") for part in value.split(",")]
+            return {key.strip(): float(number) for key, _, number in pairs}
+        except (TypeError, ValueError):
+            self.fail(
+                f"{value!r} is not a strength; expected a number such as 1.5, or one per "
+                "language: spa_Latn=1.5,swh_Latn=2",
+                param,
+                ctx,
+            )
+
+
+def talk_options(function: F) -> F:
+    """``--config``, ``--json``, ``--quiet`` and ``-v`` of every verb."""
+    for decorate in (
+        click.option("-v", "--verbose", count=True, expose_value=False, callback=_remember_verbose,
+                     is_eager=True, help="Show the traceback of an error."),
+        click.option("--quiet", is_flag=True, expose_value=False, callback=_silence,
+                     help="No progress, only the result."),
+        click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
+        click.option("--config", "-C", type=click.Path(path_type=Path), expose_value=False,
+                     is_eager=True, callback=_read_config, metavar="FILE",
+                     help="YAML file with these options as keys; the command line wins."),
+    ):  # fmt: skip
+        function = decorate(function)
+    return function
+
+
+def model_options(function: F) -> F:
+    """Which model, and how it is loaded."""
+    for decorate in (
+        click.option("--trust-remote-code", is_flag=True, help="Run code of the checkpoint."),
+        click.option("--dtype", default="auto", show_default=True,
+                     help="auto, float32, bfloat16 or float16."),
+        click.option("--device", default="cpu", show_default=True, help="cpu, cuda, mps or auto."),
+        click.option("--revision", help="Branch, tag or commit of a hub id (or ID@REVISION)."),
+        click.option("--model", required=True, help="Folder of a checkpoint, or hub id."),
+    ):  # fmt: skip
+        function = decorate(function)
+    return function
+
+
+def chat_options(function: F) -> F:
+    """How prompts meet the chat template."""
+    for decorate in (
+        click.option("--enable-thinking/--no-thinking", "thinking", default=None,
+                     help="Value of the template's enable_thinking flag."),
+        click.option("--system", help="System message."),
+        click.option("--template/--no-template", default=None,
+                     help="Use the chat template (default: where there is one)."),
+    ):  # fmt: skip
+        function = decorate(function)
+    return function
+
+
+def load_model(
+    model: str, *, revision: str | None, device: str, dtype: str, trust_remote_code: bool
+) -> tuple[Any, Any]:
+    """Load what :func:`model_options` names."""
+    from lens.models import load
+
+    return load(
+        model, revision=revision, device=device, dtype=dtype, trust_remote_code=trust_remote_code
+    )
+
+
+def chat_of(template: bool | None, system: str | None, thinking: bool | None) -> Any:
+    """Chat options from :func:`chat_options`."""
+    from lens.models import ChatOptions
+
+    return ChatOptions(template=template, system=system, enable_thinking=thinking)
+
+
+def print_json(data: Any) -> None:
+    """Print one JSON value on stdout."""
+    click.echo(json.dumps(data, indent=1, ensure_ascii=False, default=str))
+
+
+def _remember_verbose(ctx: click.Context, _param: click.Parameter, value: int) -> None:
+    ctx.meta[VERBOSE] = value
+
+
+def _silence(_ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    from lens.progress import set_quiet
+
+    set_quiet(value)
+
+
+def _read_config(ctx: click.Context, _param: click.Parameter, path: Path | None) -> None:
+    """Turn a YAML file into defaults of the options that the command line leaves out."""
+    if path is None:
+        return
+    content = _yaml(path)
+    options = {
+        name.removeprefix("--").replace("-", "_"): param.name or ""
+        for param in ctx.command.params
+        for name in (*param.opts, *param.secondary_opts)
+        if name.startswith("--")
+    }
+    secondary = {
+        name.removeprefix("--").replace("-", "_")
+        for param in ctx.command.params
+        for name in param.secondary_opts
+    }
+    values: dict[str, Any] = {}
+    problems = []
+    for key, value in content.items():
+        spelled = str(key).replace("-", "_")
+        if spelled not in options or spelled in ("config", "help"):
+            known = [name for name in options if name not in _ALWAYS]
+            close = difflib.get_close_matches(spelled, known, n=1, cutoff=0.0)
+            nearest = close[0].replace("_", "-")
+            problems.append(f"{path}: unknown key '{key}'; the nearest is '{nearest}'")
+            continue
+        values[options[spelled]] = (not value) if spelled in secondary else value
+    if problems:
+        raise InputError("\n".join(problems))
+    ctx.default_map = {**(ctx.default_map or {}), **values}
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"no config file '{path}'; check the path after --config") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not YAML: {error}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise InputError(
+            f"{path} holds a {type(content).__name__}; expected keys with values, one per option, "
+            "such as 'layers: \"-2:\"'"
+        )
+    return content

@@ -1,0 +1,98 @@
+"""``lens probe``: read a language space from parallel text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from lens.cli._options import (
+    Listed,
+    chat_of,
+    chat_options,
+    load_model,
+    model_options,
+    print_json,
+    talk_options,
+)
+
+
+@click.command()
+@model_options
+@click.option(
+    "--data",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Parallel text: folder of CODE.txt, or .jsonl, .json, .tsv.",
+)
+@click.option("--langs", type=Listed(), help="Languages to read; all in the data by default.")
+@click.option("--pivot", default="eng_Latn", show_default=True, help="Central language.")
+@click.option("--sites", default="all", show_default=True, help="all, -2:, block.3,final, ...")
+@click.option(
+    "--pooling", type=click.Choice(["mean", "last", "weighted"]), default="mean", show_default=True
+)
+@click.option(
+    "--role",
+    type=click.Choice(["text", "user", "assistant"]),
+    default="text",
+    show_default=True,
+    help="What a row is to the model.",
+)
+@click.option(
+    "--prompts",
+    type=click.Path(path_type=Path),
+    help="User prompts per language, for --role assistant.",
+)
+@click.option("--limit", type=click.IntRange(min=2), help="Rows per language.")
+@click.option("--max-tokens", type=click.IntRange(min=1), help="Cut rows after this many tokens.")
+@click.option("--batch-size", default="auto", show_default=True, help="Rows per batch, or auto.")
+@click.option("--threads", "-j", type=click.IntRange(min=1), help="Threads of the C core.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="space.safetensors")
+@click.option("--force", is_flag=True, help="Replace --out.")
+@chat_options
+@talk_options
+def command(
+    model: str, revision: str | None, device: str, dtype: str, trust_remote_code: bool,
+    data: Path, langs: tuple[str, ...] | None, pivot: str, sites: str, pooling: str, role: str,
+    prompts: Path | None, limit: int | None, max_tokens: int | None, batch_size: str,
+    threads: int | None, seed: int, out: Path, force: bool, template: bool | None,
+    system: str | None, thinking: bool | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Read the language space of a model from parallel text.
+
+    Row i must say the same in every language. The file holds statistics only, no text.
+    """
+    from lens.data import read_parallel
+    from lens.io import refuse_existing
+    from lens.probing import probe
+
+    refuse_existing(out, force=force)
+    size = _batch_size(batch_size)
+    rows = read_parallel(data, languages=langs, limit=limit).rows
+    asked = read_parallel(prompts, languages=langs, min_rows=1).rows if prompts else None
+    loaded, tokenizer = load_model(
+        model, revision=revision, device=device, dtype=dtype, trust_remote_code=trust_remote_code
+    )
+    space = probe(
+        loaded, tokenizer, rows, pivot=pivot, sites=_sites(sites), pooling=pooling,  # type: ignore[arg-type]
+        role=role, prompts=asked, batch_size=size, max_tokens=max_tokens, seed=seed,  # type: ignore[arg-type]
+        n_threads=threads, chat=None if role == "text" else chat_of(template, system, thinking),
+    )  # fmt: skip
+    space.save(out)
+    if as_json:
+        print_json({"out": str(out), **space.to_dict()})
+    else:
+        click.echo(space.summary())
+        click.echo(f"\n{out}")
+
+
+def _sites(text: str) -> str | list[str]:
+    """Names of several sites come as a list; a slice stays as it is."""
+    return text.split(",") if "," in text and ("block" in text or "final" in text) else text
+
+
+def _batch_size(text: str) -> int | str:
+    if text == "auto" or (text.isdigit() and int(text) > 0):
+        return text if text == "auto" else int(text)
+    raise click.BadParameter(f"{text!r}; expected auto or a number from 1", param_hint="batch-size")

@@ -1,0 +1,108 @@
+"""``lens train``: Lens training of the top blocks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from lens.cli._options import (
+    Layers,
+    Listed,
+    Strength,
+    chat_of,
+    chat_options,
+    load_model,
+    model_options,
+    print_json,
+    talk_options,
+)
+
+
+@click.command()
+@model_options
+@click.option(
+    "--space",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Space file of this model, from lens probe.",
+)
+@click.option(
+    "--prompts",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Parallel prompts, no answers: folder of CODE.txt, .jsonl, .json or .tsv.",
+)
+@click.option("--langs", type=Listed(), help="Languages to train; all in the prompts by default.")
+@click.option(
+    "--layers",
+    type=Layers(),
+    default="-2:",
+    show_default=True,
+    help="Blocks to train: half-open slices.",
+)
+@click.option(
+    "--losses", type=click.Choice(["corrected", "lens-v1"]), default="corrected", show_default=True
+)
+@click.option(
+    "--strength",
+    type=Strength(),
+    default=1.0,
+    show_default=True,
+    help="Length of the language step, for all or per language.",
+)
+@click.option("--steps", type=click.IntRange(min=1), help="Optimizer steps.")
+@click.option(
+    "--lr", "learning_rate", type=click.FloatRange(min=0, min_open=True), help="Learning rate."
+)
+@click.option("--batch-size", type=click.IntRange(min=1), help="Prompts per step.")
+@click.option("--limit", type=click.IntRange(min=2), help="Prompts per language.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Checkpoint folder.")
+@click.option("--force", is_flag=True, help="Replace --out.")
+@chat_options
+@talk_options
+def command(
+    model: str, revision: str | None, device: str, dtype: str, trust_remote_code: bool,
+    space: Path, prompts: Path, langs: tuple[str, ...] | None, layers: str, losses: str,
+    strength: float | dict[str, float], steps: int | None, learning_rate: float | None,
+    batch_size: int | None, limit: int | None, seed: int, out: Path, force: bool,
+    template: bool | None, system: str | None, thinking: bool | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Train the top blocks so that the model answers in the language it is asked in.
+
+    Needs prompts alone, the same ones in every language. Writes a Hugging Face checkpoint with
+    the log and reproduce.json.
+    """
+    from lens.data import read_parallel
+    from lens.io import refuse_existing
+    from lens.space import Space
+
+    refuse_existing(out, force=force)
+    read = Space.load(space)
+    wanted = (read.pivot, *(code for code in langs or () if read.pivot != _code(code)))
+    rows = read_parallel(prompts, languages=wanted if langs else None, limit=limit).rows
+    loaded, tokenizer = load_model(
+        model, revision=revision, device=device, dtype=dtype, trust_remote_code=trust_remote_code
+    )
+    from lens.lsm import train
+
+    result = train(
+        loaded, tokenizer, read, rows, layers=layers, losses=losses, strength=strength,
+        steps=steps, learning_rate=learning_rate, batch_size=batch_size, seed=seed,
+        chat=chat_of(template, system, thinking),
+    )  # fmt: skip
+    result.save(out, force=force)
+    last = result.log[-1] if result.log else {}
+    if as_json:
+        print_json({"out": str(out), "steps": len(result.log), "last": last})
+        return
+    losses_said = ", ".join(f"{k} {v:.4g}" for k, v in last.items() if k.startswith("loss"))
+    click.echo(f"{len(result.log)} steps in {result.seconds:.1f} s; last step: {losses_said}")
+    click.echo(str(out))
+
+
+def _code(typed: str) -> str:
+    from lens.data import canonical
+
+    return canonical(typed)
