@@ -125,10 +125,11 @@ def identifier(
         )
     codes = _canonical(languages)
     words = frozenset(part.casefold() for text in neutral for part in content_words(text))
+    known: dict[str, frozenset[str]] | None = None
     if vocabulary is not None:
-        known = dict(zip(_canonical(tuple(vocabulary)), vocabulary.values(), strict=True))
-        vocabulary = {code: frozenset(_vocabulary_words(items)) for code, items in known.items()}
-    version, decide = BACKENDS[backend](codes, vocabulary, min_confidence)
+        pairs = zip(_canonical(tuple(vocabulary)), vocabulary.values(), strict=True)
+        known = {code: frozenset(_vocabulary_words(items)) for code, items in pairs}
+    version, decide = BACKENDS[backend](codes, known, min_confidence)
     runs = sorted((word for word in words if main_script(word) in UNSPACED), key=len, reverse=True)
     return Identifier(backend, version, codes, words, tuple(runs), _in_right_script(decide))
 

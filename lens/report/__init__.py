@@ -1,7 +1,25 @@
 """Turn a finished run into a page, a table and files; nothing here computes a result."""
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # for type checkers and editors: the same names, at no cost at run time
+    from lens.report.console import print_rows as print_rows
+    from lens.report.console import print_table as print_table
+    from lens.report.figures import plot_grid as plot_grid
+    from lens.report.figures import plot_languages as plot_languages
+    from lens.report.figures import plot_losses as plot_losses
+    from lens.report.figures import plot_spectra as plot_spectra
+    from lens.report.files import read_run as read_run
+    from lens.report.files import write_run as write_run
+    from lens.report.page import render as render
+    from lens.report.record import Example as Example
+    from lens.report.record import GridCell as GridCell
+    from lens.report.record import LossCurve as LossCurve
+    from lens.report.record import RunRecord as RunRecord
+    from lens.report.record import Spectrum as Spectrum
+    from lens.report.record import System as System
+    from lens.report.tables import finding as finding
 
 _NAMES = {
     "Example": "record",
@@ -18,7 +36,7 @@ _NAMES = {
     "print_rows": "console",
     "print_table": "console",
     "read_run": "files",
-    "render": "render",
+    "render": "page",
     "write_run": "files",
 }
 
@@ -27,12 +45,9 @@ __all__ = sorted(_NAMES)
 
 def __getattr__(name: str) -> Any:
     """Import a public name the first time it is asked for (PEP 562)."""
-    if name not in _NAMES:
-        raise AttributeError(f"module 'lens.report' has no attribute '{name}'")
-    value = getattr(import_module(f"lens.report.{_NAMES[name]}"), name)
-    # the submodule `render` has the name of its function: the function wins, as it is the API
-    globals()[name] = value
-    return value
+    if name in _NAMES:
+        return getattr(import_module(f"lens.report.{_NAMES[name]}"), name)
+    raise AttributeError(f"module 'lens.report' has no attribute '{name}'")
 
 
 def __dir__() -> list[str]:

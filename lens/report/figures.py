@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from lens.errors import MissingExtraError
 from lens.evaluate.rows import AVERAGE, ResultRow
@@ -36,7 +36,7 @@ class Palette:
 
 
 SCREEN = Palette()
-_STYLE = {
+_STYLE: dict[str, Any] = {
     "font.size": 8.5,
     "axes.titlesize": 8.5,
     "axes.titlelocation": "left",
@@ -101,7 +101,7 @@ def _axes(width: float, height: float, palette: Palette) -> Iterator[tuple[Figur
         from matplotlib.figure import Figure
     except ImportError:
         raise MissingExtraError("matplotlib", "report", "drawing a figure") from None
-    colours = {
+    colours: dict[str, Any] = {
         "text.color": palette.ink,
         "axes.edgecolor": palette.muted,
         "axes.labelcolor": palette.muted,
@@ -110,7 +110,7 @@ def _axes(width: float, height: float, palette: Palette) -> Iterator[tuple[Figur
         "xtick.labelcolor": palette.ink,
         "ytick.labelcolor": palette.ink,
     }
-    with rc_context({**_STYLE, **colours}):
+    with rc_context(cast(Any, {**_STYLE, **colours})):
         figure = Figure(figsize=(width, height), layout="constrained")
         figure.patch.set_alpha(0.0)
         ax = figure.add_subplot()
@@ -210,8 +210,8 @@ def _grid_panel(
             colour = str(getattr(palette, roles.get(metric, "upper")))
             xs = [cell.strength for cell in line]
             if all(c.low is not None and c.high is not None for c in line):
-                lows: list[Any] = [c.low for c in line]
-                ax.fill_between(xs, lows, [c.high for c in line], color=colour, alpha=0.14, lw=0)
+                lows, highs = ([getattr(c, end) for c in line] for end in ("low", "high"))
+                ax.fill_between(xs, lows, highs, color=colour, alpha=0.14, lw=0)
             hollow = metric == "fidelity"
             ax.plot(
                 xs, [c.value for c in line], color=colour, marker="o", markersize=3,

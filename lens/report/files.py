@@ -27,7 +27,7 @@ def write_run(record: RunRecord, folder: str | Path) -> Path:
     Path
         The page.
     """
-    from lens.report.render import render
+    from lens.report.page import render
 
     page = render(
         record

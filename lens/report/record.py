@@ -175,7 +175,8 @@ class RunRecord:
             )
         for name, kind in _PARTS.items():
             data[name] = tuple(_build(kind, item, source) for item in data.get(name, ()))
-        return _construct(cls, data, source)
+        record: RunRecord = _construct(cls, data, source)
+        return record
 
 
 _PARTS: dict[str, Any] = {
