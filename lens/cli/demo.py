@@ -30,7 +30,7 @@ def command(out: Path, limit: int, seed: int, force: bool, as_json: bool) -> Non
 
     force = force or is_run(out)
     refuse_existing(out, force=force)
-    record = run(out, limit=limit, seed=seed)
+    record = run(limit=limit, seed=seed)
     with new_folder(out, force=force) as folder:
         write_run(record, folder)
     if as_json:

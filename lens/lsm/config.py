@@ -71,9 +71,8 @@ class LensConfig(_Frozen):
     terms : tuple of Separate, Align or Retain
         The loss is their weighted sum; separate and align are summed over languages.
     rank : "auto", "full" or int
-        Rank of the language subspace at every site.
-    role : {"user", "assistant", "text"}
-        The probe role the space must have been read with.
+        Rank of the language subspace at every site. With "full" every language keeps its own
+        step exactly; a lower rank can lose the languages that differ least from the others.
     steps, batch_size : int
         Optimizer steps, and parallel prompts (each in all languages) per step.
     micro_batch : int or None
@@ -84,7 +83,6 @@ class LensConfig(_Frozen):
 
     terms: tuple[Term, ...]
     rank: Literal["auto", "full"] | int = "auto"
-    role: Literal["user", "assistant", "text"] = "assistant"
     steps: int = Field(100, ge=1)
     batch_size: int = Field(8, ge=1)
     micro_batch: int | None = Field(None, ge=1)
@@ -112,11 +110,11 @@ PRESETS: dict[str, LensConfig] = {
             Retain(form="token_mean"),
         ),
         rank="full",
-        role="user",
         weight_decay=0.1,
     ),
     "corrected": LensConfig(
         terms=(Separate(target="absolute"), Retain(form="token")),
+        rank="full",
     ),
 }
 

@@ -1,5 +1,6 @@
 """The three models of the sample world: where they are and how they are loaded."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -70,3 +71,11 @@ def load(name: str) -> tuple[Any, Any]:
         raise MissingExtraError(error.name or "transformers", "hf", "loading a model") from None
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     return model.eval(), AutoTokenizer.from_pretrained(path)
+
+
+def digests() -> dict[str, str]:
+    """Hash the weights (SHA-256) of every shipped model."""
+    return {
+        name: hashlib.sha256((checkpoint_path(name) / "model.safetensors").read_bytes()).hexdigest()
+        for name in CHECKPOINTS
+    }

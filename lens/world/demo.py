@@ -9,16 +9,15 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import lens
 from lens.evaluate import ResultRow
 from lens.evaluate.scoring import compare
 from lens.lsm import PRESETS, LensTrainer
 from lens.lsm.saving import versions
+from lens.probing import probe
 from lens.progress import say
 from lens.report import Example, GridCell, LossCurve, RunRecord, Spectrum, System
 from lens.space import Space
@@ -26,7 +25,6 @@ from lens.subspace import principal_angles
 from lens.world import checkpoints
 from lens.world.judging import Answers, Judge
 from lens.world.languages import LANGUAGES, PIVOT
-from lens.world.questions import text
 from lens.world.systems import (
     LAYERS,
     Tuned,
@@ -45,7 +43,6 @@ SYSTEMS = (
     System("sft-same-budget", "tuned on answers", "same blocks and steps, real answers"),
     System("possible", "what is possible", "chat model tuned on all languages"),
 )
-PROBE_ROWS = 300
 
 
 class _Demo:
@@ -62,14 +59,12 @@ class _Demo:
         self.answers: dict[str, Answers] = {}
         self.seconds: dict[str, float] = {}
         prompts = train_prompts()
-        texts = {lang: text(lang, PROBE_ROWS, seed=seed) for lang in LANGUAGES}
+        read = {"pivot": PIVOT, "pooling": "last", "seed": seed}
         with self.timed("probe"):
-            self.space = lens.probe(
-                self.model, self.tokenizer, texts, pivot=PIVOT, role="assistant", prompts=prompts
-            )
-            self.prompt_space = lens.probe(
-                self.model, self.tokenizer, prompts, pivot=PIVOT, role="user", pooling="last"
-            )
+            # Where a question ends in plain text: what follows is written in its language.
+            self.space = probe(self.model, self.tokenizer, prompts, role="text", **read)
+            # Where the published method reads: under the chat template.
+            self.prompt_space = probe(self.model, self.tokenizer, prompts, role="user", **read)
 
     @contextmanager
     def timed(self, label: str) -> Iterator[None]:
@@ -138,52 +133,42 @@ class _Demo:
             comparisons=tuple(compare(before.outcomes, after.outcomes, pivot=PIVOT)),
             systems=SYSTEMS,
             pivot=PIVOT,
-            angles_note="the subspace read at the last prompt token instead of answer positions",
+            angles_note="the subspace read under the chat template, as published",
         )
 
 
-def run(
-    out: str | Path = "lens-demo", *, limit: int = 500, seed: int = 0, quiet: bool = False
-) -> RunRecord:
-    """Run the demo and return its record (the command line writes the files).
+def run(*, limit: int = 500, seed: int = 0) -> RunRecord:
+    """Run the demo and return its record.
 
     Parameters
     ----------
-    out : path
-        Folder for the trained model (``out/model``).
     limit : int
         Test questions per language, at most 1,000.
     seed : int
-        Of training, probe rows and bootstrap.
-    quiet : bool
-        No progress.
+        Of training, the random subspace and bootstrap intervals.
 
     Returns
     -------
     RunRecord
         Rows, figures' data, examples and how it was made.
     """
-    if quiet:
-        lens.progress.set_quiet(True)
     demo = _Demo(limit=limit, seed=seed)
     tuned = demo.lens_runs()
     demo.controls()
-    record = demo.record(tuned["lens"], limit=limit)
-    del out
-    return record
+    return demo.record(tuned["lens"], limit=limit)
 
 
 def _spectra(space: Space, other: Space) -> Iterator[Spectrum]:
     """Singular values per site, and angles between two ways of reading the directions."""
     for site in space.sites:
-        fitted, prompt = space.fit(site, rank="auto"), other.fit(site, rank="auto")
+        fitted, prompt = space.fit(site, rank="full"), other.fit(site, rank="full")
         angles = np.degrees(principal_angles(fitted.basis, prompt.basis))
         yield Spectrum(
             site,
             tuple(map(float, fitted.singular_values)),
             tuple(map(float, angles)),
-            fitted.rank,
-            fitted.rank_reason,
+            space.fit(site).rank,
+            space.fit(site).rank_reason,
         )
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lens.evaluate import ResultRow, generate, identifier, outcomes, pivot_kl
 from lens.evaluate.scoring import Outcomes, rows_of
+from lens.world.facts import PEOPLE
 from lens.world.languages import LANGUAGES, PIVOT
 from lens.world.questions import Question, is_correct, questions
 
@@ -50,7 +51,7 @@ class Judge:
     ) -> None:
         self.split, self.seed = split, seed
         self.reference, self.tokenizer = reference, tokenizer
-        self.identifier = identifier("default", list(LANGUAGES))
+        self.identifier = identifier("default", list(LANGUAGES), neutral=PEOPLE)
         self.questions = {lang: questions(split, lang, limit) for lang in LANGUAGES}
 
     def ask(
@@ -99,6 +100,4 @@ class Judge:
         rows = rows_of(
             answers.outcomes, system=system, split=self.split, pivot=PIVOT, seed=self.seed
         )
-        from dataclasses import replace
-
         return [*rows, replace(drift, system=system)]

@@ -5,7 +5,7 @@ All of them start from the chat model, which was tuned on English questions only
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +20,8 @@ from lens.world.languages import LANGUAGES, OTHERS, PIVOT
 from lens.world.questions import questions
 
 LAYERS = "-2:"
-GRID = (0.5, 0.75, 1.0, 1.5, 2.0)
-STEER_STRENGTHS = (1.0, 2.0, 4.0)
+GRID = (1.0, 1.5, 2.0, 2.5, 3.0)
+STEER_STRENGTHS = (1.0, 2.0, 3.0)
 SCREENING = 60  # validation questions per language for the coarse steering grid
 
 
@@ -46,7 +46,9 @@ class Steering:
         if language == PIVOT:
             return nullcontext()
         block, strength = self.setting[language]
-        rules = diffmean_rules(self.space, language, layers=block, strength=strength)
+        rules = diffmean_rules(
+            self.space, language, layers=block, strength=strength, apply="prompt"
+        )
         return steer(self.model, rules)
 
 
@@ -129,6 +131,3 @@ def same_budget(model: Any, tokenizer: Any, config: LensConfig, *, seed: int) ->
     finetune(
         model, tokenizer, train_prompts(), train_answers(), layers=LAYERS, config=config, seed=seed
     )
-
-
-Progress = Callable[[str], None]
