@@ -39,4 +39,4 @@ def check_language(code: str) -> str:
             f"the sample world has no text in '{code}' ({found}); "
             f"it speaks {', '.join(LANGUAGES)}: choose one of these"
         )
-    return found
+    return str(found)

@@ -1,7 +1,7 @@
 """The byte-level BPE tokenizer of the sample world, in Hugging Face layout."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 VOCABULARY = 4096  # enough for every word of every lexicon to be one token
 BOS, EOS, PAD, USER, ASSISTANT = "<s>", "</s>", "<pad>", "<|user|>", "<|assistant|>"
@@ -85,7 +85,8 @@ def train_tokenizer(rows: Iterable[str]) -> Any:
         pair=f"{BOS} $A $B",
         special_tokens=[(BOS, core.token_to_id(BOS))],
     )
-    tokenizer = PreTrainedTokenizerFast(
+    # transformers leaves this class without annotations.
+    tokenizer: Any = cast(Any, PreTrainedTokenizerFast)(
         tokenizer_object=core,
         bos_token=BOS,
         eos_token=EOS,

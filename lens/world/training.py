@@ -40,16 +40,16 @@ class TrainConfig:
     blocks: int = 8
     heads: int = 4
     inner: int = 384
-    documents: int = 122_000
-    steps: int = 1_300
+    documents: int = 131_000
+    steps: int = 1_400
     rows: int = 32
     row_tokens: int = 128
     lr_matrix: float = 1e-2
     lr_other: float = 1e-2
     tune_steps: int = 120
     tune_rows: int = 64
-    lr_tune: float = 1e-3
-    mixed_share: float = 0.03
+    lr_tune: float = 5e-4
+    mixed_share: float = 0.06
 
 
 def _progress(steps: int, label: str, quiet: bool) -> Any:
@@ -73,7 +73,7 @@ def _optimizers(model: Any, lr_matrix: float, lr_other: float) -> list[Any]:
     chosen = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in chosen]
     return [
-        torch.optim.Muon(matrices, lr=lr_matrix, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.Muon(matrices, lr=lr_matrix, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, lr=lr_other, betas=(0.9, 0.98), weight_decay=0.01),
     ]
 
