@@ -181,7 +181,7 @@ def test_report_renders_again(tmp_path: Path) -> None:
 def test_demo_writes_table_rows_and_page(tmp_path: Path, monkeypatch) -> None:
     asked = {}
 
-    def instead(out, *, limit, seed, quiet=False):  # the run itself takes minutes
+    def instead(*, limit, seed):  # the run itself takes minutes
         asked.update(limit=limit, seed=seed)
         return make_record(n=limit)
 
