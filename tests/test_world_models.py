@@ -145,7 +145,7 @@ def test_only_the_mixed_model_answers_in_the_language_asked(chat: tuple, mixed: 
 
 def test_training_makes_three_folders_twice_the_same(tmp_path: Path) -> None:
     tiny = TrainConfig(width=32, blocks=2, heads=2, inner=48, documents=60, steps=3, rows=2,
-                       row_tokens=64, tune_steps=2, tune_rows=4)  # fmt: skip
+                       row_tokens=64, tune_steps=2, tune_rows=4, mixed_share=0.9)  # fmt: skip
     made = [train(tmp_path / name, config=tiny, threads=1, quiet=True) for name in "ab"]
     assert list(made[0]) == list(CHECKPOINTS)
     for name in CHECKPOINTS:
