@@ -1,6 +1,5 @@
 """The sample world's facts, sentences, questions, corpus and tokenizer."""
 
-# ruff: noqa: RUF001
 
 import collections
 import hashlib

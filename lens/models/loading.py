@@ -74,7 +74,7 @@ def load(
     placement: dict[str, Any] = {"device_map": "auto"} if device == "auto" else {}
     model: Any
     try:
-        with _quiet_bars():
+        with quiet_bars():
             tokenizer: Any = AutoTokenizer.from_pretrained(source, **options)
             model = AutoModelForCausalLM.from_pretrained(
                 source, dtype=torch_dtype, **options, **placement
@@ -87,7 +87,7 @@ def load(
 
 
 @contextmanager
-def _quiet_bars() -> Iterator[None]:
+def quiet_bars() -> Iterator[None]:
     """Keep the library's own progress bars to where ours are drawn."""
     import transformers
 

@@ -25,11 +25,14 @@ def print_table(record: RunRecord, *, file: IO[str] | None = None) -> None:
     from rich.table import Table
 
     table = main_table(record)
-    shown = Table(box=box.SIMPLE_HEAD, title=record.title, title_justify="left", pad_edge=False)
-    shown.add_column("System", no_wrap=True)
+    shown = Table(
+        box=box.SIMPLE_HEAD, title=record.title, title_justify="left", pad_edge=False, padding=0
+    )
+    shown.add_column("System")
     for column in table.columns:
         heading = [column.group, column.label, f"n = {column.n}" if column.n else ""]
-        shown.add_column("\n".join(filter(None, heading)), justify="right")
+        # an interval with three decimals, and a gap: five such columns fit a terminal of 80
+        shown.add_column("\n".join(filter(None, heading)), justify="right", min_width=12)
     for system, cells in table.lines:
         texts = ["\n".join(filter(None, (c.value, c.interval))) for c in cells]
         shown.add_row(system.label, *texts, style="bold" if system.name == record.main else None)

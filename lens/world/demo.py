@@ -24,7 +24,7 @@ from lens.space import Space
 from lens.subspace import principal_angles
 from lens.world import checkpoints
 from lens.world.judging import Answers, Judge
-from lens.world.languages import LANGUAGES, PIVOT
+from lens.world.languages import PIVOT
 from lens.world.systems import (
     LAYERS,
     Tuned,
@@ -36,12 +36,16 @@ from lens.world.systems import (
 
 SYSTEMS = (
     System("unchanged", "unchanged", "chat model tuned on English questions only"),
-    System("diffmean", "DiffMean steering", "no training; block and strength from validation"),
+    System(
+        "diffmean",
+        "DiffMean steering",
+        "no training; block and strength from validation; the pivot is not steered",
+    ),
     System("random", "random subspace", "Lens with a random subspace of equal rank and step"),
     System("lens-v1", "Lens, published losses", "λ from validation"),
-    System("lens", "Lens", "prompts and plain text only; λ from validation"),
+    System("lens", "Lens", "prompts only, no answers; λ from validation"),
     System("sft-same-budget", "tuned on answers", "same blocks and steps, real answers"),
-    System("possible", "what is possible", "chat model tuned on all languages"),
+    System("possible", "mixed-language tuning", "what is possible: tuned on all languages"),
 )
 
 

@@ -1,6 +1,5 @@
 """Turn facts and numbers into sentences, in any language of the sample world."""
 
-# ruff: noqa: RUF001, RUF002
 
 from lens.world.facts import Fact
 from lens.world.lexicon import lexicon
