@@ -16,7 +16,7 @@ BENCHMARKS = ("startup", "subspace_fit", "lens_step")
 def main() -> None:
     """Run the benchmarks named on the command line, all by default."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", default=BENCHMARKS, choices=[*BENCHMARKS, []])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
     parser.add_argument("--out", type=Path, default=Path("bench.json"))
     arguments = parser.parse_args()
     rows = []
