@@ -65,11 +65,8 @@ def moments(X):
 # ---- subspaces ---------------------------------------------------------------------------------
 
 
-def published(means, r):
-    """Projectors of the released procedure: two full SVDs and a pseudo-inverse.
-
-    Returns P_s and P_a for means (L, d).
-    """
+def published_subspace(means, r):
+    """M_s (d, r) and M_a (d, 1) of the released procedure: two full SVDs and a pseudo-inverse."""
     M = means.T
     w = M.mean(axis=1, keepdims=True)
     U, S, Vt = np.linalg.svd(M - w)
@@ -77,7 +74,12 @@ def published(means, r):
     x = np.linalg.pinv(B.T) @ np.ones(M.shape[1])
     m_a = (x / (x @ x))[:, None]
     U, S, Vt = np.linalg.svd(B - m_a)
-    M_s = U[:, :r]
+    return U[:, :r], m_a
+
+
+def published(means, r):
+    """Projectors P_s and P_a of the released procedure, for means (L, d)."""
+    M_s, m_a = published_subspace(means, r)
     return M_s @ M_s.T, m_a @ m_a.T / (m_a.T @ m_a)
 
 

@@ -1,6 +1,5 @@
 """The sample world's facts, sentences, questions, corpus and tokenizer."""
 
-
 import collections
 import hashlib
 import re

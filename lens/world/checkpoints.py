@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from lens.errors import InputError, MissingExtraError
+from lens.errors import InputError
 
 CHECKPOINTS = ("base", "chat", "mixed")
 
@@ -63,14 +63,10 @@ def load(name: str) -> tuple[Any, Any]:
     MissingExtraError
         torch or transformers is not installed.
     """
-    path = checkpoint_path(name)
-    try:
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-    except ImportError as error:
-        raise MissingExtraError(error.name or "transformers", "hf", "loading a model") from None
-    model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-    return model.eval(), AutoTokenizer.from_pretrained(path)
+    # The same front door as for any other checkpoint.
+    from lens.models import load as load_checkpoint
+
+    return load_checkpoint(checkpoint_path(name), dtype="float32")
 
 
 def digests() -> dict[str, str]:

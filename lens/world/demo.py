@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -63,12 +64,14 @@ class _Demo:
         self.answers: dict[str, Answers] = {}
         self.seconds: dict[str, float] = {}
         prompts = train_prompts()
-        read = {"pivot": PIVOT, "pooling": "last", "seed": seed}
+        read = partial(
+            probe, self.model, self.tokenizer, prompts, pivot=PIVOT, pooling="last", seed=seed
+        )
         with self.timed("probe"):
             # Where a question ends in plain text: what follows is written in its language.
-            self.space = probe(self.model, self.tokenizer, prompts, role="text", **read)
+            self.space = read(role="text")
             # Where the published method reads: under the chat template.
-            self.prompt_space = probe(self.model, self.tokenizer, prompts, role="user", **read)
+            self.prompt_space = read(role="user")
 
     @contextmanager
     def timed(self, label: str) -> Iterator[None]:

@@ -1,6 +1,5 @@
 """Turn facts and numbers into sentences, in any language of the sample world."""
 
-
 from lens.world.facts import Fact
 from lens.world.lexicon import lexicon
 
