@@ -149,7 +149,7 @@ def _check(
     if len(typed) < 2:
         problems.append(
             f"one language only ({', '.join(typed) or 'none'}); a space needs at least two, "
-            "because language directions are differences between languages"
+            "because language directions are differences between languages: add rows of another"
         )
     if center not in typed:
         problems.append(f"the pivot {pivot!r} ({center}) is not among: {', '.join(typed)}")

@@ -57,6 +57,11 @@ from lens.cli._options import (
 )
 @click.option("--batch-size", type=click.IntRange(min=1), help="Prompts per step.")
 @click.option("--limit", type=click.IntRange(min=2), help="Prompts per language.")
+@click.option(
+    "--low-memory",
+    is_flag=True,
+    help="Keep weights that training does not need in a temporary file.",
+)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Checkpoint folder.")
 @click.option("--force", is_flag=True, help="Replace --out.")
@@ -66,8 +71,8 @@ def command(
     model: str, revision: str | None, device: str, dtype: str, trust_remote_code: bool,
     space: Path, prompts: Path, langs: tuple[str, ...] | None, layers: str, losses: str,
     strength: float | dict[str, float], steps: int | None, learning_rate: float | None,
-    batch_size: int | None, limit: int | None, seed: int, out: Path, force: bool,
-    template: bool | None, system: str | None, thinking: bool | None, as_json: bool,
+    batch_size: int | None, limit: int | None, low_memory: bool, seed: int, out: Path,
+    force: bool, template: bool | None, system: str | None, thinking: bool | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Train the top blocks so that the model answers in the language it is asked in.
 
@@ -90,7 +95,7 @@ def command(
     result = train(
         loaded, tokenizer, read, rows, layers=layers, losses=losses, strength=strength,
         steps=steps, learning_rate=learning_rate, batch_size=batch_size, seed=seed,
-        chat=chat_of(template, system, thinking),
+        chat=chat_of(template, system, thinking), low_memory=low_memory,
     )  # fmt: skip
     result.save(out, force=force)
     last = result.log[-1] if result.log else {}
