@@ -28,11 +28,12 @@ def print_table(record: RunRecord, *, file: IO[str] | None = None) -> None:
     shown = Table(
         box=box.SIMPLE_HEAD, title=record.title, title_justify="left", pad_edge=False, padding=0
     )
-    shown.add_column("System")
-    for column in table.columns:
+    shown.add_column("System", no_wrap=True)
+    for i, column in enumerate(table.columns):
         heading = [column.group, column.label, f"n = {column.n}" if column.n else ""]
-        # an interval with three decimals, and a gap: five such columns fit a terminal of 80
-        shown.add_column("\n".join(filter(None, heading)), justify="right", min_width=12)
+        # never cut an interval: headings wrap instead, and all fits a terminal of 80 columns
+        width = 1 + max(len(cells[i].interval) for _, cells in table.lines)
+        shown.add_column("\n".join(filter(None, heading)), justify="right", min_width=width)
     for system, cells in table.lines:
         texts = ["\n".join(filter(None, (c.value, c.interval))) for c in cells]
         shown.add_row(system.label, *texts, style="bold" if system.name == record.main else None)
