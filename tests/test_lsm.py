@@ -361,3 +361,10 @@ def test_strengths_are_chosen_within_the_drift_bound():
     assert choose_strengths(trial, [2.0], max_drift=0.02).strength == {"es": 2.0, "id": 2.0}
     with pytest.raises(InputError, match="grid of strengths is empty"):
         choose_strengths(trial, [])
+
+
+def test_prompts_longer_than_the_model_are_refused(setting):
+    net, tokenizer, space = setting
+    long = {lang: ["word " * 60, *rows[1:]] for lang, rows in PROMPTS.items()}
+    with pytest.raises(InputError, match="longer than the 128 positions"):
+        LensTrainer(net, tokenizer, space, long)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lens.lsm.config import LensConfig
+from lens.lsm.config import Align, LensConfig
 from lens.space import Space
 
 
@@ -33,13 +33,19 @@ class Geometry:
     @classmethod
     def of(cls, space: Space, site: str, config: LensConfig) -> Geometry:
         """Fit the subspace of ``space`` at ``site`` as ``config`` asks."""
-        fitted = space.fit(site, rank=config.rank)
+        along_mean = any(isinstance(t, Align) and t.agnostic == "mean" for t in config.active)
+        fitted = space.fit(site, rank=config.rank, agnostic="mean" if along_mean else "complement")
         basis = torch.from_numpy(fitted.basis).float().contiguous()
         step = {
             lang: basis.T @ torch.from_numpy(space.delta(site, lang)).float()
             for lang in space.languages
         }
         return cls(basis, torch.from_numpy(fitted.agnostic).float(), step)
+
+    def to(self, device: torch.device) -> Geometry:
+        """Copy of the geometry on another device."""
+        step = {lang: vector.to(device) for lang, vector in self.step.items()}
+        return Geometry(self.basis.to(device), self.agnostic.to(device), step)
 
     def randomised(self, seed: int) -> Geometry:
         """Draw a random subspace of equal rank, with steps of equal length in random directions."""

@@ -16,13 +16,14 @@ from torch import Tensor
 
 from lens.data.languages import canonical
 from lens.errors import InputError
-from lens.lsm import objective
-from lens.lsm.config import Align, LensConfig, Retain, Separate, resolve
+from lens.lsm.config import LensConfig, resolve
 from lens.lsm.geometry import Geometry, geometries
 from lens.lsm.optimizing import DivergedError, only_trainable, optimize
+from lens.lsm.step import Step
 from lens.models.blocks import locate
+from lens.models.capturing import check_rows
 from lens.models.chat import ChatOptions, Role, encode
-from lens.models.prefix import Batch, PrefixCache
+from lens.models.prefix import PrefixCache
 from lens.models.sites import resolve_layers
 from lens.models.spilling import spill
 from lens.space import Space
@@ -132,13 +133,13 @@ class LensTrainer:
         was_training = model.training
         model.eval()
         for lang, texts_of in rows.items():
-            ids = _encoded(tokenizer, texts_of, "user", chat)
+            ids = self._encoded(texts_of, "user", chat)
             keep = "all" if lang == self.pivot else "last"
             self.rows[lang] = self.cache.add(
                 ids, keep=keep, batch_size=cache_batch, label=f"Caching {lang}"
             )
         for lang, plain in (texts or {}).items():
-            ids = _encoded(tokenizer, plain, "text", chat)
+            ids = self._encoded(plain, "text", chat)
             self.texts[canonical(lang)] = self.cache.add(
                 ids, keep="all", batch_size=cache_batch, label=f"Caching text {lang}"
             )
@@ -194,15 +195,19 @@ class LensTrainer:
         strengths = self._strengths(strength)
         where = geometry or geometries(self.space, config.sites, config)
         self.restore()
-        step = _Step(self, config, where, strengths)
+        step = Step(self, config, where, strengths)
         started = time.perf_counter()
         parameters = list(self.parameters.values())
+        was_training = self.model.training
+        self.model.eval()  # no dropout: the references were made without
         try:
             with only_trainable(self.model, parameters):
                 log = list(optimize(parameters, step, config, count=self.count, seed=seed))
         except DivergedError as error:
             self.restore()
             raise DivergedError(f"{error} (the original weights were put back)") from None
+        finally:
+            self.model.train(was_training)
         seconds = time.perf_counter() - started
         band = {name: p.detach().clone() for name, p in self.parameters.items()}
         about = {
@@ -215,6 +220,16 @@ class LensTrainer:
             about,
         )  # fmt: skip
 
+    def _encoded(
+        self, rows: Sequence[Any], role: Role, chat: ChatOptions | None
+    ) -> list[Sequence[int]]:
+        """Token ids of rows; rows that are token ids already stay as they are."""
+        if rows and not isinstance(rows[0], str):
+            return list(rows)
+        encoded = encode(self.tokenizer, rows, role=role, chat=chat)
+        check_rows(encoded, self.cache.parts, self.model)
+        return [row.ids for row in encoded]
+
     def _strengths(self, strength: float | Mapping[str, float]) -> dict[str, float]:
         if not isinstance(strength, Mapping):
             return dict.fromkeys(self.languages, float(strength))
@@ -226,104 +241,6 @@ class LensTrainer:
                 f"for each of {', '.join(self.languages)}"
             )
         return {lang: given[lang] for lang in self.languages}
-
-
-class _Step:
-    """Loss of one batch of parallel prompts, all languages in one forward pass."""
-
-    def __init__(
-        self,
-        trainer: LensTrainer,
-        config: LensConfig,
-        where: dict[str, Geometry],
-        strength: dict[str, float],
-    ) -> None:
-        self.trainer, self.config, self.where, self.strength = trainer, config, where, strength
-        self.with_text = any(isinstance(t, Retain) and t.rows == "text" for t in config.active)
-        if self.with_text and not trainer.texts:
-            raise InputError('a retain term with rows="text" needs texts; pass them to training')
-
-    def __call__(self, drawn: list[int]) -> tuple[Tensor, dict[str, float]]:
-        t = self.trainer
-        order = (t.pivot, *t.languages)
-        indices = [t.rows[lang][i] for lang in order for i in drawn]
-        batch = t.cache.batch(indices)
-        states = t.cache.forward(batch)
-        entry: dict[str, float] = {}
-        total = torch.zeros(())
-        for term in self.config.active:
-            value = self._term(term, states, batch, indices, drawn)
-            name = f"loss_{term.kind}" + ("" if term.site == "final" else f"@{term.site}")
-            entry[name] = entry.get(name, 0.0) + float(value.detach())
-            total = total + term.weight * value
-        entry["loss"] = float(total.detach())
-        entry.update(self._movement(states, batch, indices, len(drawn)))
-        return total, entry
-
-    def _term(
-        self,
-        term: Separate | Align | Retain,
-        states: State,
-        batch: Batch,
-        indices: list[int],
-        drawn: list[int],
-    ) -> Tensor:
-        n = len(drawn)
-        if isinstance(term, Retain):
-            return self._retain(term, states, batch, indices, drawn)
-        at = self.where[term.site]
-        last = batch.last(states[term.site])
-        frozen = self.trainer.cache.last_reference(indices, term.site)
-        others = len(self.trainer.languages)
-        weights = torch.full((others * n,), 1.0 / n)
-        if isinstance(term, Align):
-            pivot = (last if term.pivot == "trained" else frozen)[:n].repeat(others, 1)
-            one = {"direction": at.agnostic} if term.agnostic == "mean" else {"basis": at.basis}
-            return objective.align(last[n:], pivot, weights=weights, **one)
-        reference = frozen[n:] if term.target == "shift" else frozen[:n].repeat(others, 1)
-        steps = [self.strength[lang] * at.step[lang] for lang in self.trainer.languages]
-        target = torch.stack(steps).repeat_interleave(n, dim=0)
-        return objective.separate(last[n:], reference, at.basis, target, weights)
-
-    def _retain(
-        self, term: Retain, states: State, batch: Batch, indices: list[int], drawn: list[int]
-    ) -> Tensor:
-        cache, n = self.trainer.cache, len(drawn)
-        if term.rows == "pivot":
-            frozen = cache.reference(indices[:n], term.site)
-            h = states[term.site][:n, : frozen.shape[1]]
-            return objective.retain(h, frozen, batch.mask[:n, : h.shape[1]], form=term.form)
-        texts = self.trainer.texts
-        chosen = [rows[i % len(rows)] for rows in texts.values() for i in drawn]
-        text = cache.batch(chosen)
-        h = cache.forward(text)[term.site]
-        return objective.retain(h, cache.reference(chosen, term.site), text.mask, form=term.form)
-
-    @torch.no_grad()
-    def _movement(
-        self, states: State, batch: Batch, indices: list[int], n: int
-    ) -> dict[str, float]:
-        """How far the last states moved along and across the language step, and the pivot's."""
-        site = self.config.sites[-1]
-        at = self.where[site]
-        moved = (
-            batch.last(states[site]) - self.trainer.cache.last_reference(indices, site)
-        ).float()
-        along, across, cosine = [], [], []
-        for k, lang in enumerate(self.trainer.languages, start=1):
-            rows = moved[k * n : (k + 1) * n]
-            step = at.basis @ at.step[lang]
-            unit = step / step.norm().clamp_min(1e-30)
-            part = rows @ unit
-            along.append(part.abs().mean())
-            across.append((rows - part[:, None] * unit).norm(dim=1).mean())
-            cosine.append((part / rows.norm(dim=1).clamp_min(1e-30)).mean())
-        means = [float(torch.stack(x).mean()) for x in (along, across, cosine)]
-        names = ("moved_along", "moved_across", "moved_cosine")
-        return {
-            **dict(zip(names, means, strict=True)),
-            "pivot_moved": float(moved[:n].norm(dim=1).mean()),
-        }
 
 
 def _checked(prompts: Mapping[str, Sequence[str]], space: Space) -> dict[str, list[str]]:
@@ -346,12 +263,3 @@ def _checked(prompts: Mapping[str, Sequence[str]], space: Space) -> dict[str, li
         raise InputError("cannot train on these prompts: " + "; ".join(problems))
     pivot = space.pivot
     return {pivot: rows[pivot]} | {lang: rows[lang] for lang in rows if lang != pivot}
-
-
-def _encoded(
-    tokenizer: Any, rows: Sequence[Any], role: Role, chat: ChatOptions | None
-) -> list[Sequence[int]]:
-    """Token ids of rows; rows that are token ids already stay as they are."""
-    if rows and not isinstance(rows[0], str):
-        return list(rows)
-    return [row.ids for row in encode(tokenizer, rows, role=role, chat=chat)]

@@ -143,7 +143,7 @@ def capture(
         encoded = encode(
             tokenizer, rows, role=role, prompts=prompts, chat=chat, max_tokens=max_tokens
         )
-        _check_rows(encoded, parts, model)
+        check_rows(encoded, parts, model)
     except InputError as error:
         raise InputError(f"{label}: {error}" if label else str(error)) from None
     moments = {site: StreamingMoments(parts.width) for site in names}
@@ -240,7 +240,7 @@ def _batch_size(batch_size: int | Literal["auto"]) -> int:
     return batch_size
 
 
-def _check_rows(rows: list[EncodedRow], parts: DecoderParts, model: Any) -> None:
+def check_rows(rows: list[EncodedRow], parts: DecoderParts, model: Any) -> None:
     """Refuse rows the model cannot take before anything is run."""
     if not rows:
         raise InputError("there are no rows to capture; expected at least one")
