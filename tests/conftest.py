@@ -10,6 +10,8 @@ ROOT = Path(__file__).parent.parent
 # Tests never reach for the network, and tokenizers must not warn when a test forks.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Tests of equal bits need equal threads; the models are too small to gain from more than one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def shared_folder() -> Path:
