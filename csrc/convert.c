@@ -77,6 +77,8 @@ static int typenum(char kind, lens_dtype dtype) {
         return NPY_FLOAT64;
     case 'f':
         return NPY_FLOAT32;
+    case 'u':
+        return NPY_UINT64;
     default:
         return NPY_UINT8;
     }

@@ -8,6 +8,10 @@
 
 #include "loss.inc.h"
 
+#include "neuron.inc.h"
+
+#include "metrics.inc.h"
+
 #undef SUFFIX
 #undef T
 #undef ACC
@@ -16,3 +20,5 @@
 #undef STORE
 #undef LOADN
 #undef STOREN
+#undef COUNT
+#undef INFINITE

@@ -10,12 +10,14 @@
 #define T float
 #define ACC float
 #define DIRECT
+#define COUNT uint32_t
 #include "families.inc.h"
 
 #define SUFFIX f64
 #define T double
 #define ACC double
 #define DIRECT
+#define COUNT uint64_t
 #include "families.inc.h"
 
 #define SUFFIX f16
@@ -23,6 +25,8 @@
 #define ACC float
 #define LOAD lens_load_f16
 #define STORE lens_store_f16
+#define COUNT uint16_t
+#define INFINITE 0x7c00
 #ifdef ISA_F16C
 #define LOADN lens_loadn_f16c
 #define STOREN lens_storen_f16c
@@ -34,14 +38,18 @@
 #define ACC float
 #define LOAD lens_load_bf16
 #define STORE lens_store_bf16
+#define COUNT uint16_t
+#define INFINITE 0x7f80
 #include "families.inc.h"
 
 #define KERNEL(name, suffix) .name = PASTE(name, suffix, ISA)
-#define TABLE(suffix)                                                                            \
-    {KERNEL(load, suffix),     KERNEL(store, suffix),          KERNEL(first_nonfinite, suffix),  \
-     KERNEL(add, suffix),      KERNEL(welford, suffix),        KERNEL(project, suffix),          \
-     KERNEL(separate, suffix), KERNEL(align_mean, suffix),     KERNEL(align_complement, suffix), \
-     KERNEL(retain, suffix),   KERNEL(add_difference, suffix), KERNEL(spread, suffix)}
+#define TABLE(suffix)                                                                              \
+    {KERNEL(load, suffix),       KERNEL(store, suffix),          KERNEL(first_nonfinite, suffix),  \
+     KERNEL(add, suffix),        KERNEL(welford, suffix),        KERNEL(project, suffix),          \
+     KERNEL(separate, suffix),   KERNEL(align_mean, suffix),     KERNEL(align_complement, suffix), \
+     KERNEL(retain, suffix),     KERNEL(add_difference, suffix), KERNEL(spread, suffix),           \
+     KERNEL(positive, suffix),   KERNEL(first_nan, suffix),      KERNEL(unit, suffix),             \
+     KERNEL(similarity, suffix), KERNEL(distance, suffix)}
 
 #define TABLES_(isa) lens_kernels_##isa
 #define TABLES(isa) TABLES_(isa)

@@ -9,6 +9,8 @@
 
 #define LENS_LANES 16  /* fixed partial sums of every reduction */
 #define LENS_PIECE 512 /* columns reduced in ACC before their sum joins a double: 32 adds a lane */
+#define LENS_TILE 2048 /* columns counted together */
+#define LENS_COUNT_ROWS 32768 /* rows counted before narrow counters are emptied */
 
 typedef struct {
     /* out[n] = float of x, and back */
@@ -35,6 +37,17 @@ typedef struct {
     /* acc[d] += h - h0, in double;  grad[d] = scale mean[d] */
     void (*add_difference)(double *acc, const void *h, const void *h0, size_t d);
     void (*spread)(void *grad, const double *mean, size_t d, double scale);
+    /* counts[n] += rows of X (stride d) above zero in columns 0..n-1 <= LENS_TILE; 1 if any is NaN */
+    int (*positive)(uint64_t *counts, const void *X, const uint8_t *mask, size_t rows, size_t d,
+                    size_t n);
+    /* index of the first NaN in x[n], or n */
+    size_t (*first_nan)(const void *x, size_t n);
+    /* out[n] = x / |x| in ACC, or 0 if x is zero */
+    int (*unit)(void *out, const void *x, size_t n);
+    /* z[p,q] = rows of A times rows of B, all of ACC */
+    void (*similarity)(double *z, const void *A, const void *B, size_t p, size_t q, size_t d);
+    /* |x - mean|^2, mean of ACC */
+    double (*distance)(const void *x, const void *mean, size_t d);
 } lens_kernels;
 
 /* Kernels of a valid dtype for the instruction set in use. */

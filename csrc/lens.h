@@ -173,4 +173,48 @@ lens_status lens_loss_retain_mean(double *value, void *grad, lens_fault *fault, 
                                   lens_dtype dtype, int n_threads, double *work);
 size_t lens_loss_retain_mean_worksize(size_t B, size_t d);
 
+/* ---- neuron.c -------------------------------------------------------------------------------- */
+
+/* out[i] = counts[i] + number of rows k with mask[k] != 0 and X[k,i] > 0; +infinity counts, masked
+ * rows are not read.  out, counts: (d,), counts NULL for zeros, X: (n,d) dtype, mask: (n,) or NULL.
+ * LENS_ENONFINITE (row, column) of a NaN. */
+lens_status lens_neuron_count(uint64_t *out, lens_fault *fault, const uint64_t *counts,
+                              const void *X, const uint8_t *mask, size_t n, size_t d,
+                              lens_dtype dtype, int n_threads);
+
+/* p = counts / tokens;  entropy[j] = -sum_l q ln q with q = p[l,j] / sum_l p[l,j] and 0 ln 0 = 0;
+ * +infinity where that sum is 0.  p, counts: (L,m), entropy: (m,), tokens: (L,).  LENS_EMASKED
+ * (language) without tokens, LENS_EDOMAIN (language, neuron) if a count exceeds the tokens. */
+lens_status lens_neuron_lape(double *p, double *entropy, lens_fault *fault, const uint64_t *counts,
+                             const uint64_t *tokens, size_t L, size_t m);
+
+/* tau = the rank-th smallest of all p;  entropy = raw, or +infinity where no p > tau;  member[l,j]
+ * = p[l,j] > tau for the `keep` neurons of lowest finite entropy (fewer if there are not so many;
+ * ties to the lowest j), else 0.  member, p: (L,m), entropy, raw: (m,).  LENS_ESHAPE unless 1 <=
+ * rank <= L m and keep <= m, LENS_EDOMAIN (language, neuron) of a p outside [0, 1] or raw < 0. */
+lens_status lens_neuron_select(uint8_t *member, double *entropy, double *tau, lens_fault *fault,
+                               const double *p, const double *raw, size_t L, size_t m, size_t rank,
+                               size_t keep);
+
+/* ---- metrics.c ------------------------------------------------------------------------------- */
+
+/* out[i] = X[i] / |X[i]|.  out: (n,d) ACC, X: (n,d) dtype.  LENS_ENONFINITE (row), LENS_EDOMAIN
+ * (row) if it is zero. */
+lens_status lens_metrics_unit(void *out, lens_fault *fault, const void *X, size_t n, size_t d,
+                              lens_dtype dtype, int n_threads);
+
+/* With s = A B^T: row_best[i] = the k whose s[i,k] is strictly the largest of row i, column_best[k]
+ * = the i whose s[i,k] is strictly the largest of column k; n where the largest is tied.
+ * row_best, column_best: (n,), A, B: (n,d) ACC of dtype. */
+lens_status lens_metrics_match(uint64_t *row_best, uint64_t *column_best, const void *A,
+                               const void *B, size_t n, size_t d, lens_dtype dtype, int n_threads,
+                               double *work);
+size_t lens_metrics_match_worksize(size_t n);
+
+/* label[i] = the l of smallest |X[i] - means[l]|^2, the first on ties.  label: (n,), X: (n,d) dtype,
+ * means: (L,d) ACC.  LENS_ESHAPE if L = 0, LENS_ENONFINITE (row, mean) of such a distance. */
+lens_status lens_metrics_nearest(uint64_t *label, lens_fault *fault, const void *X,
+                                 const void *means, size_t n, size_t L, size_t d, lens_dtype dtype,
+                                 int n_threads);
+
 #endif

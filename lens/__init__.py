@@ -9,8 +9,8 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_MODULES = ("data", "errors", "evaluate", "losses", "lsm", "models", "report", "space", "stats",
-            "steering", "subspace", "world")  # fmt: skip
+_MODULES = ("data", "errors", "evaluate", "losses", "lsm", "metrics", "models", "neurons", "report",
+            "space", "stats", "steering", "subspace", "world")  # fmt: skip
 _NAMES = {
     "probe": "lens.probing",
     "Space": "lens.space",

@@ -134,3 +134,43 @@ def retain(h, h0, mask, form):
         return float((m * (h - h0) ** 2).sum() / (m.sum() * h.shape[2]))
     mean = (m * (h - h0)).sum(1) / m.sum(1)
     return float((mean**2).mean())
+
+
+# ---- neurons and metrics -----------------------------------------------------------------------
+
+
+def lape(counts, tokens, quantile, share):
+    """Threshold, entropy and members of (L, m) counts, one neuron after the other."""
+    p = np.array([[int(c) / int(n) for c in row] for row, n in zip(counts, tokens, strict=True)])
+    tau = sorted(p.ravel())[max(1, round(quantile * p.size)) - 1]
+    entropy = np.full(p.shape[1], np.inf)
+    for j, column in enumerate(p.T):
+        if column.max() > tau:
+            q = column[column > 0] / column.sum()
+            entropy[j] = -(q * np.log(q)).sum()
+    best = np.argsort(entropy, kind="stable")[: round(share * len(entropy))]
+    members = np.zeros(p.shape, bool)
+    for j in best:
+        members[:, j] = (p[:, j] > tau) & np.isfinite(entropy[j])
+    return tau, entropy, members
+
+
+def mexa(pivot, other):
+    """Share of diagonal cosines that are strictly the largest of their row and column."""
+    a = pivot / np.linalg.norm(pivot, axis=1, keepdims=True)
+    b = other / np.linalg.norm(other, axis=1, keepdims=True)
+    s, n = a @ b.T, len(a)
+    alone = [
+        all(s[i, i] > s[i, k] and s[i, i] > s[k, i] for k in range(n) if k != i) for i in range(n)
+    ]
+    return float(np.mean(alone))
+
+
+def separability(states, folds):
+    """Accuracy of the nearest mean of the other folds, by row number."""
+    right = []
+    for truth, x in enumerate(states):
+        for i, row in enumerate(x):
+            means = [y[np.arange(len(y)) % folds != i % folds].mean(0) for y in states]
+            right.append(int(np.argmin([((row - m) ** 2).sum() for m in means])) == truth)
+    return float(np.mean(right))
