@@ -1,4 +1,4 @@
-"""The README's picture, from a finished demo: ``python -m tests.bench.picture lens-demo OUT.png``."""
+"""The README picture, from a finished demo: ``python -m tests.bench.picture lens-demo OUT.png``."""
 
 from __future__ import annotations
 
