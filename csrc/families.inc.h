@@ -8,6 +8,8 @@
 
 #include "loss.inc.h"
 
+#include "weights.inc.h"
+
 #undef SUFFIX
 #undef T
 #undef ACC

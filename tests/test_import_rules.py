@@ -20,7 +20,7 @@ LAYERS = (
     {"errors", "io", "progress"},
     {"_core"},
     {"arrays"},
-    {"stats", "subspace", "losses"},
+    {"stats", "subspace", "losses", "weights"},
     {"data", "models"},
     {"space", "probing"},
     {"lsm", "steering"},
