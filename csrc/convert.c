@@ -177,6 +177,51 @@ static int parse_scalar(lens_args *v, const arg_spec *a, PyObject *arg, size_t i
     return 0;
 }
 
+static int fits(lens_args *v, char letter, size_t size) {
+    size_t *dim = &v->dim[(unsigned char)letter];
+    if (*dim == LENS_NOWHERE)
+        *dim = size;
+    return *dim == size;
+}
+
+/* A tuple of flat arrays, each of any dtype: data and dtypes go to v->list. */
+static int parse_tuple(lens_args *v, const arg_spec *a, PyObject *arg, size_t i) {
+    Py_ssize_t n = PyTuple_Check(arg) ? PyTuple_Size(arg) : -1;
+    if (n < 0 || n > LENS_MAX_SOURCES || !fits(v, a->dims[0], (size_t)n)) {
+        PyErr_Format(n < 0 ? PyExc_TypeError : PyExc_ValueError,
+                     "%s: '%s' must be a tuple of at most %d arrays", ops[v->op].name, a->name,
+                     LENS_MAX_SOURCES);
+        return -1;
+    }
+    for (Py_ssize_t k = 0; k < n; k++) {
+        PyObject *item = PyTuple_GetItem(arg, k);
+        int dtype = 0, array = PyArray_Check(item);
+        while (array && dtype < LENS_N_DTYPES &&
+               typenum('x', (lens_dtype)dtype) != PyArray_TYPE((PyArrayObject *)item))
+            dtype++;
+        if (!array || dtype == LENS_N_DTYPES) {
+            PyErr_Format(PyExc_TypeError, "%s: '%s' holds something other than arrays of a dtype",
+                         ops[v->op].name, a->name);
+            return -1;
+        }
+        PyArrayObject *x = (PyArrayObject *)item;
+        if (PyArray_NDIM(x) != 1 || !fits(v, a->dims[1], (size_t)PyArray_DIM(x, 0)))
+            return fail_shape(v, a, item);
+        if (check_layout(v, a, x) < 0)
+            return -1;
+        v->list[k] = PyArray_DATA(x);
+        v->list_dtype[k] = (lens_dtype)dtype;
+    }
+    v->ptr[i] = v->list;
+    return 0;
+}
+
+static int share(PyObject *x, PyObject *y) {
+    PyArrayObject *p = (PyArrayObject *)x, *q = (PyArrayObject *)y;
+    uintptr_t a = (uintptr_t)PyArray_DATA(p), b = (uintptr_t)PyArray_DATA(q);
+    return a < b + (size_t)PyArray_NBYTES(q) && b < a + (size_t)PyArray_NBYTES(p);
+}
+
 /* Outputs may share no byte with any other array.  Arrays are contiguous, so ranges decide. */
 static int check_overlap(const lens_args *v, const arg_spec *specs, PyObject *const *args,
                          size_t n) {
@@ -185,9 +230,13 @@ static int check_overlap(const lens_args *v, const arg_spec *specs, PyObject *co
             if (i == k || !specs[i].output || !specs[i].ndim || !specs[k].ndim || !v->ptr[i] ||
                 !v->ptr[k])
                 continue;
-            uintptr_t a = (uintptr_t)v->ptr[i], b = (uintptr_t)v->ptr[k];
-            if (a < b + (size_t)PyArray_NBYTES((PyArrayObject *)args[k]) &&
-                b < a + (size_t)PyArray_NBYTES((PyArrayObject *)args[i])) {
+            int shared = 0;
+            if (specs[k].kind != 't')
+                shared = share(args[i], args[k]);
+            else
+                for (Py_ssize_t s = 0; s < PyTuple_Size(args[k]); s++)
+                    shared |= share(args[i], PyTuple_GetItem(args[k], s));
+            if (shared) {
                 PyErr_Format(PyExc_ValueError, "%s: output '%s' shares memory with '%s'",
                              ops[v->op].name, specs[i].name, specs[k].name);
                 return -1;
@@ -219,7 +268,7 @@ int lens_parse(lens_args *v, lens_op op, PyObject *const *args, Py_ssize_t nargs
     for (int outputs = 0; outputs < 2; outputs++) /* inputs first: they say what sizes mean */
         for (size_t i = 0; i < n; i++)
             if (specs[i].ndim > 0 && specs[i].output == outputs &&
-                parse_array(v, &specs[i], args[i], i) < 0)
+                (specs[i].kind == 't' ? parse_tuple : parse_array)(v, &specs[i], args[i], i) < 0)
                 return -1;
     return check_overlap(v, specs, args, n);
 }

@@ -23,6 +23,8 @@ typedef struct {
     void *ptr[LENS_MAX_ARGS]; /* data of arrays (NULL for None), UTF-8 of strings */
     long long integer[LENS_MAX_ARGS];
     double real[LENS_MAX_ARGS];
+    const void *list[LENS_MAX_SOURCES]; /* data and dtypes of the arrays of a tuple */
+    lens_dtype list_dtype[LENS_MAX_SOURCES];
     size_t dim[128]; /* size of each letter of the spec */
     lens_dtype dtype;
     lens_fault fault;

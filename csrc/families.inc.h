@@ -12,6 +12,8 @@
 
 #include "metrics.inc.h"
 
+#include "weights.inc.h"
+
 #undef SUFFIX
 #undef T
 #undef ACC

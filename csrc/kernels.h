@@ -48,6 +48,20 @@ typedef struct {
     void (*similarity)(double *z, const void *A, const void *B, size_t p, size_t q, size_t d);
     /* |x - mean|^2, mean of ACC */
     double (*distance)(const void *x, const void *mean, size_t d);
+
+    /* weights; x = a - b, y = c - d, where NULL for b or d is zeros, and for c no y at all */
+    void (*delta)(float *out, const void *a, const void *b, size_t n);
+    /* sums[3] = x.x, y.y, x.y */
+    void (*delta_dots)(double *sums, const void *a, const void *b, const void *c, const void *d,
+                       size_t n);
+    /* counts[key >> LENS_BUCKET_BITS]++ where x != 0;  index of the first x not finite, or n */
+    size_t (*delta_histogram)(uint64_t *counts, const void *a, const void *b, size_t n);
+    /* mask = 1 where key >= high, else 2 where key >= low, else 0;  returns the number of 1s */
+    size_t (*delta_select)(uint8_t *mask, const void *a, const void *b, size_t n, uint32_t low,
+                           uint32_t high);
+    /* out[n] = x[n] rounded once;  counts[2] += NaN, infinite */
+    void (*round)(void *out, const double *x, size_t n);
+    void (*count_nonfinite)(uint64_t *counts, const void *x, size_t n);
 } lens_kernels;
 
 /* Kernels of a valid dtype for the instruction set in use. */

@@ -217,4 +217,48 @@ lens_status lens_metrics_nearest(uint64_t *label, lens_fault *fault, const void 
                                  const void *means, size_t n, size_t L, size_t d, lens_dtype dtype,
                                  int n_threads);
 
+/* ---- weights.c ------------------------------------------------------------------------------- */
+/* Flat arrays of n elements in dtype.  A delta is x = a - b in float32 (f64: in double); b = NULL
+ * stands for zeros.  Its key is the 31 bits of |x| as float32, which sort as |x| does. */
+
+#define LENS_BUCKET_BITS 15 /* low bits of a key that its bucket leaves open */
+#define LENS_BUCKETS (1u << (31 - LENS_BUCKET_BITS))
+#define LENS_MAX_SOURCES 16
+
+/* out = float32 of a - b.  out: (n,) float32.  NaN and infinity pass through. */
+lens_status lens_weights_delta(float *out, const void *a, const void *b, size_t n, lens_dtype dtype,
+                               int n_threads);
+
+/* sums[3] = x.x, y.y, x.y for x = a - b, y = c - d, in double; c = NULL: y = 0.
+ * LENS_ENONFINITE (element, which of a b c d). */
+lens_status lens_weights_dots(double *sums, lens_fault *fault, const void *a, const void *b,
+                              const void *c, const void *d, size_t n, lens_dtype dtype,
+                              int n_threads, double *work);
+size_t lens_weights_dots_worksize(size_t n);
+
+/* counts[q] = number of x != 0 with key >> LENS_BUCKET_BITS equal to q.  counts: (LENS_BUCKETS,).
+ * LENS_ENONFINITE (element).  The worksize is in uint64_t. */
+lens_status lens_weights_histogram(uint64_t *counts, lens_fault *fault, const void *a,
+                                   const void *b, size_t n, lens_dtype dtype, int n_threads,
+                                   uint64_t *work);
+size_t lens_weights_histogram_worksize(size_t n, int n_threads);
+
+/* mask = 1 where key >= high, 2 where low <= key < high, else 0;  chosen: how many are 1.
+ * mask: (n,).  LENS_EDOMAIN unless 0 < low <= high. */
+lens_status lens_weights_select(uint8_t *mask, uint64_t *chosen, const void *a, const void *b,
+                                size_t n, uint32_t low, uint32_t high, lens_dtype dtype,
+                                int n_threads);
+
+/* out = sum_s weights[s] sources[s], in double and in order, then rounded once to dtype.  Source s
+ * has n elements in dtypes[s].  Sources of weight 0 are not read; one alone of weight 1 and of the
+ * same dtype is copied; a NaN comes out as the quiet one.  LENS_ESHAPE for more than
+ * LENS_MAX_SOURCES, LENS_EDOMAIN when a weight is not finite. */
+lens_status lens_weights_combine(void *out, const void *const *sources, const lens_dtype *dtypes,
+                                 const double *weights, size_t n_sources, size_t n,
+                                 lens_dtype dtype, int n_threads);
+
+/* How many elements are NaN, and how many infinite. */
+lens_status lens_weights_nonfinite(uint64_t *nan, uint64_t *inf, const void *x, size_t n,
+                                   lens_dtype dtype, int n_threads);
+
 #endif

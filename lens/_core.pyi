@@ -102,3 +102,26 @@ def match_rows(
     row_best: _U64, column_best: _U64, A: _Any, B: _Any, dtype: int, n_threads: int, /
 ) -> None: ...
 def nearest_mean(label: _U64, X: _Any, means: _Any, dtype: int, n_threads: int, /) -> None: ...
+def weights_delta(
+    out: NDArray[np.float32], a: _Any, b: _Any | None, dtype: int, n_threads: int, /
+) -> None: ...
+def weights_dots(
+    sums: _F64,
+    a: _Any,
+    b: _Any | None,
+    c: _Any | None,
+    d: _Any | None,
+    dtype: int,
+    n_threads: int,
+    /,
+) -> None: ...
+def weights_histogram(
+    counts: NDArray[np.uint64], a: _Any, b: _Any | None, dtype: int, n_threads: int, /
+) -> None: ...
+def weights_select(
+    mask: _U8, a: _Any, b: _Any | None, low: int, high: int, dtype: int, n_threads: int, /
+) -> int: ...
+def weights_combine(
+    out: _Any, sources: tuple[_Any, ...], weights: _F64, dtype: int, n_threads: int, /
+) -> None: ...
+def weights_nonfinite(x: _Any, dtype: int, n_threads: int, /) -> tuple[int, int]: ...

@@ -174,3 +174,49 @@ def separability(states, folds):
             means = [y[np.arange(len(y)) % folds != i % folds].mean(0) for y in states]
             right.append(int(np.argmin([((row - m) ** 2).sum() for m in means])) == truth)
     return float(np.mean(right))
+
+
+# ---- weights -----------------------------------------------------------------------------------
+
+
+def delta(a, b, dtype):
+    """a - b of storage: float32, or float64 for float64; b None for zeros."""
+    acc = np.float64 if dtype == "float64" else np.float32
+    x = value(a, dtype).astype(acc)
+    return x if b is None else x - value(b, dtype).astype(acc)
+
+
+def delta_histogram(x):
+    """Nonzero |x| by the top 16 of the 31 bits of |float32 x|."""
+    size = np.abs(x.astype(np.float32)).ravel()
+    return np.bincount(size[size != 0].view(np.uint32) >> 15, minlength=1 << 16)
+
+
+def topk(deltas, k):
+    """Masks of the k largest |delta| other than zero, by one stable sort over sorted names."""
+    names = sorted(deltas)
+    size = np.concatenate([np.abs(deltas[n].astype(np.float32)).ravel() for n in names])
+    order = np.argsort(-size, kind="stable")[:k]
+    mask = np.zeros(size.size, bool)
+    mask[order[size[order] > 0]] = True
+    ends = np.cumsum([deltas[n].size for n in names])[:-1]
+    parts = np.split(mask, ends)
+    return {n: part.reshape(deltas[n].shape) for n, part in zip(names, parts, strict=True)}
+
+
+def combine(values, weights, out_dtype):
+    """Sum of float64 values in order, rounded once; storage of the output dtype."""
+    total = None
+    for x, w in zip(values, weights, strict=True):
+        if w != 0:
+            total = w * x if total is None else total + w * x
+    if total is None:
+        total = np.zeros_like(values[0])
+    if out_dtype != "bfloat16":
+        return total.astype(out_dtype)
+    near = total.astype(np.float32)  # correct the second rounding where the first met a tie
+    bits = near.view(np.uint32).copy()
+    tie = (bits & 0xFFFF) == 0x8000
+    bits += (tie & (np.abs(total) > np.abs(near))).astype(np.uint32)
+    bits -= (tie & (np.abs(total) < np.abs(near))).astype(np.uint32)
+    return float_to_bf16(bits.view(np.float32))

@@ -20,7 +20,7 @@ LAYERS = (
     {"errors", "io", "progress"},
     {"_core"},
     {"arrays"},
-    {"stats", "subspace", "losses", "metrics", "neurons"},
+    {"stats", "subspace", "losses", "metrics", "neurons", "weights"},
     {"data", "models"},
     {"space", "probing"},
     {"lsm", "steering"},

@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: MIT
+ * py_subspace.c: shims of subspaces and projections.  Level 4. */
+#include "shims.h"
+
+SHIM(subspace_fit) {
+    lens_args v;
+    lens_status status;
+    if (PARSE(v, subspace_fit))
+        return NULL;
+    size_t S = v.dim['S'], L = v.dim['L'], d = v.dim['d'];
+    if (L < 2 || L > d || v.dim['k'] != L - 1)
+        return lens_return(&v, LENS_ESHAPE, NULL);
+    if (lens_workspace(&v, lens_subspace_fit_worksize(S, L, d, threads(&v, 5))) < 0)
+        return NULL;
+    WITHOUT_GIL(lens_subspace_fit(v.ptr[0], v.ptr[1], v.ptr[2], v.ptr[3], &v.fault, v.ptr[4], S, L,
+                                  d, threads(&v, 5), v.work))
+    return lens_return(&v, status, NULL);
+}
+
+SHIM(principal_angles) {
+    lens_args v;
+    lens_status status;
+    if (PARSE(v, principal_angles))
+        return NULL;
+    size_t a = v.dim['a'], b = v.dim['b'], d = v.dim['d'];
+    if (a < 1 || b < 1 || a > d || b > d || v.dim['q'] != (a < b ? a : b))
+        return lens_return(&v, LENS_ESHAPE, NULL);
+    if (lens_workspace(&v, lens_subspace_angles_worksize(a, b, d)) < 0)
+        return NULL;
+    WITHOUT_GIL(lens_subspace_angles(v.ptr[0], &v.fault, v.ptr[1], v.ptr[2], a, b, d, v.work))
+    return lens_return(&v, status, NULL);
+}
+
+SHIM(project) {
+    lens_args v;
+    lens_status status;
+    if (PARSE(v, project) || lens_workspace(&v, lens_project_worksize(v.dim['n'], v.dim['r'])) < 0)
+        return NULL;
+    WITHOUT_GIL(lens_project(v.ptr[0], v.ptr[1], v.ptr[2], v.dim['n'], v.dim['d'], v.dim['r'],
+                             v.real[3], v.dtype, threads(&v, 5), v.work))
+    return lens_return(&v, status, NULL);
+}

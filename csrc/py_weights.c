@@ -1,0 +1,75 @@
+/* SPDX-License-Identifier: MIT
+ * py_weights.c: shims of weights.  Level 4. */
+#include "shims.h"
+
+SHIM(weights_delta) {
+    lens_args v;
+    lens_status status;
+    if (PARSE(v, weights_delta))
+        return NULL;
+    WITHOUT_GIL(
+        lens_weights_delta(v.ptr[0], v.ptr[1], v.ptr[2], v.dim['n'], v.dtype, threads(&v, 4)))
+    return lens_return(&v, status, NULL);
+}
+
+SHIM(weights_dots) {
+    lens_args v;
+    lens_status status;
+    if (PARSE(v, weights_dots))
+        return NULL;
+    if (v.dim['k'] != 3)
+        return lens_return(&v, LENS_ESHAPE, NULL);
+    if (lens_workspace(&v, lens_weights_dots_worksize(v.dim['n'])) < 0)
+        return NULL;
+    WITHOUT_GIL(lens_weights_dots(v.ptr[0], &v.fault, v.ptr[1], v.ptr[2], v.ptr[3], v.ptr[4],
+                                  v.dim['n'], v.dtype, threads(&v, 6), v.work))
+    return lens_return(&v, status, NULL);
+}
+
+SHIM(weights_histogram) {
+    lens_args v;
+    lens_status status;
+    if (PARSE(v, weights_histogram))
+        return NULL;
+    if (v.dim['k'] != LENS_BUCKETS)
+        return lens_return(&v, LENS_ESHAPE, NULL);
+    if (lens_workspace(&v, lens_weights_histogram_worksize(v.dim['n'], threads(&v, 4))) < 0)
+        return NULL;
+    WITHOUT_GIL(lens_weights_histogram(v.ptr[0], &v.fault, v.ptr[1], v.ptr[2], v.dim['n'], v.dtype,
+                                       threads(&v, 4), (uint64_t *)(void *)v.work))
+    return lens_return(&v, status, NULL);
+}
+
+SHIM(weights_select) {
+    lens_args v;
+    lens_status status;
+    uint64_t chosen = 0;
+    if (PARSE(v, weights_select))
+        return NULL;
+    if (v.integer[3] > UINT32_MAX || v.integer[4] > UINT32_MAX)
+        return lens_return(&v, LENS_EDOMAIN, NULL);
+    WITHOUT_GIL(lens_weights_select(v.ptr[0], &chosen, v.ptr[1], v.ptr[2], v.dim['n'],
+                                    (uint32_t)v.integer[3], (uint32_t)v.integer[4], v.dtype,
+                                    threads(&v, 6)))
+    return lens_return(&v, status, PyLong_FromUnsignedLongLong(chosen));
+}
+
+SHIM(weights_combine) {
+    lens_args v;
+    lens_status status;
+    if (PARSE(v, weights_combine))
+        return NULL;
+    WITHOUT_GIL(lens_weights_combine(v.ptr[0], v.list, v.list_dtype, v.ptr[2], v.dim['s'],
+                                     v.dim['n'], v.dtype, threads(&v, 4)))
+    return lens_return(&v, status, NULL);
+}
+
+SHIM(weights_nonfinite) {
+    lens_args v;
+    lens_status status;
+    uint64_t nan = 0, inf = 0;
+    if (PARSE(v, weights_nonfinite))
+        return NULL;
+    WITHOUT_GIL(lens_weights_nonfinite(&nan, &inf, v.ptr[0], v.dim['n'], v.dtype, threads(&v, 2)))
+    return lens_return(&v, status, Py_BuildValue("(KK)", nan, inf));
+}

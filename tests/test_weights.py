@@ -1,0 +1,345 @@
+"""Deltas of weights against NumPy: values, largest elements, ties, combinations, refused input."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lens import _core, weights
+from lens.errors import DtypeError, InputError, ShapeError
+from tests import reference as ref
+
+CHUNK = 65536
+SIZES = [0, 1, 2, 15, 16, 17, 511, 512, 513, 1025, CHUNK - 1, CHUNK, CHUNK + 1]
+
+
+def tensors(rng, shape, dtype, count=2, scale=1.0):
+    """Storage of random weights."""
+    return [ref.store(scale * rng.normal(size=shape), dtype) for _ in range(count)]
+
+
+def lumpy(rng, shape, dtype):
+    """Two tensors whose delta has many equal elements, many of them zero, of both signs."""
+    steps = rng.integers(-3, 4, size=shape) / 8
+    base = rng.integers(-2, 3, size=shape).astype(float)
+    return ref.store(base + steps, dtype), ref.store(base, dtype)
+
+
+@pytest.mark.parametrize("dtype", ref.DTYPES)
+def test_delta(dtype):
+    rng = np.random.default_rng(0)
+    a, b = tensors(rng, (7, 300), dtype)
+    out = weights.delta(a, b, **ref.raw(dtype))
+    assert out.dtype == np.float32
+    np.testing.assert_array_equal(out, ref.delta(a, b, dtype).astype(np.float32))
+    np.testing.assert_array_equal(
+        weights.delta(a, **ref.raw(dtype)), ref.value(a, dtype).astype(np.float32)
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(SIZES), st.sampled_from(ref.DTYPES), st.integers(0, 2**32 - 1))
+def test_any_size(n, dtype, seed):
+    rng, kw = np.random.default_rng(seed), ref.raw(dtype)
+    a, b, c, d = tensors(rng, n, dtype, 4)
+    x, y = ref.delta(a, b, dtype), ref.delta(c, d, dtype)
+    np.testing.assert_array_equal(weights.delta(a, b, **kw), x.astype(np.float32))
+    np.testing.assert_array_equal(weights.histogram(a, b, **kw), ref.delta_histogram(x))
+    result = weights.compare((a, b), (c, d), **kw)
+    x, y = x.astype(np.longdouble), y.astype(np.longdouble)
+    for got, u, v in ((result.squares[0], x, x), (result.squares[1], y, y), (result.dot, x, y)):
+        assert abs(got - (u * v).sum()) <= 1e-12 * np.abs(u * v).sum()
+    assert result.squares[0] == weights.sum_of_squares(a, b, **kw)
+    w = rng.normal(size=4)
+    out = weights.combine([a, b, c, d], w, **kw)
+    expected = ref.combine([ref.value(s, dtype) for s in (a, b, c, d)], w, dtype)
+    assert out.tobytes() == expected.tobytes()
+    bad = rng.integers(0, 3, size=n)
+    a[bad == 1], a[bad == 2] = ref.store([np.nan, -np.inf], dtype)
+    found = weights.count_nonfinite(a, **kw)
+    assert (found.nan, found.infinite) == ((bad == 1).sum(), (bad == 2).sum())
+
+
+@pytest.mark.parametrize("dtype", ref.DTYPES)
+def test_none_stands_for_zeros(dtype):
+    rng, kw = np.random.default_rng(1), ref.raw(dtype)
+    a, c = tensors(rng, 700, dtype)
+    zero = np.zeros_like(a)
+    assert weights.compare((a, None), (c, None), **kw) == weights.compare(
+        (a, zero), (c, zero), **kw
+    )
+    np.testing.assert_array_equal(weights.histogram(a, **kw), weights.histogram(a, zero, **kw))
+
+
+def test_cosine():
+    rng = np.random.default_rng(2)
+    a, b = rng.normal(size=(2, 1000)).astype(np.float32)
+    x = a - b
+    assert weights.compare((a, b), (x, None)).cosine == pytest.approx(1, abs=1e-15)
+    assert weights.compare((a, b), (b, a)).cosine == pytest.approx(-1, abs=1e-15)
+    assert weights.compare((a, a), (a, b)).cosine is None
+    tiny, huge = np.full(9, 1e-30, np.float32), np.full(9, 1e30, np.float32)
+    assert weights.compare((tiny, None), (huge, None)).cosine == pytest.approx(1, abs=1e-15)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.lists(st.sampled_from([0, 1, 15, 17, 60, 513]), min_size=1, max_size=5),
+    st.sampled_from(ref.DTYPES), st.booleans(), st.integers(0, 2**32 - 1), st.floats(0, 1),
+)  # fmt: skip
+def test_topk_is_a_full_stable_sort(sizes, dtype, ties, seed, share):
+    rng = np.random.default_rng(seed)
+    names = [f"t{i}" for i in rng.permutation(12)[: len(sizes)]]  # t10 sorts before t2
+    make = lumpy if ties else tensors
+    pairs = {name: make(rng, n, dtype) for name, n in zip(names, sizes, strict=True)}
+    a, b = ({name: pair[i] for name, pair in pairs.items()} for i in range(2))
+    deltas = {name: ref.delta(a[name], b[name], dtype) for name in names}
+    k = math.floor(share * sum(sizes) + 0.5)
+    for how in ({"k": k}, {"share": share}):
+        masks = weights.topk_masks(a, b, **how, **ref.raw(dtype))
+        expected = ref.topk(deltas, k)
+        assert list(masks) == sorted(names)
+        for name in names:
+            np.testing.assert_array_equal(masks[name], expected[name])
+
+
+def test_topk_streams_and_names_its_threshold(monkeypatch):
+    monkeypatch.setattr(weights, "_PIECE", 64)  # prune early, search in many pieces
+    rng = np.random.default_rng(3)
+    x = {f"{i:02}": rng.integers(-500, 501, size=(7, 90)).astype(np.float32) for i in range(20)}
+    x["03"][:] = 0
+    for k in (0, 1, 5, 4000, 12000, 10**9):
+        top = weights.TopK(k, n_threads=2)
+        for name in sorted(x):
+            top.add(name, x[name])
+        masks = {name: top.select(name, x[name]) for name in sorted(x)}
+        result = top.finish()
+        for name in sorted(x):
+            result.apply(name, masks[name])
+        expected = ref.topk(x, k)
+        for name, mask in masks.items():
+            np.testing.assert_array_equal(mask, expected[name])
+        chosen = np.concatenate([np.abs(x[n][expected[n]]) for n in sorted(x)])
+        assert result.selected == chosen.size
+        assert result.threshold == chosen.min(initial=np.inf)
+
+
+def test_topk_of_subnormal_deltas():
+    x = (np.arange(6, dtype=np.uint32) % 5).view(np.float32)
+    masks = weights.topk_masks({"x": x}, k=3)
+    assert masks["x"].tolist() == [False, False, True, True, True, False]
+
+
+@pytest.mark.parametrize("out_dtype", ref.DTYPES)
+@pytest.mark.parametrize("dtype", ref.DTYPES)
+def test_combine_into_every_dtype(dtype, out_dtype):
+    rng = np.random.default_rng(4)
+    a, b = tensors(rng, (3, 700), dtype)
+    w = [0.7, -1.3]
+    out = weights.combine([a, b], w, out_dtype=out_dtype, **ref.raw(dtype))
+    expected = ref.combine([ref.value(a, dtype), ref.value(b, dtype)], w, out_dtype)
+    assert out.shape == a.shape
+    assert out.dtype == expected.dtype
+    assert out.tobytes() == expected.tobytes()
+
+
+def test_combine_of_mixed_and_of_sixteen_sources():
+    rng = np.random.default_rng(5)
+    kinds = [ref.DTYPES[i % 4] for i in range(16)]
+    sources = [tensors(rng, 100, kind, 1)[0] for kind in kinds]
+    w = rng.normal(size=16)
+    out = weights.combine(sources, w, out_dtype="float16", dtype="bfloat16")
+    expected = ref.combine(
+        [ref.value(x, kind) for x, kind in zip(sources, kinds, strict=True)], w, "float16"
+    )
+    assert out.tobytes() == expected.tobytes()
+
+
+def test_combine_rounds_once():
+    tie = np.array([1 + 2.0**-8, -1 - 2.0**-8, 1 + 2.0**-11])
+    bit = np.array([2.0**-40, -(2.0**-40), -(2.0**-40)])
+    out = weights.combine([tie, bit], [1, 1], out_dtype="bfloat16")
+    assert [hex(x) for x in out] == ["0x3f81", "0xbf81", "0x3f80"]
+    assert weights.combine([tie, bit], [1, 1], out_dtype="float16")[2] == 1
+    huge = np.array([1e300, -1e300, 3.4e38, 65519.99, 1e-300])
+    assert weights.combine([huge], [1], out_dtype="float16").tolist() == [
+        np.inf, -np.inf, np.inf, 65504, 0,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ref.DTYPES)
+def test_combine_skips_and_copies(dtype):
+    kw = ref.raw(dtype)
+    bits = {2: np.uint16, 4: np.uint32, 8: np.uint64}
+    a = tensors(np.random.default_rng(6), 600, dtype, 1)[0]
+    word = bits[a.itemsize]
+    raw = a.view(word).copy()
+    raw[:2] = 1 << (8 * a.itemsize - 1), np.iinfo(word).max - 4  # -0 and a NaN with a payload
+    a, nan = raw.view(a.dtype), ref.store(np.full(600, np.nan), dtype)
+    assert weights.combine([nan, a, nan], [0, 1, 0], **kw).tobytes() == a.tobytes()
+    out = weights.combine([a, nan], [0, 0], **kw)
+    assert out.tobytes() == bytes(out.nbytes)
+    finite = a[2:].copy()
+    both = weights.combine([finite, finite, finite], [1, 1, -1], **kw)  # A + B - B
+    np.testing.assert_array_equal(both, finite)
+
+
+def test_base_and_delta_give_back_the_other_model():
+    rng = np.random.default_rng(7)
+    a, b = tensors(rng, 5000, "float32")
+    back = weights.combine([b, weights.delta(a, b)], [1, 1])
+    most = np.maximum(np.abs(a), np.abs(b))
+    assert (np.abs(back.astype(float) - a) <= 2 * np.spacing(most)).all()
+
+
+def everything(dtype, n_threads=1, n=2 * CHUNK + 77):
+    """Results of every function as bytes."""
+    rng, kw = np.random.default_rng(8), {"n_threads": n_threads, **ref.raw(dtype)}
+    a, b, c, d = tensors(rng, n, dtype, 4)
+    cmp = weights.compare((a, b), (c, d), **kw)
+    out = [weights.delta(a, b, **kw), np.array([*cmp.squares, cmp.dot])]
+    out.append(weights.histogram(a, b, **kw))
+    out += [weights.combine([a, b, c], [0.3, 1, -2.2], out_dtype=kind, **kw) for kind in ref.DTYPES]
+    out.append(weights.topk_masks({"x": a, "y": c}, {"x": b, "y": d}, share=0.05, **kw)["y"])
+    a[::7] = ref.store([np.nan], dtype)
+    out.append(weights.combine([a, b], [1, -1], **kw))
+    out.append(np.array([weights.count_nonfinite(a, **kw).nan]))
+    return [x.tobytes() for x in out]
+
+
+@pytest.mark.parametrize("dtype", ref.DTYPES)
+def test_same_bits_for_any_thread_count(dtype):
+    first = everything(dtype)
+    for n_threads in (2, 3, 64):
+        assert everything(dtype, n_threads) == first
+
+
+@pytest.mark.parametrize("n", [5, 17, 513, CHUNK + 1])
+@pytest.mark.parametrize("dtype", ref.DTYPES)
+def test_same_bits_for_any_instruction_set(dtype, n):
+    before, results = _core.isa(), []
+    try:
+        for name in _core.isas():
+            _core.force_isa(name)
+            results.append(everything(dtype, n=n))
+    finally:
+        _core.force_isa(before)
+    assert all(result == results[0] for result in results)
+
+
+def test_torch_tensors():
+    torch = pytest.importorskip("torch")
+    a, b = torch.randn(2, 5, 7).to(torch.bfloat16)
+    np.testing.assert_array_equal(weights.delta(a, b), (a.float() - b.float()).numpy())
+    out = weights.combine([a, b], [1, 0])
+    assert out.tobytes() == a.view(torch.uint16).numpy().tobytes()
+    assert weights.topk_masks({"x": a}, {"x": b}, k=3)["x"].sum() == 3
+    assert weights.compare((a, b), (a, b)).cosine == pytest.approx(1, abs=1e-15)
+
+
+def test_inputs_are_not_modified():
+    arrays = tensors(np.random.default_rng(9), (4, 50), "float32", 4)
+    before = [x.copy() for x in arrays]
+    a, b, c, d = arrays
+    weights.delta(a, b)
+    weights.compare((a, b), (c, d))
+    weights.histogram(a, b)
+    weights.combine(arrays, [1, 2, 3, 4])
+    weights.topk_masks({"x": a, "y": c}, {"x": b, "y": d}, k=9)
+    weights.count_nonfinite(a)
+    for x, y in zip(arrays, before, strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+W = np.ones((3, 4), np.float32)
+BAD = np.array([1, 2, np.inf, np.nan], np.float32)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: weights.delta([1.0], W), DtypeError, "a: got list"),
+        (lambda: weights.delta(W, W[:2]), ShapeError, r"b: shape \(2, 4\)"),
+        (lambda: weights.delta(W, W.astype(float)), DtypeError, "b: float64"),
+        (lambda: weights.delta(W.T, W.T), DtypeError, "C-contiguous"),
+        (lambda: weights.delta(W.view(np.uint32)), DtypeError, "a: dtype uint32"),
+        (lambda: weights.delta(W, W, n_threads=0), InputError, "n_threads"),
+        (lambda: weights.compare((W, W), W), InputError, "second: got ndarray"),
+        (lambda: weights.compare((W, W), (W[:1], None)), ShapeError, r"c: shape \(1, 4\)"),
+        (lambda: weights.compare((W, W), (W.astype(float), None)), DtypeError, "c: another dtype"),
+        (lambda: weights.compare((W[0], None), (BAD, None)), InputError,
+         "element 2, input 2"),
+        (lambda: weights.sum_of_squares(BAD), InputError, "element 2, input 0"),
+        (lambda: weights.histogram(BAD), InputError, "element 2"),
+        (lambda: weights.count_nonfinite("x"), DtypeError, "x: got str"),
+        (lambda: weights.combine([], []), InputError, "got 0 sources"),
+        (lambda: weights.combine([W] * 17, np.ones(17)), InputError, "got 17 sources"),
+        (lambda: weights.combine(W, np.ones(3)), InputError, "got one array"),
+        (lambda: weights.combine([W, W[:2]], [1, 1]), ShapeError, r"sources\[1\]: shape"),
+        (lambda: weights.combine([W, W], [1]), ShapeError, "weights"),
+        (lambda: weights.combine([W], [np.nan]), InputError, "weights: NaN"),
+        (lambda: weights.combine([W], [1], out_dtype="int8"), InputError, "out_dtype: got 'int8'"),
+        (lambda: weights.TopK(), InputError, "exactly one"),
+        (lambda: weights.TopK(1, share=0.5), InputError, "exactly one"),
+        (lambda: weights.TopK(-1), InputError, "k: got -1"),
+        (lambda: weights.TopK(1.5), InputError, "k: got 1.5"),
+        (lambda: weights.TopK(share=1.5), InputError, "share: got 1.5"),
+        (lambda: weights.topk_masks({"a": W}, {"b": W}, k=1), InputError, "tensor 'a' is in one"),
+    ],
+)  # fmt: skip
+def test_bad_input(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_topk_refuses_a_wrong_order():
+    top = weights.TopK(2)
+    top.add("b", W)
+    with pytest.raises(InputError, match="'a' came after 'b'"):
+        top.add("a", W)
+    top.add("c", W)
+    with pytest.raises(InputError, match="next is 'b'"):
+        top.select("c", W)
+    with pytest.raises(InputError, match="first"):
+        top.add("d", W)
+    top.select("b", W)
+    with pytest.raises(InputError, match="'c' was not selected"):
+        top.finish()
+    with pytest.raises(InputError, match="of 8 elements"):
+        top.select("c", W[:2])
+    top.select("c", 2 * W)
+    with pytest.raises(InputError, match="changed"):
+        top.finish()
+
+
+def test_core_refuses_what_does_not_fit():
+    x, out, w = np.ones(4, np.float32), np.empty(4, np.float32), np.ones(1)
+    with pytest.raises(TypeError, match="'sources' must be a tuple"):
+        _core.weights_combine(out, [x], w, 0, 1)
+    with pytest.raises(TypeError, match="other than arrays"):
+        _core.weights_combine(out, (x.astype(int),), w, 0, 1)
+    with pytest.raises(TypeError, match="other than arrays"):
+        _core.weights_combine(out, (None,), w, 0, 1)
+    with pytest.raises(ValueError, match=r"'sources' has shape \(1, 4\)"):
+        _core.weights_combine(out, (x[None],), w, 0, 1)
+    with pytest.raises(ValueError, match="shares memory with 'sources'"):
+        _core.weights_combine(out, (x, out), np.ones(2), 0, 1)
+    with pytest.raises(ValueError, match="'weights' has shape"):
+        _core.weights_combine(out, (x,), np.ones(2), 0, 1)
+    with pytest.raises(ValueError, match="at most 16"):
+        _core.weights_combine(out, (x,) * 17, np.ones(17), 0, 1)
+    with pytest.raises(ValueError, match="C-contiguous"):
+        _core.weights_combine(out[:2], (x[::2],), w, 0, 1)
+    with pytest.raises(ValueError, match="sizes do not fit"):
+        _core.weights_dots(np.empty(2), x, x, x, x, 0, 1)
+    with pytest.raises(ValueError, match="sizes do not fit"):
+        _core.weights_histogram(np.empty(5, np.uint64), x, x, 0, 1)
+    with pytest.raises(ValueError, match="outside the domain"):
+        _core.weights_select(np.empty(4, np.uint8), x, x, 1, 2**40, 0, 1)
+
+
+def test_results_to_dict():
+    assert weights.compare((W, None), (W, None)).to_dict()["dot"] == 12.0
+    assert weights.count_nonfinite(BAD).to_dict() == {"nan": 1, "infinite": 1}
