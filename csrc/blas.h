@@ -31,6 +31,7 @@ typedef lapack_int blas_int;
 #endif
 
 #define blas_dgemm BLAS(cblas_dgemm)
+#define blas_sgemm BLAS(cblas_sgemm)
 #define blas_idamax BLAS(cblas_idamax)
 #define blas_dsyrk BLAS(cblas_dsyrk)
 #define lapack_dsyevd BLAS(LAPACKE_dsyevd_work)

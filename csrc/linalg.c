@@ -3,8 +3,9 @@
  * C = M - mean 1^T (d x L) has U S V^T with S^2, V from its L x L Gram matrix: O(d L^2), but a
  * vector's error grows with the square of the condition.  Beyond GRAM_LIMIT the factors come from
  * C = QR and the SVD of R, whose error grows with the condition itself.  Never d x d. */
+#include "linalg.h"
+
 #include "blas.h"
-#include "lens.h"
 #include "parallel.h"
 
 #include <float.h>
@@ -19,6 +20,22 @@ void lens_blas_init(void) {
 
 const char *lens_blas_config(void) {
     return blas_config();
+}
+
+int lens_blas_fits(size_t a, size_t b, size_t c) {
+    return a <= BLAS_INT_MAX && b <= BLAS_INT_MAX && c <= BLAS_INT_MAX;
+}
+
+void lens_gemm_nt_f64(double *C, size_t ldc, const double *A, size_t lda, const double *B,
+                      size_t ldb, size_t p, size_t q, size_t d) {
+    blas_dgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (blas_int)p, (blas_int)q, (blas_int)d, 1.0,
+               A, (blas_int)lda, B, (blas_int)ldb, 0.0, C, (blas_int)ldc);
+}
+
+void lens_gemm_nt_f32(float *C, size_t ldc, const float *A, size_t lda, const float *B, size_t ldb,
+                      size_t p, size_t q, size_t d) {
+    blas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (blas_int)p, (blas_int)q, (blas_int)d, 1.0F,
+               A, (blas_int)lda, B, (blas_int)ldb, 0.0F, C, (blas_int)ldc);
 }
 
 /* Slices of one thread's workspace, in doubles. */
