@@ -16,6 +16,7 @@ from lens.arrays import (
     ArrayIn,
     Block,
     Float64,
+    anywhere,
     block,
     core_errors,
     float64,
@@ -86,6 +87,7 @@ def _weights(weights: ArrayIn, rows: int) -> Float64 | None:
     return None if weights is None else float64(weights, "weights", shape=(rows,))
 
 
+@anywhere
 def separate(
     h: ArrayIn,
     h0: ArrayIn,
@@ -181,6 +183,7 @@ def _orthonormal(basis: ArrayIn, d: int, dtype: Any) -> Array:
     return rows
 
 
+@anywhere
 def align(
     h: ArrayIn,
     pivot: ArrayIn,
@@ -261,6 +264,7 @@ def align(
     return AlignResult(value, grad, grad_pivot)
 
 
+@anywhere
 def retain(
     h: ArrayIn,
     h0: ArrayIn,

@@ -12,7 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lens import _core
-from lens.arrays import Array, ArrayIn, Float64, block, core_errors, mask01, threads, to_dict
+from lens.arrays import (
+    Array,
+    ArrayIn,
+    Float64,
+    anywhere,
+    block,
+    core_errors,
+    is_elsewhere,
+    mask01,
+    threads,
+    to_dict,
+    twin,
+)
 from lens.errors import DtypeError, InputError, ShapeError
 
 __all__ = ["CountResult", "Counts", "LapeResult", "lape"]
@@ -96,13 +108,18 @@ class Counts:
             If a real token holds NaN; the message names the token, counted through all rows of
             the batch, and the neuron. Infinity is above zero.
         """
-        x = block(gates, "gates", dtype=dtype)
-        shape = x.data.shape
+        shape = tuple(np.shape(gates))
         if len(shape) not in (2, 3) or shape[-1] != self.neurons:
             raise ShapeError(
                 f"gates: shape {shape}, expected (tokens, {self.neurons}) or (rows, tokens, "
                 f"{self.neurons})"
             )
+        if is_elsewhere(gates):
+            tokens, positive = twin("neurons", "count")(gates, mask, dtype=dtype)
+            self._positive = self._positive + positive
+            self._tokens += tokens
+            return
+        x = block(gates, "gates", dtype=dtype)
         m = None if mask is None else mask01(mask, "mask", shape[:-1]).reshape(-1)
         rows = x.data.reshape(-1, self.neurons)
         out = np.empty_like(self._positive)
@@ -165,6 +182,7 @@ def _whole(x: ArrayIn, name: str) -> UInt64:
     return np.ascontiguousarray(data, dtype=np.uint64).reshape(data.shape)
 
 
+@anywhere
 def lape(
     counts: ArrayIn,
     tokens: ArrayIn | Sequence[int],

@@ -16,12 +16,15 @@ from lens.arrays import (
     Array,
     ArrayIn,
     Float64,
+    anywhere,
     block,
     core_errors,
     float64,
+    is_elsewhere,
     mask01,
     threads,
     to_dict,
+    twin,
 )
 from lens.errors import InputError, ShapeError
 
@@ -33,6 +36,7 @@ BLOCK_ROWS = 1024
 _MODES = ("last", "mean", "weighted")
 
 
+@anywhere
 def pool(
     states: ArrayIn,
     mask: ArrayIn,
@@ -215,10 +219,14 @@ class StreamingMoments:
         -----
         Welford's recurrence in float64, row after row, within a block; Chan's formula above.
         """
-        x = block(X, "X", ndim=2, dtype=dtype)
-        n, d = x.data.shape
+        if is_elsewhere(X):
+            data, code = twin("checks", "tensor")(X, "X", ndim=2, dtype=dtype), -1
+        else:
+            x = block(X, "X", ndim=2, dtype=dtype)
+            data, code = x.data, x.code
+        n, d = data.shape
         if d != self.d:
-            raise ShapeError(f"X: shape {x.data.shape}, expected (n, {self.d})")
+            raise ShapeError(f"X: shape {tuple(data.shape)}, expected (n, {self.d})")
         start = row_ids_start
         if isinstance(start, bool) or not isinstance(start, int | np.integer) or start < 0:
             raise InputError(f"row_ids_start: got {start!r}, expected an integer of at least 0")
@@ -228,13 +236,16 @@ class StreamingMoments:
             tail = next((p for p in parts if p.end == row and row % BLOCK_ROWS != 0), None)
             if tail is not None:  # continue an open block, as if it had come in one piece
                 parts.remove(tail)
-            rows = x.data[row - start : end - start]
-            new.append(self._extend(tail, rows, row, x.code, n_threads, row - start))
+            rows = data[row - start : end - start]
+            new.append(self._extend(tail, rows, row, code, n_threads, row - start))
         self._parts = _settle([*parts, *new])
 
     def _extend(
         self, tail: _Part | None, rows: Array, row: int, code: int, n: int | None, offset: int
     ) -> _Part:
+        if is_elsewhere(rows):
+            part = _Part(row, len(rows), *twin("stats", "block_moments")(rows, offset))
+            return _join(tail, part) if tail else part
         mean, m2 = np.empty(self.d), np.empty(self.d)
         count = tail.count if tail else 0
         a, b = (tail.mean, tail.m2) if tail else (None, None)
