@@ -27,6 +27,7 @@ ArrayIn: TypeAlias = Any
 P = ParamSpec("P")
 R = TypeVar("R")
 
+FAR = -1  # a tensor on another device
 F32, F64, F16, BF16 = range(4)  # dtype codes of the C core: the order of _core.dtypes()
 _CODES = {"float32": F32, "float64": F64, "float16": F16}
 _NAMES = ("float32", "float64", "float16", "bfloat16")
@@ -165,6 +166,16 @@ def block(x: ArrayIn, name: str, *, ndim: int | None = None, dtype: str | None =
         raise ShapeError(f"{name}: shape {data.shape}, expected {ndim} dimensions")
     _check_layout(data, name)
     return Block(data, code)
+
+
+def storage(
+    x: ArrayIn, name: str, *, ndim: int | None = None, dtype: str | None = None
+) -> tuple[Any, int]:
+    """Return what `block` holds, or the checked tensor and FAR for one on another device."""
+    if is_elsewhere(x):
+        return twin("checks", "tensor")(x, name, ndim=ndim, dtype=dtype), FAR
+    found = block(x, name, ndim=ndim, dtype=dtype)
+    return found.data, found.code
 
 
 def _check_layout(data: Array, name: str) -> None:

@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 
 from lens import _core
 from lens.arrays import (
+    FAR,
     Array,
     ArrayIn,
     Float64,
     anywhere,
-    block,
     core_errors,
-    is_elsewhere,
     mask01,
+    storage,
     threads,
     to_dict,
     twin,
@@ -108,23 +108,23 @@ class Counts:
             If a real token holds NaN; the message names the token, counted through all rows of
             the batch, and the neuron. Infinity is above zero.
         """
-        shape = tuple(np.shape(gates))
+        data, code = storage(gates, "gates", dtype=dtype)
+        shape = tuple(data.shape)
         if len(shape) not in (2, 3) or shape[-1] != self.neurons:
             raise ShapeError(
                 f"gates: shape {shape}, expected (tokens, {self.neurons}) or (rows, tokens, "
                 f"{self.neurons})"
             )
-        if is_elsewhere(gates):
-            tokens, positive = twin("neurons", "count")(gates, mask, dtype=dtype)
+        if code == FAR:
+            tokens, positive = twin("neurons", "count")(data, mask)
             self._positive = self._positive + positive
             self._tokens += tokens
             return
-        x = block(gates, "gates", dtype=dtype)
         m = None if mask is None else mask01(mask, "mask", shape[:-1]).reshape(-1)
-        rows = x.data.reshape(-1, self.neurons)
+        rows = data.reshape(-1, self.neurons)
         out = np.empty_like(self._positive)
         with core_errors():
-            _core.neuron_count(out, self._positive, rows, m, x.code, threads(n_threads))
+            _core.neuron_count(out, self._positive, rows, m, code, threads(n_threads))
         self._positive = out
         self._tokens += len(rows) if m is None else int(m.sum(dtype=np.int64))
 

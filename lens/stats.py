@@ -13,6 +13,7 @@ import numpy as np
 from lens import _core
 from lens.arrays import (
     BF16,
+    FAR,
     Array,
     ArrayIn,
     Float64,
@@ -20,8 +21,8 @@ from lens.arrays import (
     block,
     core_errors,
     float64,
-    is_elsewhere,
     mask01,
+    storage,
     threads,
     to_dict,
     twin,
@@ -219,11 +220,7 @@ class StreamingMoments:
         -----
         Welford's recurrence in float64, row after row, within a block; Chan's formula above.
         """
-        if is_elsewhere(X):
-            data, code = twin("checks", "tensor")(X, "X", ndim=2, dtype=dtype), -1
-        else:
-            x = block(X, "X", ndim=2, dtype=dtype)
-            data, code = x.data, x.code
+        data, code = storage(X, "X", ndim=2, dtype=dtype)
         n, d = data.shape
         if d != self.d:
             raise ShapeError(f"X: shape {tuple(data.shape)}, expected (n, {self.d})")
@@ -243,7 +240,7 @@ class StreamingMoments:
     def _extend(
         self, tail: _Part | None, rows: Array, row: int, code: int, n: int | None, offset: int
     ) -> _Part:
-        if is_elsewhere(rows):
+        if code == FAR:
             part = _Part(row, len(rows), *twin("stats", "block_moments")(rows, offset))
             return _join(tail, part) if tail else part
         mean, m2 = np.empty(self.d), np.empty(self.d)

@@ -12,27 +12,24 @@ from lens import neurons as core
 from lens.arrays import host
 from lens.errors import DtypeError, InputError, ShapeError
 from lens.neurons import LapeResult
-from lens.tensors.checks import first, has_float64, mask01, refuse, tensor
+from lens.tensors.checks import first, has_float64, mask01, refuse
 
 
-def count(gates: Tensor, mask: Any, *, dtype: str | None = None) -> tuple[int, NDArray[np.uint64]]:
+def count(x: Tensor, mask: Any) -> tuple[int, NDArray[np.uint64]]:
     """Count the real tokens of a batch, and on how many of them each gate is above zero.
 
     Parameters
     ----------
-    gates : Tensor (t, neurons) or (n, t, neurons)
+    x : Tensor (t, neurons) or (n, t, neurons)
         Values of the gates.
     mask : array (t,) or (n, t), bool or integer, or None
         1 for a real token.
-    dtype : str, optional
-        Name of the tensor's dtype.
 
     Returns
     -------
     tuple of int and numpy.ndarray (neurons,), uint64
         On the host, where `lens.neurons.Counts` adds them up.
     """
-    x = tensor(gates, "gates", dtype=dtype)
     rows = x.reshape(-1, x.shape[-1])
     keep = torch.ones(len(rows), dtype=torch.bool, device=x.device)
     if mask is not None:

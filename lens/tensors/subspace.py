@@ -68,7 +68,7 @@ def fit_batch(
     return tuple(results)
 
 
-def _host64(x: Any, name: str, shape: tuple[int, ...], like: Tensor) -> Array:
+def _host64(x: Any, name: str, shape: tuple[int | None, ...], like: Tensor) -> Array:
     beside = like.new_empty(0, device="cpu")  # on the host, whatever the device
     return host(small(x, name, like=beside, shape=shape, dtype=torch.float64))
 
@@ -124,8 +124,8 @@ def principal_angles(A: Tensor, B: Any) -> Tensor:
     if 0 in a.shape:
         raise ShapeError(f"A: shape {tuple(a.shape)}, expected (d, a) with at least one column")
     if not has_float64(a.device.type):
-        angles = core.principal_angles(host(a.float().cpu()), host(B).astype(np.float64))
-        return torch.from_numpy(angles).float().to(a.device)
+        sides = (_host64(x, name, (None, None), a) for x, name in ((A, "A"), (B, "B")))
+        return torch.from_numpy(core.principal_angles(*sides)).float().to(a.device)
     b = small(B, "B", like=a, shape=(len(a), None), dtype=torch.float64)
     a = small(A, "A", like=a, shape=(len(a), None), dtype=torch.float64)
     for name, x in (("A", a), ("B", b)):
@@ -139,6 +139,7 @@ def principal_angles(A: Tensor, B: Any) -> Tensor:
 
 
 def _orthonormal(x: Tensor) -> Tensor:
+    Q: Tensor
     Q, R = torch.linalg.qr(x)
     floor = x.abs().max() * len(x) * 2.3e-16
     refuse(R.diagonal().abs() <= floor, "the columns are linearly dependent", "column")
