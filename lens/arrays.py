@@ -85,10 +85,10 @@ def anywhere(function: Callable[P, R]) -> Callable[P, R]:
     """Let a public function take tensors on any device; its first argument decides.
 
     NumPy arrays and CPU tensors stay with the function, which calls the C core. Others go to the
-    twin of the same name and signature, in the module of ``lens.tensors`` named as the function's;
+    twin of the same name and signature, in the module of ``lens.tensors`` named as its family;
     what was an array in the result is then a tensor on that device.
     """
-    family, name = function.__module__.rpartition(".")[2], function.__name__
+    family, name = function.__module__.split(".")[1], function.__name__
     first = function.__code__.co_varnames[0]
 
     @wraps(function)

@@ -1,6 +1,7 @@
 """Measures of pooled states: alignment of translations, and separability of languages.
 
 The two look at the same states from opposite sides. Neither is a measure of a model's answers.
+Tensors on another device than the CPU are compared there (see `lens.tensors`).
 """
 
 from collections.abc import Mapping

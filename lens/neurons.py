@@ -1,7 +1,8 @@
 """Neurons that speak one language: counting when gates are open, and choosing by entropy.
 
 Language activation probability entropy (LAPE). A neuron here is one gate of an MLP, after the
-activation function; it is open on a token when its value is above zero.
+activation function; it is open on a token when its value is above zero. Tensors on another device
+than the CPU are counted there (see `lens.tensors`).
 """
 
 from collections.abc import Sequence

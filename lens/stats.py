@@ -1,7 +1,8 @@
 """Pooling of token states and streaming moments, over float16, bfloat16, float32 and float64.
 
 Everything is accumulated in float64 in an order that depends on the data only, so that batches,
-padding, shards and threads change no bit.
+padding, shards and threads change no bit. Tensors on another device than the CPU are pooled and
+summed there, to tolerance (see `lens.tensors`).
 """
 
 from collections.abc import Iterable, Mapping
@@ -51,7 +52,7 @@ def pool(
     Parameters
     ----------
     states : array (n, t, d), float32, float64, float16 or bfloat16
-        Token states; NumPy or a CPU torch tensor.
+        Token states; NumPy or a torch tensor.
     mask : array (n, t), bool or integer
         1 for a real token, 0 for padding, whose states are never read.
     mode : {"last", "mean", "weighted"}
@@ -65,6 +66,7 @@ def pool(
     Returns
     -------
     numpy.ndarray (n, d), float64
+        For a tensor on another device, a tensor there.
 
     Raises
     ------

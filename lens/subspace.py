@@ -1,4 +1,8 @@
-"""Language subspaces: fit, choice of rank, principal angles, projection."""
+"""Language subspaces: fit, choice of rank, principal angles, projection.
+
+NumPy arrays or CPU torch tensors in, NumPy arrays out; tensors on another device stay there (see
+`lens.tensors`).
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

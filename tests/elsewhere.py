@@ -13,6 +13,8 @@ from lens import arrays, tensors
 from tests import reference as ref
 
 NARROW = ["float32", "float16", "bfloat16"]  # the dtypes of a device without float64
+DEVICES = [(dtype, True) for dtype in ref.DTYPES] + [(dtype, False) for dtype in NARROW]
+"""Every dtype, and whether the device has float64."""
 
 
 @contextmanager

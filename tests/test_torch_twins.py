@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 from lens import losses, metrics, neurons, stats, subspace, tensors, weights  # noqa: E402
 from lens.errors import DtypeError, InputError, ShapeError  # noqa: E402
 from tests import reference as ref  # noqa: E402
-from tests.elsewhere import NARROW, both, elsewhere, normal, values  # noqa: E402
+from tests.elsewhere import DEVICES, NARROW, both, elsewhere, normal, values  # noqa: E402
 
 NUMERICS = (stats, subspace, losses, metrics, neurons, weights)
 WIDTHS = [1, 15, 16, 17, 33, 511, 512, 513, 1025]
@@ -165,12 +165,9 @@ def test_pool(dtype, mode, n, t, d):
         assert (np.abs(values(near) - core) <= 2.0**-24 * np.abs(core) + 2.0**-42).all()
 
 
-@pytest.mark.parametrize("dtype", ref.DTYPES)
+@pytest.mark.parametrize(("dtype", "float64"), DEVICES)
 @pytest.mark.parametrize("n", [1, 2, 3, 1023, 1024, 1025, 3000])
-@pytest.mark.parametrize("float64", [True, False])
-def test_moments(dtype, n, float64):
-    if not float64 and dtype == "float64":
-        pytest.skip("a device without float64 holds none")
+def test_moments(dtype, float64, n):
     x = normal(np.random.default_rng(n), (n, 17), dtype, shift=100.0)
     x[:, 3] = 7.0  # a constant column has a variance of zero
     core = stats.StreamingMoments(17)
@@ -342,6 +339,18 @@ def test_losses_of_a_device_without_float64():
         assert far.value.dtype == torch.float32, name
         assert float(far.value) == pytest.approx(core.value, rel=1e-5), name
         np.testing.assert_allclose(far.grad, core.grad, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_autocast_does_not_shorten_products():
+    rng = np.random.default_rng(5)
+    x, basis = normal(rng, (40, 33), "float32"), np.linalg.qr(rng.normal(size=(33, 3)))[0]
+    calls = [lambda: subspace.project(x, basis), lambda: metrics.mexa(x, x.flip(1)).score]
+    calls += [lambda f=f, y=y: f(y).grad for _, f, y in terms(rng, "float32", 4, 33)]
+    for call in calls:
+        with elsewhere():
+            plain = call()
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                torch.testing.assert_close(call(), plain, rtol=0, atol=0, equal_nan=True)
 
 
 def test_inputs_stay_as_they_are():

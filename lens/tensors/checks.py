@@ -110,6 +110,14 @@ def mask01(mask: Any, name: str, *, like: Tensor, shape: Sequence[int]) -> Tenso
     return out.to(device=like.device, dtype=torch.bool)
 
 
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    """Matrix product in the dtype of its factors, also where autocast would take a shorter one."""
+    if a.is_meta:  # autocast knows no such device
+        return a @ b
+    with torch.autocast(a.device.type, enabled=False):
+        return a @ b
+
+
 def first(bad: Tensor) -> tuple[int, ...] | None:
     """Index of the first true element, if there is one; a meta tensor holds no values."""
     if bad.is_meta or not bool(bad.any()):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lens.errors import InputError, ShapeError
 from lens.losses import AlignResult, LossResult
-from lens.tensors.checks import accumulator, mask01, refuse, same, small, tensor, wide
+from lens.tensors.checks import accumulator, mask01, matmul, refuse, same, small, tensor, wide
 
 
 def _gap(h: Tensor, other: Tensor, name: str, ndim: int, dtype: str | None) -> Tensor:
@@ -64,8 +64,8 @@ def separate(
     shape = (m.shape[1],) if one else (n, m.shape[1])
     t = small(target, "target", like=gap, shape=shape, dtype=gap.dtype)
     w = _weights(weights, gap)
-    miss = _rows(_rows(gap, w) @ m - t, w)
-    grad = (miss * (2.0 * w / d).to(gap.dtype)[:, None]) @ m.T
+    miss = _rows(matmul(_rows(gap, w), m) - t, w)
+    grad = matmul(miss * (2.0 * w / d).to(gap.dtype)[:, None], m.T)
     return _result(_value(miss.square().sum(1), w / d), grad, h)
 
 
@@ -92,11 +92,11 @@ def align(
     gap = _rows(gap, w)
     if basis is None:
         u = _direction(direction, gap)
-        along = gap @ u
+        along = matmul(gap, u)
         terms, part = along.square(), along[:, None] * u
     else:
         m = _orthonormal(basis, gap)
-        part = gap - (gap @ m) @ m.T
+        part = gap - matmul(matmul(gap, m), m.T)
         terms = part.square().sum(1)
     d = gap.shape[1]
     grad = part * (2.0 * w / d).to(gap.dtype)[:, None]
@@ -115,7 +115,7 @@ def _direction(direction: Any, gap: Tensor) -> Tensor:
 
 def _orthonormal(basis: Any, gap: Tensor) -> Tensor:
     m: Tensor = small(basis, "basis", like=gap, shape=(gap.shape[1], None), dtype=gap.dtype)
-    error = (m.T @ m - torch.eye(m.shape[1], dtype=m.dtype, device=m.device)).abs()
+    error = (matmul(m.T, m) - torch.eye(m.shape[1], dtype=m.dtype, device=m.device)).abs()
     refuse(
         (error > 1e-4).any(),
         "basis: its columns are not orthonormal to 1e-4; pass the basis of lens.subspace.fit, or "

@@ -10,7 +10,7 @@ from lens.arrays import host
 from lens.errors import DtypeError, InputError, ShapeError
 from lens.metrics import MexaResult, SeparabilityResult, at_least, score_matches
 from lens.stats import StreamingMoments
-from lens.tensors.checks import NAMES, accumulator, refuse, same, tensor
+from lens.tensors.checks import NAMES, accumulator, matmul, refuse, same, tensor
 
 _ROWS = 1024  # rows of cosines that are held at once
 
@@ -71,7 +71,7 @@ def match(A: Tensor, B: Tensor) -> tuple[np.ndarray, np.ndarray]:
     best = torch.full((len(b),), -torch.inf, dtype=A.dtype, device=A.device)
     column = torch.full((len(b),), n, dtype=torch.int64, device=A.device)
     for start in range(0, len(a), _ROWS):
-        cosine = a[start : start + _ROWS] @ b.T
+        cosine = matmul(a[start : start + _ROWS], b.T)
         row[start : start + _ROWS] = _strict(cosine, b_first, n)[1]
         high, at = _strict(cosine.T, a_first[start : start + _ROWS], n)
         column = torch.where(high > best, at, torch.where(high == best, n, column))

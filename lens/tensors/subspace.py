@@ -16,7 +16,7 @@ from lens import subspace as core
 from lens.arrays import Array, host
 from lens.errors import InputError, ShapeError
 from lens.subspace import Rank, SubspaceResult
-from lens.tensors.checks import accumulator, has_float64, refuse, small, tensor, wide
+from lens.tensors.checks import accumulator, has_float64, matmul, refuse, small, tensor, wide
 
 _GRAM_LIMIT = 64.0  # condition up to which the Gram matrix is right to 1e-12, as in the C core
 
@@ -164,5 +164,5 @@ def project(
     if strength == 0:  # the identity to the last bit, signed zeros too
         return x.clone()
     y = x.to(accumulator(x))
-    out: Tensor = (y - strength * ((y @ m) @ m.T)).to(x.dtype)
+    out: Tensor = (y - strength * matmul(matmul(y, m), m.T)).to(x.dtype)
     return out
