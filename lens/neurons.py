@@ -20,6 +20,7 @@ from lens.arrays import (
     Float64,
     anywhere,
     core_errors,
+    host,
     mask01,
     storage,
     threads,
@@ -167,7 +168,7 @@ class LapeResult:
     @property
     def indices(self) -> tuple[Array, ...]:
         """Neurons of each language, one array (number, dimensions) each; it may be empty."""
-        return tuple(np.argwhere(mine) for mine in self.members)
+        return tuple(np.argwhere(mine) for mine in host(self.members))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain Python values, arrays as nested lists."""
