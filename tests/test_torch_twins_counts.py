@@ -63,8 +63,10 @@ def test_lape_takes_the_first_of_equal_neurons():
     core = neurons.lape(counts.numpy(), [10, 10], quantile=0.5, share=0.5)
     with elsewhere():
         far = neurons.lape(counts, [10, 10], quantile=0.5, share=0.5)
+        apart = neurons.lape(list(counts), [10, 10], quantile=0.5, share=0.5)
     np.testing.assert_array_equal(far.members, core.members)
-    assert far.members.sum() == 2
+    assert far.members.sum() == 2 and far.to_dict() == apart.to_dict()
+    assert [x.tolist() for x in far.indices] == [x.tolist() for x in core.indices]
 
 
 # ---- metrics -----------------------------------------------------------------------------------

@@ -40,13 +40,15 @@ def count(x: Tensor, mask: Any) -> tuple[int, NDArray[np.uint64]]:
 
 
 def lape(
-    counts: Tensor,
+    counts: Tensor | Sequence[Tensor],
     tokens: Any,
     *,
     quantile: float = 0.95,
     share: float = 0.01,
 ) -> LapeResult:
     """Choose the neurons that are open on few languages only: `lens.neurons.lape`."""
+    if not isinstance(counts, Tensor):  # one of each language
+        counts = torch.stack(tuple(counts))
     if not has_float64(counts.device.type):  # few numbers, once: the C core's float64
         on_host = core.lape(host(counts), host(tokens), quantile=quantile, share=share)
         return _to_device(on_host, counts.device)
