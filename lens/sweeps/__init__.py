@@ -1,4 +1,4 @@
-"""Scripted ablations: a grid of settings, run from shared caches, resumable, in one table."""
+"""Scripted ablations and tuning: many settings, run from shared caches, resumable."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -9,13 +9,19 @@ if TYPE_CHECKING:  # for type checkers and editors: the same names, at no cost a
     from lens.sweeps.ablation import table as table
     from lens.sweeps.config import Sweep as Sweep
     from lens.sweeps.config import read_sweep as read_sweep
+    from lens.sweeps.tuning import Tuning as Tuning
+    from lens.sweeps.tuning import read_tuning as read_tuning
+    from lens.sweeps.tuning import tune as tune
 
 _NAMES = {
     "Line": "ablation",
     "Sweep": "config",
+    "Tuning": "tuning",
     "ablate": "ablation",
     "read_sweep": "config",
+    "read_tuning": "tuning",
     "table": "ablation",
+    "tune": "tuning",
 }
 
 __all__ = sorted(_NAMES)

@@ -16,8 +16,7 @@ from lens.io import write_text
 from lens.progress import say
 from lens.sweeps.config import Run, Sweep, strings
 from lens.sweeps.journal import Journal, identity
-
-METRICS = ("accuracy_in_language", "fidelity", "accuracy_any")
+from lens.sweeps.judging import METRICS
 
 
 @dataclass(frozen=True, slots=True)

@@ -162,11 +162,11 @@ class Sweep(_Frozen):
         for values in itertools.product(*self.grid.values()) if keys else ():
             changes = dict(zip(keys, values, strict=True))
             name = ", ".join(f"{key.rsplit('.', 1)[-1]}={_short(v)}" for key, v in changes.items())
-            found[name] = _setting(name, base, changes)
+            found[name] = changed(name, base, changes)
         for name, changes in self.runs.items():
             if name in found:
                 raise ValueError(f"runs: the name '{name}' is taken; expected another")
-            found[name] = _setting(name, base, changes)
+            found[name] = changed(name, base, changes)
         return found
 
     def expand(self) -> tuple[Run, ...]:
@@ -228,15 +228,7 @@ def read_sweep(path: str | Path) -> Sweep:
     InputError
         If the file is missing or no YAML, or one line per key that is unknown or out of range.
     """
-    import yaml
-
-    path = Path(path)
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"no config file '{path}'; check the path after --config") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not YAML: {error}") from None
+    content = read_yaml(path)
     try:
         return Sweep.model_validate(content)
     except ValidationError as error:
@@ -246,7 +238,26 @@ def read_sweep(path: str | Path) -> Sweep:
         raise InputError(f"{path}: {error}") from None
 
 
-def _setting(name: str, base: Mapping[str, Any], changes: Mapping[str, Any]) -> Setting:
+def read_yaml(path: str | Path) -> Any:
+    """Read a YAML file.
+
+    Raises
+    ------
+    InputError
+        If it is missing or no YAML.
+    """
+    import yaml
+
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"no config file '{path}'; check the path") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not YAML: {error}") from None
+
+
+def changed(name: str, base: Mapping[str, Any], changes: Mapping[str, Any]) -> Setting:
+    """Return a setting with dotted keys changed; ``name`` is for messages."""
     values = json.loads(json.dumps(base))
     if isinstance(values["losses"], str) and any(key.startswith("losses.") for key in changes):
         values["losses"] = resolve(values["losses"]).model_dump(mode="json")
@@ -273,7 +284,7 @@ def _inside(values: Any, key: str, where: str) -> Any:
     if isinstance(values, dict) and key in values:
         return values[key]
     known = range(len(values)) if isinstance(values, list) else values
-    raise ValueError(f"{where}: no '{key}' here, expected one of {', '.join(map(str, known))}")
+    raise InputError(f"{where}: no '{key}' here, expected one of {', '.join(map(str, known))}")
 
 
 def _short(value: Any) -> str:

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from lens.data import canonical, read_parallel
 from lens.errors import InputError
-from lens.evaluate import evaluate, pivot_kl
-from lens.evaluate.suite import Evaluation, read_references
 from lens.lsm import LensTrainer
 from lens.lsm.finetuning import finetune
 from lens.lsm.geometry import geometries
@@ -21,14 +16,8 @@ from lens.models import load
 from lens.probing import probe
 from lens.space import Space
 from lens.steering import diffmean_rules, steer
-from lens.sweeps.config import Questions, Run, Setting, Sweep, fill
-
-Around = Callable[[str], AbstractContextManager[Any]]
-_PER_ITEM = ("fidelity", "accuracy_in_language", "accuracy_any")
-
-
-def _unsteered(_language: str) -> AbstractContextManager[Any]:
-    return nullcontext()
+from lens.sweeps.config import Run, Setting, Sweep, fill
+from lens.sweeps.judging import Around, Asked, unsteered
 
 
 class Study:
@@ -56,6 +45,7 @@ class Study:
         self.prompts = self._rows(sweep.prompts)
         self.spaces: dict[tuple[Any, ...], Space] = {}
         self.trainers: dict[tuple[Any, ...], LensTrainer] = {}
+        self.asked: dict[str, Asked] = {}
 
     def run(self, run: Run, split: str) -> dict[str, Any]:
         """Do what the run says, judge it, put the model back, and return its record."""
@@ -63,8 +53,7 @@ class Study:
         around, log = self._prepare(run)
         trained = time.perf_counter()
         try:
-            questions: Questions = getattr(self.sweep, split)
-            record = self._judge(questions, split, around)
+            record = self._asked(split).judge(self.model, around)
         finally:
             self._restore()
         record["seconds"] = {
@@ -75,7 +64,7 @@ class Study:
     def _prepare(self, run: Run) -> tuple[Around, dict[str, float]]:
         setting, config = run.setting, run.setting.config()
         if setting.method == "unchanged":
-            return _unsteered, {}
+            return unsteered, {}
         if setting.method == "diffmean":
             return self._steering(setting), {}
         if setting.method == "finetune":
@@ -85,14 +74,14 @@ class Study:
                 self.model, self.tokenizer, asked, {k: given.get(k, []) for k in asked},
                 layers=setting.layers, config=config, seed=run.seed,
             )  # fmt: skip
-            return _unsteered, log[-1]
+            return unsteered, log[-1]
         trainer = self._trainer(setting)
         where = None
         if setting.method == "random":
             true = geometries(trainer.space, config.subspace_sites, config)
             where = {site: geometry.randomised(run.seed) for site, geometry in true.items()}
         result = trainer.run(config, strength=setting.strength, seed=run.seed, geometry=where)
-        return _unsteered, result.log[-1]
+        return unsteered, result.log[-1]
 
     def _steering(self, setting: Setting) -> Around:
         space = self._space(setting)
@@ -109,6 +98,14 @@ class Study:
             return steer(self.model, rules)
 
         return around
+
+    def _asked(self, split: str) -> Asked:
+        if split not in self.asked:
+            self.asked[split] = Asked(
+                getattr(self.sweep, split), self.reference, self.tokenizer, pivot=self.pivot,
+                languages=self.sweep.languages, where=self.where, split=split,
+            )  # fmt: skip
+        return self.asked[split]
 
     def _restore(self) -> None:
         """Give the model the weights of the untouched copy again."""
@@ -169,46 +166,3 @@ class Study:
     def _rows(self, path: str) -> dict[str, list[str]]:
         languages = self.sweep.languages
         return read_parallel(fill(path, self.where), languages=languages).rows
-
-    def _judge(self, questions: Questions, split: str, around: Around) -> dict[str, Any]:
-        prompts = read_parallel(
-            fill(questions.prompts, self.where), languages=self.sweep.languages,
-            limit=questions.limit, min_rows=1,
-        ).rows  # fmt: skip
-        references = None
-        if questions.references is not None:
-            references = read_references(fill(questions.references, self.where))
-        found = evaluate(
-            self.model, self.tokenizer, prompts=prompts, references=references, pivot=self.pivot,
-            identifier=questions.identifier, neutral=self._neutral(questions), split=split,
-            batch_size=questions.batch_size, max_new_tokens=questions.max_new_tokens, around=around,
-        )  # fmt: skip
-        drift = pivot_kl(
-            self.reference, self.model, self.tokenizer, prompts[self.pivot],
-            batch_size=questions.batch_size, steered=lambda: around(self.pivot),
-        )  # fmt: skip
-        metrics = _PER_ITEM if references is not None else _PER_ITEM[:1]
-        return {
-            "items": {metric: self._items(found, metric) for metric in metrics},
-            "languages": {
-                metric: {k: float(v.mean()) for k, v in found.outcomes.by_language(metric).items()}
-                for metric in metrics
-            },
-            "pivot": self.pivot,
-            "kl": {"mean": drift.mean, "low": drift.low, "high": drift.high, "n": drift.n},
-            "identifier": found.about["identifier"],
-        }
-
-    def _neutral(self, questions: Questions) -> list[str]:
-        if questions.neutral is None:
-            return []
-        path = fill(questions.neutral, self.where)
-        try:
-            return Path(path).read_text(encoding="utf-8").split()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"neutral: cannot read '{path}': {error}") from None
-
-    def _items(self, found: Evaluation, metric: str) -> list[float]:
-        """Share of the other languages in which each item was right."""
-        by_language = found.outcomes.by_language(metric, leave_out=self.pivot)
-        return [float(x) for x in np.mean(list(by_language.values()), axis=0)]
