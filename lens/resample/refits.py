@@ -113,10 +113,12 @@ class Refits:
             require_parallel(gram)
         self.gram, self.joint, self.n_threads = gram, joint, threads(n_threads)
         self.rows = gram.counts.astype(np.uint64)
-        weights = np.repeat(1.0 / gram.counts, gram.counts)
-        one_hot = np.repeat(np.eye(L), gram.counts, axis=1) * weights
-        self.fixed = np.vstack([one_hot @ gram.matrix, gram.drift])
-        self.fit = np.ascontiguousarray((self.fixed @ one_hot.T).T)  # (L, L+1)
+        self.fixed = np.empty((L + 1, N))  # W*^T G and the drift
+        self.fixed[:L] = np.add.reduceat(gram.matrix, gram.starts, axis=0)
+        self.fixed[:L] /= gram.counts[:, None]
+        self.fixed[L] = gram.drift
+        sums = np.add.reduceat(self.fixed, gram.starts, axis=1)
+        self.fit = np.ascontiguousarray((sums / gram.counts).T)  # (L, L+1)
         self.mean_square = float(gram.mean @ gram.mean)
         self.size = float(np.trace(gram.matrix)) / N
 
