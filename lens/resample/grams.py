@@ -120,6 +120,7 @@ def gram(
         x = block(states, "states", ndim=3, dtype=dtype)
         counts = np.full(x.data.shape[0], x.data.shape[1], dtype=np.int64)
         named = _names(names, len(counts))
+        _check(counts, named)
         rows = x.data.reshape(int(counts.sum()), x.data.shape[2])
     elif isinstance(states, Sequence) and not isinstance(states, str | bytes):
         named = _names(names, len(states))
