@@ -1,0 +1,209 @@
+"""What is trained: which parameters of which blocks, themselves or through adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from lens.errors import InputError
+from lens.lsm.adapters import Lora, adapted, attach, detach, require_peft, takes_adapter
+from lens.models.blocks import DecoderParts
+from lens.models.insides import insides
+from lens.models.quantized import is_quantized, unpack
+
+KINDS = ("full", "attention", "mlp", "bias", "norm")
+
+
+class Trainable:
+    """The trained part of a model, chosen before anything is run and put on when it is needed.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        The model. Linear layers that are trained themselves and hold packed weights (8 or 4 bit)
+        are replaced by ordinary ones here.
+    parts : DecoderParts
+        What `lens.models.locate` returned for it.
+    layers : sequence of int
+        Blocks that are trained.
+    train : str
+        ``"full"``, ``"attention"``, ``"mlp"``, ``"bias"``, ``"norm"``, a dotted name inside the
+        blocks such as ``"mlp.down_proj"``, or several of these separated by commas.
+    lora : int or Lora, optional
+        Train adapters of this rank on the linear layers of ``train`` instead.
+
+    Raises
+    ------
+    InputError
+        If ``train`` is unknown or selects nothing (the message lists what there is), or the model
+        carries adapters already.
+    MissingExtraError
+        If adapters are asked for and PEFT is not installed.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        parts: DecoderParts,
+        layers: Sequence[int],
+        *,
+        train: str = "full",
+        lora: int | Lora | None = None,
+    ) -> None:
+        if adapted(model):
+            raise InputError(
+                "the model carries adapters already; merge them first (merge_and_unload in PEFT), "
+                "or take those of an earlier trainer off with its release()"
+            )
+        self.model, self.layers, self.train = model, tuple(layers), train
+        self.lora = Lora(lora) if isinstance(lora, int) else lora
+        self.parameters: dict[str, nn.Parameter] = {}
+        self.adapter: Any = None
+        blocks = [_Block(model, parts, i) for i in self.layers]
+        kinds = [kind.strip() for kind in train.split(",") if kind.strip()]
+        if not kinds:
+            raise InputError(f"train={train!r} names nothing; expected one of {', '.join(KINDS)}")
+        if self.lora is None:
+            self._linears: list[str] = []
+            _unpack(model, blocks, kinds)
+            self._names = [n for b in blocks for n in b.parameters(kinds)]
+        else:
+            require_peft()
+            self._names = []
+            self._linears = [n for b in blocks for n in b.linears(kinds)]
+
+    def activate(self) -> dict[str, nn.Parameter]:
+        """Put adapters on, if they are wanted, and return the trained parameters by name."""
+        if self.lora is not None and self.adapter is None:
+            self.adapter, self.parameters = attach(self.model, self._linears, self.lora)
+        elif self.lora is None:
+            self.parameters = {name: self.model.get_parameter(name) for name in self._names}
+        return self.parameters
+
+    def release(self) -> None:
+        """Take the adapters off again."""
+        if self.adapter is not None:
+            detach(self.adapter)
+            self.adapter, self.parameters = None, {}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what is trained as plain data."""
+        return {
+            "layers": list(self.layers),
+            "train": self.train,
+            "lora": None if self.lora is None else self.lora.to_dict(),
+        }
+
+
+@dataclass(slots=True)
+class _Block:
+    """One trained block, and names inside it."""
+
+    model: nn.Module
+    parts: DecoderParts
+    index: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.parts.blocks_name}.{self.index}"
+
+    @property
+    def module(self) -> nn.Module:
+        return self.parts.blocks[self.index]
+
+    def parameters(self, kinds: Sequence[str]) -> list[str]:
+        """Full names of the parameters that ``kinds`` select, in the model's order."""
+        chosen = {name for kind in kinds for name in self._parameters_of(kind)}
+        names = (f"{self.name}.{n}" for n, _ in self.module.named_parameters())
+        return [name for name in names if name in chosen]
+
+    def linears(self, kinds: Sequence[str]) -> list[str]:
+        """Full names of the linear layers that ``kinds`` select, for adapters."""
+        wrong = [kind for kind in kinds if kind in ("bias", "norm")]
+        if wrong:
+            raise InputError(
+                f"adapters go on linear layers, and train={wrong[0]!r} selects none; use "
+                "'full', 'attention' or 'mlp' with lora, or leave lora out"
+            )
+        inside = [
+            f"{self.name}.{name}"
+            for name, module in self.module.named_modules()
+            if name and takes_adapter(module)
+        ]
+        chosen: set[str] = set()
+        for kind in kinds:
+            found = [name for name in inside if self._within(name, self.scope(kind))]
+            if not found:
+                raise self._nothing(kind, "no linear layer")
+            chosen.update(found)
+        return [name for name in inside if name in chosen]
+
+    def scope(self, kind: str) -> list[str]:
+        """Dotted names inside the block whose contents a kind selects; [""] is everything."""
+        if kind in ("full", "bias", "norm"):
+            return [""]
+        if kind in ("attention", "mlp"):
+            found = insides(self.model, self.parts, self.index)
+            names = found.attention if kind == "attention" else found.mlp
+            if not names:
+                raise self._nothing(kind, f"no part that works as {kind}")
+            return list(names)
+        known = [n for n, _ in (*self.module.named_modules(), *self.module.named_parameters())]
+        if kind not in known:
+            raise self._nothing(kind, "no such name")
+        return [kind]
+
+    def _parameters_of(self, kind: str) -> list[str]:
+        named = dict(self.module.named_parameters())
+        names = [f"{self.name}.{n}" for n in named if named[n].is_floating_point()]
+        if kind == "bias":
+            names = [n for n in names if n.endswith("bias")]
+        elif kind == "norm":
+            norms = [n for n, m in self.module.named_modules() if "norm" in type(m).__name__.lower()]
+            names = [n for n in names if self._within(n, norms)]
+        else:
+            scope = self.scope(kind)
+            names = [n for n in names if self._within(n, scope)]
+        if not names:
+            raise self._nothing(kind, "no parameter")
+        return names
+
+    def _within(self, name: str, scope: Sequence[str]) -> bool:
+        """Whether a full name is one of ``scope`` or below one of it."""
+        inner = name.removeprefix(f"{self.name}.")
+        return any(not s or inner == s or inner.startswith(f"{s}.") for s in scope)
+
+    def _nothing(self, kind: str, what: str) -> InputError:
+        held = {n for n, m in self.module.named_modules() if n and any(True for _ in m.parameters())}
+        listed = ", ".join(sorted(held))
+        return InputError(
+            f"train={kind!r}: {what} in {self.name} ({type(self.module).__name__}); use one of "
+            f"{', '.join(KINDS)}, or a name inside the block: {listed}"
+        )
+
+
+def _unpack(model: nn.Module, blocks: Sequence[_Block], kinds: Sequence[str]) -> None:
+    """Replace packed linear layers that are about to be trained by ordinary ones."""
+    names = []
+    for block in blocks:
+        packed = [n for n, m in block.module.named_modules() if n and is_quantized(m)]
+        full = [f"{block.name}.{name}" for name in packed]
+        for kind in kinds if full else ():
+            if kind not in ("bias", "norm"):
+                scope = block.scope(kind)
+                names += [n for n in full if n not in names and block._within(n, scope)]
+    if names:
+        block = blocks[0].module
+        unpack(model, names, dtype=_working_dtype(block))
+
+
+def _working_dtype(block: nn.Module) -> Any:
+    """Dtype of the weights that are not packed."""
+    plain = [m for m in block.modules() if not is_quantized(m)]
+    return next(
+        (p.dtype for m in plain for p in m.parameters(recurse=False) if p.is_floating_point()),
+        None,
+    )
