@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from lens.errors import InputError, MissingExtraError
-from lens.models.quantized import is_quantized
+from lens.models.quantized import features, is_quantized
 
 # Initial weights of every adapter come from this seed, so that runs differ by their own alone.
 _SEED = 0
@@ -26,7 +26,7 @@ class Lora:
     ----------
     rank : int
         Rank of every adapter.
-    alpha : float, optional
+    alpha : int, optional
         The adapter's product is scaled by alpha / rank; twice the rank by default.
     dora : bool
         Weight-decomposed form (DoRA, arXiv 2402.09353): lengths of the weight's rows are trained
@@ -34,7 +34,7 @@ class Lora:
     """
 
     rank: int = 8
-    alpha: float | None = None
+    alpha: int | None = None
     dora: bool = False
 
     def __post_init__(self) -> None:
@@ -47,9 +47,9 @@ class Lora:
         return {"rank": self.rank, "alpha": self.scale, "dora": self.dora}
 
     @property
-    def scale(self) -> float:
+    def scale(self) -> int:
         """Alpha, given or by default."""
-        return 2.0 * self.rank if self.alpha is None else self.alpha
+        return 2 * self.rank if self.alpha is None else self.alpha
 
 
 def require_peft() -> None:
@@ -60,7 +60,15 @@ def require_peft() -> None:
 
 def takes_adapter(module: nn.Module) -> bool:
     """Whether a module is a linear layer that PEFT can put an adapter on."""
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D" or is_quantized(module)
+    return (
+        isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D" or is_quantized(module)
+    )
+
+
+def adapter_bytes(module: Any, lora: Lora) -> int:
+    """Bytes of the adapter of one linear layer, in float32."""
+    n_in, n_out = features(module) or module.weight.shape  # Conv1D of GPT-2: (input, output)
+    return 4 * (lora.rank * (n_in + n_out) + (n_out if lora.dora else 0))
 
 
 def adapted(model: nn.Module) -> bool:

@@ -9,7 +9,15 @@ from typing import Any
 from torch import nn
 
 from lens.errors import InputError
-from lens.lsm.adapters import Lora, adapted, attach, detach, require_peft, takes_adapter
+from lens.lsm.adapters import (
+    Lora,
+    adapted,
+    adapter_bytes,
+    attach,
+    detach,
+    require_peft,
+    takes_adapter,
+)
 from lens.models.blocks import DecoderParts
 from lens.models.insides import insides
 from lens.models.quantized import is_quantized, unpack
@@ -74,6 +82,15 @@ class Trainable:
             require_peft()
             self._names = []
             self._linears = [n for b in blocks for n in b.linears(kinds)]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what is trained; adapters are counted before they are put on."""
+        if self.lora is None:
+            held = [self.model.get_parameter(name) for name in self._names]
+            return sum(p.numel() * p.element_size() for p in held)
+        linears = [self.model.get_submodule(name) for name in self._linears]
+        return sum(adapter_bytes(linear, self.lora) for linear in linears)
 
     def activate(self) -> dict[str, nn.Parameter]:
         """Put adapters on, if they are wanted, and return the trained parameters by name."""
@@ -162,7 +179,9 @@ class _Block:
         if kind == "bias":
             names = [n for n in names if n.endswith("bias")]
         elif kind == "norm":
-            norms = [n for n, m in self.module.named_modules() if "norm" in type(m).__name__.lower()]
+            norms = [
+                n for n, m in self.module.named_modules() if "norm" in type(m).__name__.lower()
+            ]
             names = [n for n in names if self._within(n, norms)]
         else:
             scope = self.scope(kind)
@@ -177,7 +196,9 @@ class _Block:
         return any(not s or inner == s or inner.startswith(f"{s}.") for s in scope)
 
     def _nothing(self, kind: str, what: str) -> InputError:
-        held = {n for n, m in self.module.named_modules() if n and any(True for _ in m.parameters())}
+        held = {
+            n for n, m in self.module.named_modules() if n and any(True for _ in m.parameters())
+        }
         listed = ", ".join(sorted(held))
         return InputError(
             f"train={kind!r}: {what} in {self.name} ({type(self.module).__name__}); use one of "
@@ -196,8 +217,7 @@ def _unpack(model: nn.Module, blocks: Sequence[_Block], kinds: Sequence[str]) ->
                 scope = block.scope(kind)
                 names += [n for n in full if n not in names and block._within(n, scope)]
     if names:
-        block = blocks[0].module
-        unpack(model, names, dtype=_working_dtype(block))
+        unpack(model, names, dtype=_working_dtype(blocks[0].module))
 
 
 def _working_dtype(block: nn.Module) -> Any:

@@ -100,7 +100,7 @@ def _watched(
     kwargs: dict[str, Any],
     hidden: Tensor,
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """What each child was given and returned at the last token, when the block gets ``hidden``."""
+    """Run a block on ``hidden``; give what each child got and returned at the last token."""
     seen: dict[str, tuple[Tensor, Tensor]] = {}
 
     def note(name: str) -> Any:
@@ -117,7 +117,7 @@ def _watched(
         else:
             block(**{**kwargs, "hidden_states": hidden})
     except InputError as error:
-        raise InputError(f"a part of {type(block).__name__} is called in another way: {error}") from None
+        raise InputError(f"a part of {type(block).__name__} is unlike others: {error}") from None
     finally:
         for handle in handles:
             handle.remove()

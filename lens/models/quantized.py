@@ -22,7 +22,7 @@ _LEFT_ALONE = ("llm_int8_skip_modules", "modules_to_not_convert")
 
 def is_quantized(module: nn.Module) -> bool:
     """Whether a module is a linear layer whose weight is packed."""
-    if _features(module) is None or any(True for _ in module.children()):
+    if features(module) is None or any(True for _ in module.children()):
         return False
     weight = getattr(module, "weight", None)
     if type(module).__name__ in _PACKED_CLASSES:
@@ -59,7 +59,7 @@ def unpack(model: nn.Module, names: list[str], *, dtype: torch.dtype) -> None:
 @torch.no_grad()
 def _unpacked(module: Any, name: str, dtype: torch.dtype) -> nn.Linear:
     """Make an ordinary linear layer from a packed one's answers to the unit vectors."""
-    n_in, n_out = _features(module) or (0, 0)
+    n_in, n_out = features(module) or (0, 0)
     device = next((t.device for t in (*module.parameters(), *module.buffers())), None)
     linear = nn.Linear(n_in, n_out, bias=module.bias is not None, device=device, dtype=dtype)
     bias, module.bias = module.bias, None
@@ -86,7 +86,7 @@ def _unpacked(module: Any, name: str, dtype: torch.dtype) -> nn.Linear:
     return linear
 
 
-def _features(module: nn.Module) -> tuple[int, int] | None:
+def features(module: nn.Module) -> tuple[int, int] | None:
     """Input and output width of a linear layer, however its library spells them."""
     for one, two in (("in_features", "out_features"), ("infeatures", "outfeatures")):
         found = getattr(module, one, None), getattr(module, two, None)

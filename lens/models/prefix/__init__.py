@@ -7,6 +7,6 @@ model is held and no frozen lower block runs again (``docs/training.md``).
 """
 
 from lens.models.prefix.cache import PrefixCache
-from lens.models.prefix.rows import Batch, CachedRow, cache_bytes, pad_right
+from lens.models.prefix.rows import Batch, CachedRow, pad_right
 
-__all__ = ["Batch", "CachedRow", "PrefixCache", "cache_bytes", "pad_right"]
+__all__ = ["Batch", "CachedRow", "PrefixCache", "pad_right"]

@@ -37,8 +37,9 @@ class PrefixCache:
         Keep the states in files of this folder, to be found again by any later run over the same
         model and rows. A file is named by the hash of everything its content depends on; one that
         is damaged is made again, and said so.
-    on_disk : bool
-        Without ``folder``: keep the states in temporary files instead of memory.
+    memory : int, optional
+        Without ``folder``: bytes of states that may stay in memory; what passes them goes to
+        temporary files that vanish with the process.
 
     Raises
     ------
@@ -55,7 +56,7 @@ class PrefixCache:
         first_block: int,
         sites: Sequence[str] = ("final",),
         folder: str | Path | None = None,
-        on_disk: bool = False,
+        memory: int | None = None,
     ) -> None:
         count = len(parts.blocks)
         if not 0 <= first_block < count:
@@ -76,7 +77,7 @@ class PrefixCache:
         self.device = next(parts.blocks[first_block].parameters()).device
         self.folder = None if folder is None else Path(folder)
         self._frozen: dict[str, Any] = {}
-        self._on_disk = on_disk
+        self._memory, self._in_memory = memory, 0
         if self.folder is not None:
             storage.prepare_folder(self.folder)
             self._frozen = frozen_facts(model, parts, first_block=first_block, sites=self.sites)
@@ -189,9 +190,16 @@ class PrefixCache:
         """Tensors to fill, wherever this cache keeps them."""
         if path is not None:
             return storage.new_file(path, shapes, {"key": path.stem, "schema": SCHEMA})
-        return nullcontext(
-            (storage.in_unnamed_file if self._on_disk else storage.in_memory)(shapes)
+        size = storage.nbytes(shapes)
+        if self._memory is None or self._in_memory + size <= self._memory:
+            self._in_memory += size
+            return nullcontext(storage.in_memory(shapes))
+        say(
+            f"{size / 1e6:.0f} MB of cached states go to a temporary file: with "
+            f"{self._in_memory / 1e6:.0f} MB in memory already, they would pass the "
+            f"{self._memory / 1e6:.0f} MB that the memory limit leaves"
         )
+        return nullcontext(storage.in_unnamed_file(shapes))
 
     def batch(self, indices: Sequence[int], length: int | None = None) -> Batch:
         """Gather rows into one right-padded batch, at least ``length`` tokens long."""

@@ -73,23 +73,3 @@ def kept_tokens(length: int, keep: Keep) -> int:
     if not isinstance(wanted, int) or wanted < 1:
         raise InputError(f"keep is {keep!r}; expected 'last', 'all' or a number of tokens from 1")
     return min(wanted, length)
-
-
-def cache_bytes(
-    rows: Sequence[Sequence[int]], *, keep: Keep, sites: int, width: int, itemsize: int
-) -> int:
-    """Bytes that rows will take in a prefix cache, before anything is run.
-
-    Parameters
-    ----------
-    rows : sequence of sequence of int
-        Token ids of each row.
-    keep : {"last", "all"} or int
-        Reference states kept per row and site.
-    sites : int
-        Number of sites.
-    width, itemsize : int
-        Width of the residual stream, and bytes of one of its numbers.
-    """
-    states = sum(len(row) + sites * kept_tokens(len(row), keep) for row in rows)
-    return states * width * itemsize

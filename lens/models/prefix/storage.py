@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from math import prod
 from pathlib import Path
-from typing import IO, TypeAlias
+from typing import IO, Any, TypeAlias
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -47,7 +47,7 @@ def in_memory(shapes: Shapes) -> dict[str, Tensor]:
 
 def in_unnamed_file(shapes: Shapes) -> dict[str, Tensor]:
     """Allocate tensors in a mapped temporary file that vanishes with the process."""
-    size = _nbytes(shapes)
+    size = nbytes(shapes)
     handle, name = tempfile.mkstemp(prefix="lens-prefix-")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -73,7 +73,7 @@ def new_file(path: Path, shapes: Shapes, about: Mapping[str, str]) -> Iterator[d
         with os.fdopen(handle, "r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.write(header)
-            _reserve(file, len(header), _nbytes(shapes), path.parent)
+            _reserve(file, len(header), nbytes(shapes), path.parent)
             tensors = _mapped(part, len(header), shapes)
             yield tensors
             os.fsync(file.fileno())
@@ -144,7 +144,8 @@ def prepare_folder(folder: Path) -> None:
             part.unlink(missing_ok=True)
 
 
-def _nbytes(shapes: Shapes) -> int:
+def nbytes(shapes: Shapes) -> int:
+    """Bytes that tensors of these shapes take."""
     return sum(prod(shape) * dtype.itemsize for dtype, shape in shapes.values())
 
 
@@ -182,10 +183,10 @@ def _reserve(file: IO[bytes], start: int, size: int, folder: Path) -> None:
 
 def _mapped(path: Path, start: int, shapes: Shapes) -> dict[str, Tensor]:
     """Tensors over a shared mapping of a file; what is written to them goes to the file."""
-    total = start + _nbytes(shapes)
+    total = start + nbytes(shapes)
     if total == start:
         return in_memory(shapes)
-    storage = torch.UntypedStorage.from_file(str(path), True, total)
+    storage: Any = torch.UntypedStorage.from_file(str(path), True, total)
     tensors = {}
     for name, (dtype, shape) in shapes.items():
         flat = torch.empty(0, dtype=dtype)
