@@ -20,7 +20,7 @@ def config_of(preset, **changes):
 
 
 def prompts_of(family):
-    # Experts see their tokens sorted by expert, padding among them: equal shapes need equal lengths.
+    # Experts get tokens sorted by expert, padding too: equal shapes need equal lengths.
     return rows(equal=family == "mixtral")
 
 

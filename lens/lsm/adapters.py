@@ -108,15 +108,15 @@ def attach(model: Any, linears: Sequence[str], lora: Lora) -> tuple[Any, dict[st
         task_type="CAUSAL_LM",
     )
     flags = {name: p.requires_grad for name, p in model.named_parameters()}
-    before = {id(p) for p in model.parameters()}
     training = model.training
     with torch.random.fork_rng():
         torch.manual_seed(_SEED)
         adapter = get_peft_model(model, config)
     model.train(training)
-    found = {name: p for name, p in model.named_parameters() if id(p) not in before}
+    found = {name: p for name, p in model.named_parameters() if ".lora_" in name}
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(flags.get(name.replace(".base_layer.", "."), False))
+        if parameter.is_floating_point():
+            parameter.requires_grad_(flags.get(name.replace(".base_layer.", "."), False))
     return adapter, found
 
 

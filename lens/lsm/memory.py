@@ -64,11 +64,15 @@ def memory_for_states(
     needed = max(weights, weights - freed + _PER_TRAINED * trained_bytes)
     if needed > limit:
         raise InputError(
-            f"max_memory is {limit / 1e9:.2f} GB, but the weights take {weights / 1e9:.2f} GB and "
-            f"training what was chosen {_PER_TRAINED * trained_bytes / 1e9:.2f} GB more; train "
-            "fewer blocks, use lora, load the model in 16 or 8 bit, or allow more"
+            f"max_memory is {_said(limit)}, but the weights take {_said(weights)} and training "
+            f"what was chosen another {_said(_PER_TRAINED * trained_bytes)}; train fewer blocks, "
+            "use lora, load the model in 16 or 8 bit, or allow more"
         )
     return limit - needed
+
+
+def _said(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.2f} MB"
 
 
 def _bytes_of(modules: Iterable[nn.Module]) -> int:

@@ -20,7 +20,8 @@ from lens.lsm.adapters import (
 )
 from lens.models.blocks import DecoderParts
 from lens.models.insides import insides
-from lens.models.quantized import is_quantized, unpack
+from lens.models.quantized import is_quantized, passes_gradient, unpack
+from lens.progress import say
 
 KINDS = ("full", "attention", "mlp", "bias", "norm")
 
@@ -31,8 +32,8 @@ class Trainable:
     Parameters
     ----------
     model : PreTrainedModel
-        The model. Linear layers that are trained themselves and hold packed weights (8 or 4 bit)
-        are replaced by ordinary ones here.
+        The model. Linear layers with packed weights (8 or 4 bit) are replaced by ordinary ones
+        here if they are trained themselves, or would stop the gradient on its way down.
     parts : DecoderParts
         What `lens.models.locate` returned for it.
     layers : sequence of int
@@ -76,12 +77,15 @@ class Trainable:
             raise InputError(f"train={train!r} names nothing; expected one of {', '.join(KINDS)}")
         if self.lora is None:
             self._linears: list[str] = []
-            _unpack(model, blocks, kinds)
+            _unpack(blocks, kinds)
             self._names = [n for b in blocks for n in b.parameters(kinds)]
         else:
             require_peft()
             self._names = []
             self._linears = [n for b in blocks for n in b.linears(kinds)]
+            if self.lora.dora:  # reads the whole weight in every step
+                _unpack(blocks, kinds)
+        _let_gradients_through(model, parts, min(self.layers))
 
     @property
     def nbytes(self) -> int:
@@ -131,6 +135,12 @@ class _Block:
     def module(self) -> nn.Module:
         return self.parts.blocks[self.index]
 
+    @property
+    def packed(self) -> list[str]:
+        """Full names of linear layers with packed weights."""
+        inside = self.module.named_modules()
+        return [f"{self.name}.{name}" for name, module in inside if name and is_quantized(module)]
+
     def parameters(self, kinds: Sequence[str]) -> list[str]:
         """Full names of the parameters that ``kinds`` select, in the model's order."""
         chosen = {name for kind in kinds for name in self._parameters_of(kind)}
@@ -152,7 +162,7 @@ class _Block:
         ]
         chosen: set[str] = set()
         for kind in kinds:
-            found = [name for name in inside if self._within(name, self.scope(kind))]
+            found = [name for name in inside if self.within(name, self.scope(kind))]
             if not found:
                 raise self._nothing(kind, "no linear layer")
             chosen.update(found)
@@ -182,15 +192,15 @@ class _Block:
             norms = [
                 n for n, m in self.module.named_modules() if "norm" in type(m).__name__.lower()
             ]
-            names = [n for n in names if self._within(n, norms)]
+            names = [n for n in names if self.within(n, norms)]
         else:
             scope = self.scope(kind)
-            names = [n for n in names if self._within(n, scope)]
+            names = [n for n in names if self.within(n, scope)]
         if not names:
             raise self._nothing(kind, "no parameter")
         return names
 
-    def _within(self, name: str, scope: Sequence[str]) -> bool:
+    def within(self, name: str, scope: Sequence[str]) -> bool:
         """Whether a full name is one of ``scope`` or below one of it."""
         inner = name.removeprefix(f"{self.name}.")
         return any(not s or inner == s or inner.startswith(f"{s}.") for s in scope)
@@ -206,18 +216,33 @@ class _Block:
         )
 
 
-def _unpack(model: nn.Module, blocks: Sequence[_Block], kinds: Sequence[str]) -> None:
+def _unpack(blocks: Sequence[_Block], kinds: Sequence[str]) -> None:
     """Replace packed linear layers that are about to be trained by ordinary ones."""
     names = []
     for block in blocks:
-        packed = [n for n, m in block.module.named_modules() if n and is_quantized(m)]
-        full = [f"{block.name}.{name}" for name in packed]
-        for kind in kinds if full else ():
+        for kind in kinds if block.packed else ():
             if kind not in ("bias", "norm"):
                 scope = block.scope(kind)
-                names += [n for n in full if n not in names and block._within(n, scope)]
+                names += [n for n in block.packed if n not in names and block.within(n, scope)]
     if names:
-        unpack(model, names, dtype=_working_dtype(blocks[0].module))
+        unpack(blocks[0].model, names, dtype=_working_dtype(blocks[0].module))
+
+
+def _let_gradients_through(model: nn.Module, parts: DecoderParts, first: int) -> None:
+    """Replace packed layers that stop gradients, in the trained blocks and above them."""
+    names = []
+    for index in range(first, len(parts.blocks)):
+        block = _Block(model, parts, index)
+        dtype = _working_dtype(block.module) if block.packed else None
+        for name in block.packed:
+            if not passes_gradient(model.get_submodule(name), dtype=dtype):
+                names.append(name)
+    if names:
+        say(
+            f"{len(names)} packed layers from block {first} on pass no gradient on this device; "
+            "they are unpacked"
+        )
+        unpack(model, names, dtype=_working_dtype(parts.blocks[first]))
 
 
 def _working_dtype(block: nn.Module) -> Any:

@@ -6,6 +6,7 @@ it for its answer to the unit vectors, which is its weight matrix.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -28,6 +29,41 @@ def is_quantized(module: nn.Module) -> bool:
     if type(module).__name__ in _PACKED_CLASSES:
         return True
     return type(weight) is not nn.Parameter or not weight.is_floating_point()
+
+
+def keep_layout(model: nn.Module) -> None:
+    """Stop bitsandbytes from packing 4-bit weights anew when they are first run on a newer CPU.
+
+    That layout passes no gradient, and is not written to a checkpoint as it should be.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def passes_gradient(module: Any, *, dtype: torch.dtype) -> bool:
+    """Whether a packed layer hands a gradient to its input, once it has been run without.
+
+    Kernels made for inference do not, and a library may switch to such a kernel for good when a
+    layer is run without gradients.
+    """
+    n_in, _ = features(module) or (0, 0)
+    device = _device(module)
+    x = torch.ones(2, n_in, device=device, dtype=dtype)
+    training = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            module(x)
+        with torch.enable_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what the warning says is found out here
+            given = x.clone().requires_grad_()
+            (grad,) = torch.autograd.grad(module(given).sum(), given, allow_unused=True)
+    except (RuntimeError, NotImplementedError):
+        return False
+    finally:
+        module.train(training)
+    return grad is not None and bool(grad.any())
 
 
 def unpack(model: nn.Module, names: list[str], *, dtype: torch.dtype) -> None:
@@ -60,7 +96,7 @@ def unpack(model: nn.Module, names: list[str], *, dtype: torch.dtype) -> None:
 def _unpacked(module: Any, name: str, dtype: torch.dtype) -> nn.Linear:
     """Make an ordinary linear layer from a packed one's answers to the unit vectors."""
     n_in, n_out = features(module) or (0, 0)
-    device = next((t.device for t in (*module.parameters(), *module.buffers())), None)
+    device = _device(module)
     linear = nn.Linear(n_in, n_out, bias=module.bias is not None, device=device, dtype=dtype)
     bias, module.bias = module.bias, None
     try:
@@ -86,6 +122,17 @@ def _unpacked(module: Any, name: str, dtype: torch.dtype) -> nn.Linear:
     return linear
 
 
+def answer(module: nn.Module) -> Tensor:
+    """Give what a packed layer makes of one fixed vector: it tells any two weights apart."""
+    n_in, _ = features(module) or (0, 0)
+    held = [*module.parameters(), *module.buffers()]
+    dtype = next((t.dtype for t in held if t.is_floating_point()), torch.float32)
+    vector = torch.linspace(0.5, 1.5, n_in).to(held[0].device, dtype)
+    with torch.no_grad():
+        result: Tensor = module(vector.expand(2, -1))
+    return result
+
+
 def features(module: nn.Module) -> tuple[int, int] | None:
     """Input and output width of a linear layer, however its library spells them."""
     for one, two in (("in_features", "out_features"), ("infeatures", "outfeatures")):
@@ -93,6 +140,10 @@ def features(module: nn.Module) -> tuple[int, int] | None:
         if isinstance(found[0], int) and isinstance(found[1], int):
             return found[0], found[1]
     return None
+
+
+def _device(module: nn.Module) -> torch.device | None:
+    return next((t.device for t in (*module.parameters(), *module.buffers())), None)
 
 
 def _tell_config(model: nn.Module, names: list[str]) -> None:

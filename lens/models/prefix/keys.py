@@ -9,13 +9,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from importlib.metadata import version
+from operator import itemgetter
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lens.models.blocks import DecoderParts, device_of, text_config
 from lens.models.fingerprint import model_fingerprint, sha256_json
+from lens.models.quantized import answer, is_quantized
 from lens.models.sites import FINAL, block_index
 
 SCHEMA = "lens.prefix/1"
@@ -66,15 +68,19 @@ def _reach(site: str, count: int) -> int:
 
 
 def _weights_sha256(model: nn.Module, unused: tuple[str, ...]) -> str:
+    """Hash every byte of the weights that are read.
+
+    Not ``state_dict()``: that is a packed layer's own code, and may repack it. What such a layer
+    keeps elsewhere (scales, tables) is covered by its answer to a fixed vector.
+    """
     digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
+    held = [*model.named_parameters(), *model.named_buffers()]
+    packed = [(n, m) for n, m in model.named_modules() if is_quantized(m) and n != ""]
+    held += [(name, answer(module)) for name, module in packed if not name.startswith(unused)]
+    for name, value in sorted(held, key=itemgetter(0)):
         if name.startswith(unused):
             continue
-        digest.update(name.encode())
-        if not isinstance(value, Tensor):  # what a quantised module adds of its own
-            digest.update(repr(value).encode())
-            continue
-        digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
+        digest.update(f"{name} {value.dtype}{tuple(value.shape)}".encode())
         content = value.detach().to("cpu").contiguous().reshape(-1)
         digest.update(content.view(torch.uint8).numpy().data)
     return digest.hexdigest()
