@@ -41,7 +41,8 @@ def packed(folder, bits):
     net = AutoModelForCausalLM.from_pretrained(
         folder, quantization_config=config, device_map="cpu", dtype=torch.float32
     ).eval()
-    locate(net)  # first: a 4-bit layer that is run before may have taken a layout for inference
+    if bits == 4:  # first: a layer that is run before may have taken a layout for inference
+        locate(net)
     return net
 
 
