@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from lens.errors import InputError
@@ -230,25 +231,24 @@ def _unpack(blocks: Sequence[_Block], kinds: Sequence[str]) -> None:
 
 def _let_gradients_through(model: nn.Module, parts: DecoderParts, first: int) -> None:
     """Replace packed layers that stop gradients, in the trained blocks and above them."""
-    names = []
-    for index in range(first, len(parts.blocks)):
-        block = _Block(model, parts, index)
-        dtype = _working_dtype(block.module) if block.packed else None
-        for name in block.packed:
-            if not passes_gradient(model.get_submodule(name), dtype=dtype):
-                names.append(name)
+    dtype = _working_dtype(parts.blocks[first])
+    above = [_Block(model, parts, index) for index in range(first, len(parts.blocks))]
+    names = [
+        name
+        for block in above
+        for name in block.packed
+        if not passes_gradient(model.get_submodule(name), dtype=dtype)
+    ]
     if names:
         say(
             f"{len(names)} packed layers from block {first} on pass no gradient on this device; "
             "they are unpacked"
         )
-        unpack(model, names, dtype=_working_dtype(parts.blocks[first]))
+        unpack(model, names, dtype=dtype)
 
 
-def _working_dtype(block: nn.Module) -> Any:
+def _working_dtype(block: nn.Module) -> torch.dtype:
     """Dtype of the weights that are not packed."""
     plain = [m for m in block.modules() if not is_quantized(m)]
-    return next(
-        (p.dtype for m in plain for p in m.parameters(recurse=False) if p.is_floating_point()),
-        None,
-    )
+    held = [p for m in plain for p in m.parameters(recurse=False)]
+    return next((p.dtype for p in held if p.is_floating_point()), torch.float32)
