@@ -43,8 +43,8 @@ def space(width=32, sites=("final",)):
 class PlainLoop:
     """A model that is trained, its frozen copy, and the published or corrected losses."""
 
-    def __init__(self, model, names, prompts, config, *, frozen=None):
-        self.model = model
+    def __init__(self, model, names, prompts, config, *, frozen=None, written_out=False):
+        self.model, self.written_out = model, written_out
         self.frozen = copy.deepcopy(model) if frozen is None else frozen
         self.prompts, self.config = prompts, config
         self.at = geometries(space(model.config.hidden_size), ("final",), config)["final"]
@@ -61,26 +61,43 @@ class PlainLoop:
         with torch.no_grad():
             h0 = self.frozen.base_model(input_ids=batch, use_cache=False).last_hidden_state
         last, last0 = (x[torch.arange(len(ids)), lengths - 1] for x in (h, h0))
-        weights = torch.full((3 * n,), 1 / n)
-        step = torch.stack([self.at.step[lang] for lang in LANGUAGES[1:]])
-        target = step.repeat_interleave(n, dim=0)
         longest = int(lengths[:n].max())
         mask = (torch.arange(longest) < lengths[:n, None]).float()
-        kinds = [(term.kind, term) for term in self.config.terms]
-        total = torch.zeros(())
-        for kind, term in kinds:
-            if kind == "separate":
-                start = last0[n:] if term.target == "shift" else last0[:n].repeat(3, 1)
-                total = total + objective.separate(last[n:], start, self.at.basis, target, weights)
-            elif kind == "align":
-                pivot = last[:n].repeat(3, 1)
-                total = total + objective.align(
-                    last[n:], pivot, direction=self.at.agnostic, weights=weights
-                )
-            else:
-                total = total + objective.retain(
-                    h[:n, :longest], h0[:n, :longest], mask, form=term.form
-                )
+        h, h0 = h[:n, :longest], h0[:n, :longest]
+        terms = self._written_out if self.written_out else self._fused
+        return sum(terms(term, n, last, last0, h, h0, mask) for term in self.config.terms)
+
+    def _fused(self, term, n, last, last0, h, h0, mask):
+        """A loss by the code that lens uses."""
+        if term.kind == "retain":
+            return objective.retain(h, h0, mask, form=term.form)
+        weights = torch.full((3 * n,), 1 / n)
+        if term.kind == "align":
+            pivot = last[:n].repeat(3, 1)
+            return objective.align(last[n:], pivot, direction=self.at.agnostic, weights=weights)
+        start = last0[n:] if term.target == "shift" else last0[:n].repeat(3, 1)
+        step = torch.stack([self.at.step[lang] for lang in LANGUAGES[1:]])
+        target = step.repeat_interleave(n, dim=0)
+        return objective.separate(last[n:], start, self.at.basis, target, weights)
+
+    def _written_out(self, term, n, last, last0, h, h0, mask):
+        """The same loss from its formula alone, language by language."""
+        if term.kind == "retain" and term.form == "token":
+            return ((h - h0)[mask > 0]).square().mean()
+        if term.kind == "retain":
+            means = [[x[i, mask[i] > 0].mean(0) for i in range(n)] for x in (h, h0)]
+            return (torch.stack(means[0]) - torch.stack(means[1])).square().mean()
+        pivot, pivot0, total = last[:n], last0[:n], 0.0
+        onto = self.at.basis @ self.at.basis.T
+        along = torch.outer(self.at.agnostic, self.at.agnostic) / self.at.agnostic.square().sum()
+        for k, lang in enumerate(LANGUAGES[1:], start=1):
+            mine, frozen = last[k * n : (k + 1) * n], last0[k * n : (k + 1) * n]
+            if term.kind == "align":
+                total = total + ((pivot - mine) @ along).square().mean()
+                continue
+            start = frozen if term.target == "shift" else pivot0
+            aim = self.at.basis @ self.at.step[lang]
+            total = total + ((mine - start) @ onto - aim).square().mean()
         return total
 
     def run(self, seed):

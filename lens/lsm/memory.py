@@ -12,7 +12,8 @@ from lens.errors import InputError
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BINARY = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d*)?)\s*([kmgt]?)(i?)b?\s*", re.IGNORECASE)
-# Beside the weights: the copy that undoes training, gradients, and two moments of the optimizer.
+# Beside the weights, in float32: the copy that undoes training, gradients, and two moments. With
+# 16-bit weights copy and gradients are smaller, and a float32 copy for the optimizer is added.
 _PER_TRAINED = 4
 
 
@@ -45,7 +46,8 @@ def memory_for_states(
     model : torch.nn.Module
         Its weights in main memory count, those on other devices do not.
     trained_bytes : int
-        Size of what is trained; gradients, optimizer state and a copy come to four times that.
+        Size of what is trained, in float32; gradients, optimizer state and a copy come to four
+        times that.
     idle : iterable of torch.nn.Module
         Modules whose weights are freed before the optimizer starts.
     max_memory : str, int or None

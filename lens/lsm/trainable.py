@@ -90,10 +90,9 @@ class Trainable:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of what is trained; adapters are counted before they are put on."""
+        """Bytes of what is trained, in float32; adapters are counted before they are put on."""
         if self.lora is None:
-            held = [self.model.get_parameter(name) for name in self._names]
-            return sum(p.numel() * p.element_size() for p in held)
+            return 4 * sum(self.model.get_parameter(name).numel() for name in self._names)
         linears = [self.model.get_submodule(name) for name in self._linears]
         return sum(adapter_bytes(linear, self.lora) for linear in linears)
 
