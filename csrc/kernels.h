@@ -42,8 +42,12 @@ typedef struct {
                     size_t n);
     /* index of the first NaN in x[n], or n */
     size_t (*first_nan)(const void *x, size_t n);
-    /* out[n] = x / |x| in ACC, or 0 if x is zero */
-    int (*unit)(void *out, const void *x, size_t n);
+    /* scale[2] with |x| = 1 / (scale[0] scale[1]), or 0 if x has no direction;  out[n] = x / |x| */
+    int (*scale)(double *scale, const void *x, size_t n);
+    void (*unit)(void *out, const void *x, const double *scale, size_t n);
+    /* z[n] += t;  whether some z[k] >= floor or floors[k];  z, t, floors of ACC */
+    void (*accumulate)(void *z, const void *t, size_t n);
+    int (*reaches)(const void *z, const void *floors, double floor, size_t n);
     /* z[p,q] = rows of A times rows of B, all of ACC */
     void (*similarity)(double *z, const void *A, const void *B, size_t p, size_t q, size_t d);
     /* |x - mean|^2, mean of ACC */

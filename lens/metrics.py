@@ -72,6 +72,7 @@ def _at_least(value: Any, name: str, least: int) -> int:
 def _moments(x: Array, code: int, name: str, n_threads: int) -> tuple[Float64, float]:
     """Mean of the rows, and the mean over coordinates of their variance."""
     mean, m2 = np.empty(x.shape[1]), np.empty(x.shape[1])
+    n_threads = n_threads if x.size >= 1 << 20 else 1  # starting one would take longer
     try:
         with core_errors():
             _core.moments_update(mean, m2, None, None, x, 0, code, n_threads)
@@ -80,16 +81,12 @@ def _moments(x: Array, code: int, name: str, n_threads: int) -> tuple[Float64, f
     return mean, float(m2.mean() / max(len(x) - 1, 1))
 
 
-def _unit(x: Block, name: str, n_threads: int) -> Array:
-    out = np.empty(x.data.shape, x.accumulator)
+def _check_directions(x: Block, name: str) -> None:
     zero = ~x.data.any(axis=1) if x.code != BF16 else ~(x.data & 0x7FFF).any(axis=1)
     if zero.any():
         raise InputError(
             f"{name}: row {int(zero.argmax())} is zero and has no direction; expected none such"
         )
-    with core_errors():
-        _core.unit_rows(out, x.data, x.code, n_threads)
-    return out
 
 
 def mexa(
@@ -152,16 +149,21 @@ def mexa(
         raise ShapeError(f"pivot: shape {a.data.shape}, expected at least 2 rows and 1 column")
     b = same(other, a, "other", "pivot", dtype=dtype)
     permutations, t = _at_least(permutations, "permutations", 0), threads(n_threads)
-    rng = np.random.default_rng(_at_least(seed, "seed", 0))
+    seed = _at_least(seed, "seed", 0)
     pivot_variance = _moments(a.data, a.code, "pivot", t)[1]
     variance = _moments(b.data, b.code, "other", t)[1]
     row_best, column_best = np.empty(n, np.uint64), np.empty(n, np.uint64)
-    units = _unit(a, "pivot", t), _unit(b, "other", t)
-    with core_errors():
-        _core.match_rows(row_best, column_best, *units, a.code, t)
+    try:
+        with core_errors():
+            _core.match_rows(row_best, column_best, a.data, b.data, a.code, t)
+    except InputError:
+        _check_directions(a, "pivot")  # names the row
+        _check_directions(b, "other")
+        raise
     # A pairing counts where both agree, so a random one needs no cosine: n stands for "tied".
     back = np.append(column_best, np.uint64(n))[row_best.astype(np.intp)]
     mutual = np.where(back == np.arange(n), row_best, n).astype(np.intp)
+    rng = np.random.default_rng(seed) if permutations else None
     null = np.array([np.mean(mutual == rng.permutation(n)) for _ in range(permutations)])
     return MexaResult(float(np.mean(mutual == np.arange(n))), n, null, variance, pivot_variance)
 
