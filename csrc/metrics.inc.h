@@ -19,9 +19,10 @@ static inline double FN(squares)(const T *x, size_t n, ACC power) {
     for (size_t i = 0, m; i < n; i += m) {
         m = FN(piece)(i, n);
         const ACC *v = FN(view)(buf, x + i, m);
-        for (size_t k = 0; k < m; k++)
+        for (size_t k = 0; power != 1 && k < m; k++)
             buf[k] = v[k] * power;
-        sum += (double)FN(dot)(buf, buf, m);
+        v = power != 1 ? buf : v;
+        sum += (double)FN(dot)(v, v, m);
     }
     return sum;
 }
