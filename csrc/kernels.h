@@ -12,6 +12,12 @@
 #define LENS_TILE 2048 /* columns counted together */
 #define LENS_COUNT_ROWS 32768 /* rows counted before narrow counters are emptied */
 
+#if defined(__GNUC__) || defined(__clang__)
+#define LENS_NOINLINE __attribute__((noinline))
+#else
+#define LENS_NOINLINE
+#endif
+
 typedef struct {
     /* out[n] = float of x, and back */
     void (*load)(float *out, const void *x, size_t n);
@@ -26,13 +32,17 @@ typedef struct {
     /* out = x - strength basis^T (basis x);  z: r doubles of scratch */
     void (*project)(void *out, double *z, const void *x, const void *basis, size_t d, size_t r,
                     double strength);
-    /* one row of each loss: writes its gradient, returns scale/2 times its sum of squares */
-    double (*separate)(void *grad, double *z, const void *h, const void *h0, const void *basis,
-                       const void *target, size_t d, size_t r, double scale);
+    /* n rows of a loss, where scale is not 0: gradients, and in terms scale/2 times the sums of
+     * squares;  z: (n,r) doubles of scratch */
+    void (*separate)(void *grad, double *terms, double *z, const void *h, const void *h0,
+                     const void *basis, const void *target, size_t target_step, const double *scale,
+                     size_t n, size_t d, size_t r);
+    void (*align_complement)(void *grad, void *grad_p, double *terms, double *z, const void *h,
+                             const void *p, const void *basis, const double *scale, size_t n,
+                             size_t d, size_t r);
+    /* one row: its gradient, returns scale/2 times its sum of squares */
     double (*align_mean)(void *grad, void *grad_p, const void *h, const void *p, const void *u,
                          size_t d, double scale);
-    double (*align_complement)(void *grad, void *grad_p, double *z, const void *h, const void *p,
-                               const void *basis, size_t d, size_t r, double scale);
     double (*retain)(void *grad, const void *h, const void *h0, size_t d, double scale);
     /* acc[d] += h - h0, in double;  grad[d] = scale mean[d] */
     void (*add_difference)(double *acc, const void *h, const void *h0, size_t d);
