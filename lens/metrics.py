@@ -22,9 +22,16 @@ from lens.arrays import (
     threads,
     to_dict,
 )
-from lens.errors import DtypeError, InputError, ShapeError
+from lens.errors import DtypeError, InputError, LensError, ShapeError
 
-__all__ = ["MexaResult", "SeparabilityResult", "mexa", "separability"]
+__all__ = [
+    "MexaLayersResult",
+    "MexaResult",
+    "SeparabilityResult",
+    "mexa",
+    "mexa_layers",
+    "separability",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +137,8 @@ def mexa(
     -----
     With s the cosines, sentence i counts when s[i,i] is strictly the largest of its row and of its
     column; equal states tie. s is taken block by block in float32 (float64 for float64 states) and
-    never held as a whole.
+    never held as a whole, nor are states of length 1. Blocks come from BLAS; where its rounding
+    could decide, fixed sums do, so the score does not depend on the BLAS.
 
     References
     ----------
@@ -166,6 +174,94 @@ def mexa(
     rng = np.random.default_rng(seed) if permutations else None
     null = np.array([np.mean(mutual == rng.permutation(n)) for _ in range(permutations)])
     return MexaResult(float(np.mean(mutual == np.arange(n))), n, null, variance, pivot_variance)
+
+
+@dataclass(frozen=True, slots=True)
+class MexaLayersResult:
+    """Alignment over the layers of a model.
+
+    Attributes
+    ----------
+    layers : tuple of MexaResult
+        One a layer; their nulls pair the same sentences, so that nulls can be averaged.
+    """
+
+    layers: tuple[MexaResult, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean of the scores."""
+        return float(np.mean([x.score for x in self.layers]))
+
+    @property
+    def max(self) -> float:
+        """Largest of the scores."""
+        return max(x.score for x in self.layers)
+
+    @property
+    def p_mean(self) -> float:
+        """Permutation p-value of the mean."""
+        null = np.mean([x.null for x in self.layers], axis=0)
+        return float((1 + (null >= self.mean).sum()) / (1 + len(null)))
+
+    @property
+    def p_max(self) -> float:
+        """Permutation p-value of the largest, which takes the choice of a layer into account."""
+        null = np.max([x.null for x in self.layers], axis=0)
+        return float((1 + (null >= self.max).sum()) / (1 + len(null)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain Python values, arrays as nested lists."""
+        return {"layers": [x.to_dict() for x in self.layers]}
+
+
+def mexa_layers(
+    pivot: ArrayIn,
+    other: ArrayIn,
+    *,
+    permutations: int = 1000,
+    seed: int = 0,
+    n_threads: int | None = 1,
+    dtype: str | None = None,
+) -> MexaLayersResult:
+    """`mexa` at every layer, with the null of the mean and of the maximum over layers.
+
+    Parameters
+    ----------
+    pivot : array (layers, n, d) or sequence of arrays (n, d)
+        Pooled states of n sentences in the pivot, layer by layer.
+    other : array (layers, n, d) or sequence of arrays (n, d)
+        The same sentences in another language.
+    permutations, seed, n_threads, dtype
+        As in `mexa`; every layer meets the same random pairings.
+
+    Returns
+    -------
+    MexaLayersResult
+
+    Raises
+    ------
+    ShapeError, DtypeError, InputError
+        As in `mexa`, naming the layer; or if there are no layers, or numbers of them differ.
+
+    References
+    ----------
+    MEXA, arXiv:2410.05873.
+    """
+    if len(pivot) == 0:
+        raise ShapeError("pivot: no layers, expected at least 1")
+    if len(other) != len(pivot):
+        raise ShapeError(f"other: {len(other)} layers, expected {len(pivot)} as pivot has")
+    found = []
+    for layer, (a, b) in enumerate(zip(pivot, other, strict=True)):
+        try:
+            one = mexa(
+                a, b, permutations=permutations, seed=seed, n_threads=n_threads, dtype=dtype
+            )
+        except LensError as error:
+            raise type(error)(f"layer {layer}: {error}") from None
+        found.append(one)
+    return MexaLayersResult(tuple(found))
 
 
 @dataclass(frozen=True, slots=True)
