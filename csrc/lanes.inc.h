@@ -99,9 +99,10 @@ static void FN(store)(void *out_, const float *x, size_t n) {
     ACC buf[LENS_PIECE];
     for (size_t i = 0, m; i < n; i += m) {
         m = FN(piece)(i, n);
+        ACC *to = FN(target)(buf, out + i);
         for (size_t k = 0; k < m; k++)
-            buf[k] = (ACC)x[i + k];
-        FN(flush)(out + i, buf, m);
+            to[k] = (ACC)x[i + k];
+        FN(flush)(out + i, to, m);
     }
 }
 

@@ -9,6 +9,9 @@
 #include <string.h>
 
 #define ROWS 16 /* rows that share a piece of the basis */
+#define CHUNKS \
+    4 /* chunks that a thread takes at once: less work than that takes no longer than
+                    starting a thread does */
 
 typedef struct loss_job {
     unsigned char *grad, *grad_p;
@@ -114,7 +117,7 @@ static lens_status run(loss_job *j, double *value, lens_fault *fault, lens_dtype
     j->k = lens_kernels_of(dtype);
     j->size = lens_dtype_size(dtype);
     j->acc_size = dtype == LENS_F64 ? sizeof(double) : sizeof(float);
-    j->rows = lens_chunk_rows(lens_mul(j->d, j->t ? j->t : 1));
+    j->rows = CHUNKS * lens_chunk_rows(lens_mul(j->d, j->t ? j->t : 1));
     j->uniform = j->uniform > 0.0 ? j->uniform : 1.0 / (double)j->B;
     lens_parallel(loss_chunk, j, lens_n_chunks(j->B, j->rows), n_threads);
     double sum = 0.0;

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
+import numpy as np
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -70,6 +72,13 @@ def side_by_side(
                 action()
                 seconds.append(time.perf_counter() - started)
     return [statistics.median(seconds) for seconds in times]
+
+
+def memcpy_of(moved: int) -> Callable[[], None]:
+    """Return an action that copies half of ``moved`` bytes: as many are read as written."""
+    source = np.ones(moved // 2, np.uint8)
+    target = np.zeros_like(source)
+    return lambda: np.copyto(target, source)
 
 
 def child(module: str, *arguments: str) -> dict[str, float]:

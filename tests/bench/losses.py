@@ -41,7 +41,8 @@ def run() -> Iterator[Row]:
     rng = np.random.default_rng(0)
     draw = rng.normal(size=(2, ROWS, WIDTH)).astype(np.float32)
     basis64 = np.linalg.qr(rng.normal(size=(WIDTH, RANK)))[0]
-    basis32, u64 = basis64.astype(np.float32), basis64[:, 0].copy()
+    basis32 = np.asfortranarray(basis64, dtype=np.float32)  # as lens.subspace.fit gives it
+    u64 = basis64[:, 0].copy()
     step = rng.normal(size=RANK)
     mask = np.ones((1, ROWS), np.int64)
     before = torch.get_num_threads()
