@@ -179,9 +179,10 @@ def fit_batch(
         float64(data, "means", shape=data.shape)  # names the first value that is not finite
         raise InputError(f"means: {error}") from None
     results = []
+    longest, length = _lengths(data).max(axis=1, initial=0.0), _lengths(mean)
     for s in range(S):
         site = f"site {s}: " if S > 1 else ""
-        floor = _floor(sigma[s], mean[s], L, d)
+        floor = _floor(float(sigma[s, 0] + length[s]), L, d)
         if sigma[s, -1] <= floor:
             _check_twins(data[s], names, floor, site)
         r, reason = _choose(rank, sigma[s], None if noises is None else float(noises[s].mean()), L)
@@ -190,7 +191,7 @@ def fit_batch(
         rows = vectors[s, :r]
         m_a = _leave(_leave(mean[s], rows), rows)  # twice: orthogonal to rounding
         if agnostic == "mean":
-            _check_agnostic(m_a, data[s], site)
+            _check_agnostic(m_a, float(longest[s]), site)
         results.append(SubspaceResult(rows.T, m_a, sigma[s], mean[s], r, reason))
     return tuple(results)
 
@@ -219,9 +220,14 @@ def _check_rank(rank: Rank, L: int) -> None:
         )
 
 
-def _floor(sigma: Float64, mean: Float64, L: int, d: int) -> float:
+def _lengths(X: Float64) -> Float64:
+    """Lengths of the rows of all sites at once, which makes no copy of their squares."""
+    squares: Float64 = np.einsum("...d,...d->...", X, X)
+    return np.sqrt(squares)
+
+
+def _floor(scale: float, L: int, d: int) -> float:
     """Singular values at or below this are rounding errors of means of this size."""
-    scale = float(sigma[0]) + float(np.linalg.norm(mean))
     return scale * max(L, d) * float(np.finfo(np.float64).eps)
 
 
@@ -280,8 +286,8 @@ def _leave(x: Float64, rows: Array) -> Float64:
     return out
 
 
-def _check_agnostic(m_a: Float64, means: Float64, site: str) -> None:
-    size = float(np.linalg.norm(means, axis=1).max())
+def _check_agnostic(m_a: Float64, size: float, site: str) -> None:
+    """Refuse a direction that is nothing beside means of this length."""
     if float(np.linalg.norm(m_a)) <= 1e-9 * size:
         raise InputError(
             f"means: {site}the mean over languages lies inside the language subspace, so the "
