@@ -88,8 +88,9 @@ static void FN(load)(float *out, const void *x_, size_t n) {
     ACC buf[LENS_PIECE];
     for (size_t i = 0, m; i < n; i += m) {
         m = FN(piece)(i, n);
-        const ACC *v = FN(view)(buf, x + i, m);
-        for (size_t k = 0; k < m; k++)
+        void *to = sizeof(ACC) == sizeof(float) ? (void *)(out + i) : buf;
+        const ACC *v = FN(view)(to, x + i, m);
+        for (size_t k = 0; v != (void *)(out + i) && k < m; k++)
             out[i + k] = (float)v[k];
     }
 }

@@ -12,7 +12,7 @@
 #include <math.h>
 
 #define BLOCK 512    /* rows of one block of cosines */
-#define WIDE 512     /* columns of it */
+#define WIDE 1024    /* columns of it */
 #define STEP 64      /* columns compared at once */
 #define RIVALS 6     /* places noted for a maximum; where more compete, the lanes see them all */
 #define COLUMNS 1024 /* columns whose rivals one thread joins at once */

@@ -255,9 +255,7 @@ def mexa_layers(
     found = []
     for layer, (a, b) in enumerate(zip(pivot, other, strict=True)):
         try:
-            one = mexa(
-                a, b, permutations=permutations, seed=seed, n_threads=n_threads, dtype=dtype
-            )
+            one = mexa(a, b, permutations=permutations, seed=seed, n_threads=n_threads, dtype=dtype)
         except LensError as error:
             raise type(error)(f"layer {layer}: {error}") from None
         found.append(one)
