@@ -1,4 +1,8 @@
-"""Language subspaces: fit, choice of rank, principal angles, projection."""
+"""Language subspaces: fit, choice of rank, principal angles, projection.
+
+NumPy arrays or CPU torch tensors in, NumPy arrays out; tensors on another device stay there (see
+`lens.tensors`).
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +16,7 @@ from lens.arrays import (
     Array,
     ArrayIn,
     Float64,
+    anywhere,
     block,
     core_errors,
     float64,
@@ -60,6 +65,7 @@ class SubspaceResult:
         return to_dict(self)
 
 
+@anywhere
 def fit(
     means: ArrayIn,
     *,
@@ -124,6 +130,7 @@ def fit(
     )[0]
 
 
+@anywhere
 def fit_batch(
     means: ArrayIn,
     *,
@@ -158,15 +165,7 @@ def fit_batch(
     """
     data = float64(means, "means", shape=(None, None, None), finite=False)
     S, L, d = data.shape
-    names = _check_names(languages, L)
-    if L < 2 or L > d:
-        raise InputError(
-            f"means: {L} language{'s' if L != 1 else ''} of width {d}, expected at least 2 "
-            "languages and no more of them than dimensions"
-        )
-    _check_rank(rank, L)
-    if agnostic not in ("mean", "complement"):
-        raise InputError(f"agnostic: got {agnostic!r}, expected 'mean' or 'complement'")
+    names = check_options(L, d, rank, languages, agnostic)
     noises = None if noise is None else float64(noise, "noise", shape=(S, L))
     if noises is not None and (noises < 0).any():
         raise InputError("noise: holds negative values, expected variances")
@@ -179,13 +178,15 @@ def fit_batch(
         float64(data, "means", shape=data.shape)  # names the first value that is not finite
         raise InputError(f"means: {error}") from None
     results = []
-    longest, length = _lengths(data).max(axis=1, initial=0.0), _lengths(mean)
+    longest = np.sqrt(np.einsum("sld,sld->sl", data, data)).max(axis=1)  # no copy of the squares
     for s in range(S):
         site = f"site {s}: " if S > 1 else ""
-        floor = _floor(float(sigma[s, 0] + length[s]), L, d)
+        floor = rounding_floor(sigma[s], mean[s], L, d)
         if sigma[s, -1] <= floor:
             _check_twins(data[s], names, floor, site)
-        r, reason = _choose(rank, sigma[s], None if noises is None else float(noises[s].mean()), L)
+        r, reason = choose_rank(
+            rank, sigma[s], None if noises is None else float(noises[s].mean()), L
+        )
         if sigma[s, r - 1] <= floor:
             _raise_dependent(data[s], sigma[s], floor, names, r, site)
         rows = vectors[s, :r]
@@ -194,6 +195,22 @@ def fit_batch(
             _check_agnostic(m_a, float(longest[s]), site)
         results.append(SubspaceResult(rows.T, m_a, sigma[s], mean[s], r, reason))
     return tuple(results)
+
+
+def check_options(
+    L: int, d: int, rank: Rank, languages: Sequence[str] | None, agnostic: str
+) -> list[str]:
+    """Refuse what does not fit L means of width d; return the languages' names."""
+    names = _check_names(languages, L)
+    if L < 2 or L > d:
+        raise InputError(
+            f"means: {L} language{'s' if L != 1 else ''} of width {d}, expected at least 2 "
+            "languages and no more of them than dimensions"
+        )
+    _check_rank(rank, L)
+    if agnostic not in ("mean", "complement"):
+        raise InputError(f"agnostic: got {agnostic!r}, expected 'mean' or 'complement'")
+    return names
 
 
 def _check_names(languages: Sequence[str] | None, L: int) -> list[str]:
@@ -220,14 +237,9 @@ def _check_rank(rank: Rank, L: int) -> None:
         )
 
 
-def _lengths(X: Float64) -> Float64:
-    """Lengths of the rows of all sites at once, which makes no copy of their squares."""
-    squares: Float64 = np.einsum("...d,...d->...", X, X)
-    return np.sqrt(squares)
-
-
-def _floor(scale: float, L: int, d: int) -> float:
+def rounding_floor(sigma: Float64, mean: Float64, L: int, d: int) -> float:
     """Singular values at or below this are rounding errors of means of this size."""
+    scale = float(sigma[0]) + float(np.linalg.norm(mean))
     return scale * max(L, d) * float(np.finfo(np.float64).eps)
 
 
@@ -242,7 +254,8 @@ def _check_twins(means: Float64, names: list[str], floor: float, site: str) -> N
             )
 
 
-def _choose(rank: Rank, sigma: Float64, noise: float | None, L: int) -> tuple[int, str]:
+def choose_rank(rank: Rank, sigma: Float64, noise: float | None, L: int) -> tuple[int, str]:
+    """Return the rank for given singular values, and why."""
     if rank == "full":
         return L - 1, f"full: L-1 = {L - 1} of {L} languages"
     if rank != "auto":
@@ -295,6 +308,7 @@ def _check_agnostic(m_a: Float64, size: float, site: str) -> None:
         )
 
 
+@anywhere
 def principal_angles(A: ArrayIn, B: ArrayIn) -> Float64:
     """Angles between two subspaces.
 
@@ -343,6 +357,7 @@ def principal_angles(A: ArrayIn, B: ArrayIn) -> Float64:
     return angles
 
 
+@anywhere
 def project(
     X: ArrayIn,
     basis: ArrayIn,
