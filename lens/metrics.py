@@ -184,7 +184,7 @@ def score_matches(
     # A pairing counts where both agree, so a random one needs no cosine.
     back = np.append(column_best.astype(np.intp), n)[row_best.astype(np.intp)]
     mutual = np.where(back == np.arange(n), row_best, n).astype(np.intp)
-    rng = np.random.default_rng(seed) if permutations else None
+    rng = np.random.default_rng(seed)
     null = np.array([np.mean(mutual == rng.permutation(n)) for _ in range(permutations)])
     return float(np.mean(mutual == np.arange(n))), null
 
