@@ -110,7 +110,9 @@ def fit(
     of M - w 1^T and M_a = w - M_s M_s^T w: the same span and the same M_a direction as the
     published two full decompositions and pseudo-inverse, at O(d L^2). The L x L Gram matrix is used
     while its condition allows about 1e-12, then QR and the SVD of R. Sampling noise adds the mean
-    of ``noise`` to each squared singular value, which "auto" subtracts.
+    of ``noise`` to each squared singular value, which "auto" subtracts. Whoever has the states can
+    ask for more than means can tell: `lens.resample.choose_rank` looks at held-out rows, bootstrap
+    and shuffled labels, and ``rank=choice.rank`` takes its answer.
 
     References
     ----------

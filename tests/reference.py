@@ -241,3 +241,23 @@ def combine(values, weights, out_dtype):
     bits += (tie & (np.abs(total) > np.abs(near))).astype(np.uint32)
     bits -= (tie & (np.abs(total) < np.abs(near))).astype(np.uint32)
     return float_to_bf16(bits.view(np.float32))
+
+
+# ---- resampling --------------------------------------------------------------------------------
+
+
+def refit(states, rows, r):
+    """Singular values, M_s and M_a of the means of chosen rows of each language."""
+    means = np.stack(
+        [x[i].astype(np.longdouble).mean(0) for x, i in zip(states, rows, strict=True)]
+    )
+    centred = (means - means.mean(0)).astype(float)
+    basis, m_a = subspace(means.astype(float), r)
+    return np.linalg.svd(centred, compute_uv=False)[: len(means) - 1], basis, m_a
+
+
+def shuffled_spectrum(states, labels):
+    """Singular values of the centred means of all rows under other labels."""
+    x = np.concatenate(states).astype(np.longdouble)
+    means = np.stack([x[labels == a].mean(0) for a in range(labels.max() + 1)])
+    return np.linalg.svd((means - means.mean(0)).astype(float), compute_uv=False)[:-1]
