@@ -203,13 +203,14 @@ lens_status lens_neuron_select(uint8_t *member, double *entropy, double *tau, le
 lens_status lens_metrics_unit(void *out, lens_fault *fault, const void *X, size_t n, size_t d,
                               lens_dtype dtype, int n_threads);
 
-/* With s = A B^T: row_best[i] = the k whose s[i,k] is strictly the largest of row i, column_best[k]
- * = the i whose s[i,k] is strictly the largest of column k; n where the largest is tied.
- * row_best, column_best: (n,), A, B: (n,d) ACC of dtype. */
-lens_status lens_metrics_match(uint64_t *row_best, uint64_t *column_best, const void *A,
-                               const void *B, size_t n, size_t d, lens_dtype dtype, int n_threads,
-                               double *work);
-size_t lens_metrics_match_worksize(size_t n);
+/* With s the cosines of rows of A and of B: row_best[i] = the k whose s[i,k] is strictly the largest
+ * of row i, column_best[k] = the i whose s[i,k] is strictly the largest of column k; n where the
+ * largest is tied.  row_best, column_best: (n,), A, B: (n,d) dtype.  LENS_ENONFINITE, or LENS_EDOMAIN
+ * if it is zero, (row, 0 for A or 1 for B). */
+lens_status lens_metrics_match(uint64_t *row_best, uint64_t *column_best, lens_fault *fault,
+                               const void *A, const void *B, size_t n, size_t d, lens_dtype dtype,
+                               int n_threads, double *work);
+size_t lens_metrics_match_worksize(size_t n, size_t d, lens_dtype dtype, int n_threads);
 
 /* label[i] = the l of smallest |X[i] - means[l]|^2, the first on ties.  label: (n,), X: (n,d) dtype,
  * means: (L,d) ACC.  LENS_ESHAPE if L = 0, LENS_ENONFINITE (row, mean) of such a distance. */

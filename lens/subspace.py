@@ -180,6 +180,7 @@ def fit_batch(
         float64(data, "means", shape=data.shape)  # names the first value that is not finite
         raise InputError(f"means: {error}") from None
     results = []
+    longest = np.sqrt(np.einsum("sld,sld->sl", data, data)).max(axis=1)  # no copy of the squares
     for s in range(S):
         site = f"site {s}: " if S > 1 else ""
         floor = rounding_floor(sigma[s], mean[s], L, d)
@@ -193,7 +194,7 @@ def fit_batch(
         rows = vectors[s, :r]
         m_a = _leave(_leave(mean[s], rows), rows)  # twice: orthogonal to rounding
         if agnostic == "mean":
-            _check_agnostic(m_a, data[s], site)
+            _check_agnostic(m_a, float(longest[s]), site)
         results.append(SubspaceResult(rows.T, m_a, sigma[s], mean[s], r, reason))
     return tuple(results)
 
@@ -300,8 +301,8 @@ def _leave(x: Float64, rows: Array) -> Float64:
     return out
 
 
-def _check_agnostic(m_a: Float64, means: Float64, site: str) -> None:
-    size = float(np.linalg.norm(means, axis=1).max())
+def _check_agnostic(m_a: Float64, size: float, site: str) -> None:
+    """Refuse a direction that is nothing beside means of this length."""
     if float(np.linalg.norm(m_a)) <= 1e-9 * size:
         raise InputError(
             f"means: {site}the mean over languages lies inside the language subspace, so the "

@@ -37,8 +37,17 @@ def test_every_public_function_has_its_twin():
         for name in m.__all__
         if inspect.isfunction(getattr(m, name))
     }
-    # topk_masks is made of TopK, which asks for torch tensor by tensor.
-    assert functions - set(dispatched()) == {("weights", "topk_masks")}
+    # topk_masks is made of TopK, which asks for torch tensor by tensor; mexa_layers of mexa.
+    made_of_others = {("weights", "topk_masks"), ("metrics", "mexa_layers")}
+    assert functions - set(dispatched()) == made_of_others
+
+
+def test_layers_of_tensors_elsewhere():
+    states = torch.randn(2, 3, 12, 20, generator=torch.Generator().manual_seed(0))
+    here = metrics.mexa_layers(*states.numpy(), permutations=7)
+    with elsewhere():
+        far = metrics.mexa_layers(*states, permutations=7)
+    assert [x.score for x in far.layers] == [x.score for x in here.layers]
 
 
 @pytest.mark.parametrize(("family", "name"), dispatched())

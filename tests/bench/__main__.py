@@ -10,7 +10,16 @@ from pathlib import Path
 
 from lens.io import write_text
 
-BENCHMARKS = ("startup", "subspace_fit", "resample", "lens_step")
+BENCHMARKS = (
+    "startup",
+    "subspace_fit",
+    "resample",
+    "mexa",
+    "losses",
+    "lape_count",
+    "kernels",
+    "lens_step",
+)
 
 
 def main() -> None:

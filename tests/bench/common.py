@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
+import numpy as np
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -47,6 +49,36 @@ def best_of(action: Callable[[], object], *, repeat: int = 5, warmup: int = 1) -
         action()
         times.append(time.perf_counter() - started)
     return statistics.median(times)
+
+
+def side_by_side(
+    *actions: Callable[[], object], turns: int = 5, each: int = 3, settle: float = 0.15
+) -> list[float]:
+    """Median seconds of each action, taken in turns so that a busy machine slows all alike.
+
+    A turn starts with ``settle`` seconds that are not counted: the threads of the action before,
+    which OpenBLAS and OpenMP let spin for a while, would hold a core.
+    """
+    times: list[list[float]] = [[] for _ in actions]
+    for _ in range(turns):
+        for action, seconds in zip(actions, times, strict=True):
+            started = now = time.perf_counter()
+            done = 0
+            while done < 1 or now - started < settle:
+                action()
+                done, now = done + 1, time.perf_counter()
+            for _ in range(each):
+                started = time.perf_counter()
+                action()
+                seconds.append(time.perf_counter() - started)
+    return [statistics.median(seconds) for seconds in times]
+
+
+def memcpy_of(moved: int) -> Callable[[], None]:
+    """Return an action that copies half of ``moved`` bytes: as many are read as written."""
+    source = np.ones(moved // 2, np.uint8)
+    target = np.zeros_like(source)
+    return lambda: np.copyto(target, source)
 
 
 def child(module: str, *arguments: str) -> dict[str, float]:
