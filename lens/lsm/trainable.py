@@ -92,7 +92,7 @@ class Trainable:
     def nbytes(self) -> int:
         """Bytes of what is trained, in float32; adapters are counted before they are put on."""
         if self.lora is None:
-            return 4 * sum(self.model.get_parameter(name).numel() for name in self._names)
+            return 4 * sum(int(self.model.get_parameter(n).numel()) for n in self._names)
         linears = [self.model.get_submodule(name) for name in self._linears]
         return sum(adapter_bytes(linear, self.lora) for linear in linears)
 
