@@ -18,8 +18,10 @@ from lens.lsm.config import (
     Separate,
     resolve,
 )
+from lens.lsm.result import TrainResult
+from lens.lsm.running import Running
 from lens.lsm.selection import Choice, Trial, choose_strengths
-from lens.lsm.training import LensTrainer, TrainResult
+from lens.lsm.training import LensTrainer
 from lens.models.chat import ChatOptions
 from lens.space import Space
 
@@ -34,6 +36,7 @@ __all__ = [
     "Norm",
     "PivotKL",
     "Retain",
+    "Running",
     "Separate",
     "TrainResult",
     "Trial",
@@ -64,6 +67,8 @@ def train(
     low_memory: bool = False,
     cache: str | Path | None = None,
     max_memory: str | int | None = None,
+    validation: Mapping[str, Sequence[str]] | None = None,
+    running: Running | None = None,
 ) -> TrainResult:
     """Train a band of blocks with Lens, from prompts alone.
 
@@ -103,6 +108,10 @@ def train(
         Folder that keeps cached states for later runs over the same model and prompts.
     max_memory : str or int, optional
         Limit such as ``"12GB"``; cached states that would pass it go to temporary files.
+    validation : mapping of str to sequence of str, optional
+        Held-out prompts in the same languages; the weights that do best on them are kept.
+    running : Running, optional
+        Checkpoints, resuming, activation checkpointing, trackers.
 
     Returns
     -------
@@ -138,5 +147,6 @@ def train(
         low_memory=low_memory,
         cache=cache,
         max_memory=max_memory,
+        validation=validation,
     )
-    return trainer.run(config, strength=strength, seed=seed)
+    return trainer.run(config, strength=strength, seed=seed, running=running)

@@ -171,6 +171,11 @@ class LensConfig(_Frozen):
     shares_every : int
         Steps between two entries of ``share_*`` in the log: each term's share of the gradient norm
         at the states it reads. 0 for none.
+    validate_every : int
+        Steps from one validation to the next, when there are validation prompts; the weights with
+        the lowest validation loss are kept.
+    patience : int or None
+        Stop after so many validations in a row without a lower loss; None never stops early.
     """
 
     terms: tuple[Term, ...]
@@ -183,6 +188,8 @@ class LensConfig(_Frozen):
     clip: float = Field(1.0, gt=0)
     warmup: float = Field(0.05, ge=0, lt=1)
     shares_every: int = Field(10, ge=0)
+    validate_every: int = Field(10, ge=1)
+    patience: int | None = Field(None, ge=1)
 
     @property
     def active(self) -> tuple[Term, ...]:

@@ -78,7 +78,10 @@ def finetune(
     count = len(encoded[0])
     flat = [row for turns in encoded for row in turns]
 
-    def loss_of(drawn: list[int]) -> tuple[torch.Tensor, dict[str, float]]:
+    def answer_tokens(drawn: list[int]) -> int:
+        return sum(len(_predicting(turns[i])) for turns in encoded for i in drawn)
+
+    def loss_of(drawn: list[int], whole: list[int]) -> tuple[torch.Tensor, dict[str, float]]:
         indices = [k * count + i for k in range(len(encoded)) for i in drawn]
         batch = cache.batch(indices)
         states = cache.forward(batch)["final"]
@@ -86,6 +89,8 @@ def finetune(
         where = torch.tensor(picked, device=states.device).T
         found = logits(model, parts, states[where[0], where[1]])
         value = cross_entropy(found, batch.input_ids[where[0], where[1] + 1])
+        if len(drawn) < len(whole):  # a mean over tokens, shared out by prompts
+            value = value * (answer_tokens(drawn) / answer_tokens(whole) * len(whole) / len(drawn))
         return value, {"loss": float(value.detach())}
 
     parameters = [p for i in chosen for p in parts.blocks[i].parameters()]

@@ -13,68 +13,204 @@ from torch import Tensor
 
 from lens.errors import InputError
 from lens.lsm.config import LensConfig
+from lens.lsm.distribution import Processes
+from lens.lsm.precision import LossScale, Masters
 from lens.progress import progress
 
 _ADVICE = "training diverged: lower the learning rate or the strength"
-Loss = Callable[[list[int]], tuple[Tensor, dict[str, float]]]
+Entry = dict[str, float]
+# Takes the prompts of one pass and those of the whole step; the loss is the pass's own mean, so
+# that the passes of a step, weighted by their prompts, add up to the loss of the step.
+Loss = Callable[[list[int], list[int]], tuple[Tensor, Entry]]
 
 
 class DivergedError(InputError):
-    """The loss stopped being finite."""
+    """The loss or its gradient stopped being finite; ``step`` is the number of steps before."""
+
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message)
+        self.step = step
 
 
-def optimize(
-    parameters: Sequence[Tensor], loss_of: Loss, config: LensConfig, *, count: int, seed: int
-) -> Iterator[dict[str, float]]:
-    """Run AdamW for ``config.steps`` steps and yield one log entry per step.
+class Optimization:
+    """AdamW with warm-up, cosine decay and clipping, one step at a time.
 
     Parameters
     ----------
     parameters : sequence of Tensor
-        What is trained.
-    loss_of : callable
-        Takes the indices of a step's prompts; returns the loss and its log entry.
+        What is trained; 16-bit ones get float32 master weights.
     config : LensConfig
         Steps, batch size, learning rate, decay, clipping, warm-up.
     count : int
         Number of prompts to draw from.
     seed : int
         Decides the order of prompts.
+    dtype : torch.dtype
+        What the model computes in; float16 gets loss scaling.
+    processes : Processes
+        Those that share the work of each step.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[Tensor],
+        config: LensConfig,
+        *,
+        count: int,
+        seed: int,
+        dtype: torch.dtype = torch.float32,
+        processes: Processes | None = None,
+    ) -> None:
+        self.config, self.processes = config, processes or Processes()
+        self.masters, self.scale = Masters(parameters), LossScale.of(dtype)
+        self.optimizer = torch.optim.AdamW(
+            self.masters.tensors, lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        self.done = 0
+        self._draws = _draws(count, config.batch_size, seed)
+
+    def step(self, loss_of: Loss) -> Entry:
+        """Draw prompts, take one optimizer step and return its log entry.
+
+        Raises
+        ------
+        DivergedError
+            If the loss or the gradient is not finite; names the step and the terms.
+        """
+        number, drawn = self.done, next(self._draws)
+        rate = self.config.learning_rate * _schedule(number, self.config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        size = self.config.micro_batch or self.config.batch_size
+        entry = evaluated(loss_of, drawn, size, number, self.processes, backward=self._backward)
+        norm = self._gradient_norm()
+        if self.scale.active:
+            entry["loss_scale"] = self.scale.value
+        if math.isfinite(norm):
+            entry = {"step": number, "lr": rate, "grad_norm": norm, **entry}
+            self.optimizer.step()
+            self.masters.publish()
+            self.scale.worked()
+        else:
+            entry = self._left_out({"step": number, "lr": rate, **entry})
+        self.optimizer.zero_grad(set_to_none=True)
+        self.done += 1
+        return entry
+
+    def _left_out(self, entry: Entry) -> Entry:
+        """Leave a step out whose gradient overflowed only because it was scaled."""
+        if not (self.scale.active and self.scale.overflowed()):
+            losses = ", ".join(f"{k} {v:.4g}" for k, v in entry.items() if k.startswith("loss_"))
+            raise DivergedError(
+                f"step {self.done}: the gradient is not finite ({losses}); {_ADVICE}", self.done
+            )
+        return {**entry, "left_out": 1.0}
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return everything the next step depends on, apart from the parameters themselves."""
+        tensors = {"rng": torch.get_rng_state()}
+        for i, copy in enumerate(self.masters.copies):
+            if copy is not None:
+                tensors[f"master.{i}"] = copy
+        for i, kept in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"adam.{i}.{key}": value for key, value in kept.items()}
+        plain = {"done": self.done, "loss_scale": [self.scale.value, self.scale.good]}
+        return tensors, plain
+
+    @torch.no_grad()
+    def load(self, tensors: dict[str, Tensor], plain: dict[str, Any]) -> None:
+        """Go on from what `state` returned; the parameters must hold their weights already."""
+        torch.set_rng_state(tensors["rng"])
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            kind, _, rest = name.partition(".")
+            if kind == "master":
+                self.masters.tensors[int(rest)].copy_(tensor)
+            elif kind == "adam":
+                i, _, key = rest.partition(".")
+                state.setdefault(int(i), {})[key] = tensor
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        self.scale.value, self.scale.good = plain["loss_scale"]
+        for _ in range(plain["done"]):
+            next(self._draws)
+        self.done = plain["done"]
+
+    def _backward(self, loss: Tensor) -> None:
+        (loss * self.scale.value).backward()
+        self.masters.collect()
+
+    def _gradient_norm(self) -> float:
+        """Add gradients up over the processes, undo the scale, clip; return the norm before."""
+        trained = self.masters.tensors
+        if self.processes.count > 1:
+            for tensor in trained:  # a process may have had no prompts in this step
+                tensor.grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+        gradients = [tensor.grad for tensor in trained if tensor.grad is not None]
+        self.processes.add_up(gradients)
+        if self.scale.active:
+            for gradient in gradients:
+                gradient /= self.scale.value
+        return float(torch.nn.utils.clip_grad_norm_(trained, self.config.clip))
+
+
+def optimize(
+    parameters: Sequence[Tensor], loss_of: Loss, config: LensConfig, *, count: int, seed: int
+) -> Iterator[Entry]:
+    """Run `Optimization` for ``config.steps`` steps and yield one log entry per step.
 
     Raises
     ------
     DivergedError
         If the loss is not finite; names the step and the terms.
     """
-    optimizer = torch.optim.AdamW(
-        parameters, lr=config.learning_rate, weight_decay=config.weight_decay
-    )
-    draws = _draws(count, config.batch_size, seed)
-    for number in progress(range(config.steps), "Training", unit="step"):
-        rate = config.learning_rate * _schedule(number, config)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        entry = _accumulate(loss_of, next(draws), config.micro_batch or config.batch_size, number)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        yield {"step": number, "lr": rate, "grad_norm": float(norm), **entry}
+    dtype = parameters[0].dtype
+    optimization = Optimization(parameters, config, count=count, seed=seed, dtype=dtype)
+    for _ in progress(range(config.steps), "Training", unit="step"):
+        yield optimization.step(loss_of)
 
 
-def _accumulate(loss_of: Loss, drawn: list[int], size: int, number: int) -> dict[str, float]:
-    """Add up the gradients of a step, ``size`` prompts at a time; return the mean log entry."""
-    total: dict[str, float] = {}
-    for at in range(0, len(drawn), size):
-        part = drawn[at : at + size]
-        share = len(part) / len(drawn)
-        try:
-            loss, entry = loss_of(part)
-        except InputError as error:  # a kernel met a state that is not finite
-            raise DivergedError(f"step {number}: {error}; {_ADVICE}") from None
-        _check_finite(entry, number)
-        (loss * share).backward()
+def evaluated(
+    loss_of: Loss,
+    drawn: list[int],
+    size: int,
+    number: int,
+    processes: Processes,
+    *,
+    backward: Callable[[Tensor], None] | None = None,
+) -> Entry:
+    """Mean log entry of the drawn prompts, ``size`` of them at a time, over all processes.
+
+    Each pass's loss, weighted by its share of the prompts, is handed to ``backward``.
+    """
+    total: Entry = {}
+    problem = None
+    mine = processes.own(drawn)
+    try:
+        for at in range(0, len(mine), size):
+            part = mine[at : at + size]
+            share = len(part) / len(drawn)
+            loss, entry = loss_of(part, drawn)
+            _check_finite(entry)
+            if backward is not None:
+                backward(loss * share)
+            for name, value in entry.items():
+                total[name] = total.get(name, 0.0) + share * value
+    except InputError as error:  # a kernel met a state that is not finite, or the loss is not
+        problem = str(error)
+    if processes.count > 1:  # all must know, or the others would wait for this one for ever
+        found = processes.gather((total, problem))
+        problem = next((said for _, said in found if said), None)
+        total = _added(entry for entry, _ in found)
+    if problem:
+        raise DivergedError(f"step {number}: {problem}; {_ADVICE}", number)
+    return total
+
+
+def _added(entries: Iterator[Entry]) -> Entry:
+    total: Entry = {}
+    for entry in entries:
         for name, value in entry.items():
-            total[name] = total.get(name, 0.0) + share * value
+            total[name] = total.get(name, 0.0) + value
     return total
 
 
@@ -93,13 +229,11 @@ def only_trainable(model: Any, parameters: Sequence[Tensor]) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
-def _check_finite(entry: dict[str, float], number: int) -> None:
+def _check_finite(entry: Entry) -> None:
     if math.isfinite(entry["loss"]):
         return
     bad = [name for name, value in entry.items() if not math.isfinite(value)]
-    raise DivergedError(
-        f"step {number}: the loss is {entry['loss']} (not finite: {', '.join(bad)}); {_ADVICE}"
-    )
+    raise InputError(f"the loss is {entry['loss']} (not finite: {', '.join(bad)})")
 
 
 def _draws(count: int, size: int, seed: int) -> Iterator[list[int]]:

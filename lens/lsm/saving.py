@@ -15,7 +15,7 @@ from lens.lsm import adapters
 from lens.models.loading import quiet_bars
 
 if TYPE_CHECKING:
-    from lens.lsm.training import TrainResult
+    from lens.lsm.result import TrainResult
 
 _CARD = """# Lens-trained model
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from lens.errors import InputError
 from lens.lsm.config import LensConfig, Term, site_of
 from lens.lsm.geometry import Geometry
+from lens.lsm.shares import weight_of_part
 from lens.lsm.terms import Seen, missing_rows, value_of
 
 if TYPE_CHECKING:
@@ -42,8 +43,14 @@ class Step:
         if missing:
             raise InputError(missing)
 
-    def __call__(self, drawn: list[int]) -> tuple[Tensor, dict[str, float]]:
-        """Return the loss of the drawn prompts and its log entry."""
+    def __call__(
+        self, drawn: list[int], whole: list[int] | None = None
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Return the loss of the drawn prompts and its log entry.
+
+        When they are a part of the ``whole`` step, the losses of all parts, weighted by their
+        number of prompts, add up to that of the step.
+        """
         seen = self._seen(drawn)
         progress = self.number / max(1, self.config.steps - 1)
         every = self.config.shares_every
@@ -53,6 +60,8 @@ class Step:
         total = torch.zeros((), device=seen.batch.lengths.device)
         for term in self.config.active:
             value, states = value_of(term, seen)
+            if whole is not None and len(drawn) < len(whole):
+                value = value * weight_of_part(term, self.trainer, drawn, whole)
             weighted = term.weight_at(progress) * value
             name = _name(term)
             entry[f"loss_{name}"] = entry.get(f"loss_{name}", 0.0) + float(value.detach())
@@ -61,8 +70,8 @@ class Step:
             total = total + weighted
         entry["loss"] = float(total.detach())
         if with_shares and len(pulls) > 1:
-            whole = sum(pulls.values()) or 1.0
-            entry.update({f"share_{name}": pull / whole for name, pull in pulls.items()})
+            together = sum(pulls.values()) or 1.0
+            entry.update({f"share_{name}": pull / together for name, pull in pulls.items()})
         entry.update(self._movement(seen))
         return total, entry
 

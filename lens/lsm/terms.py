@@ -6,7 +6,7 @@ of the term without its weight, and the states it looked at, for the log of grad
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -181,7 +181,7 @@ def norm(term: Norm, seen: Seen) -> Value:
     return value, seen.states[term.site]
 
 
-def _text_rows(seen: Seen, texts: dict[str, range]) -> list[int]:
+def _text_rows(seen: Seen, texts: Mapping[str, range | dict[int, int]]) -> list[int]:
     return [rows[i % len(rows)] for rows in texts.values() for i in seen.drawn]
 
 

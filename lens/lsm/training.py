@@ -8,22 +8,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from lens.data.languages import canonical
 from lens.errors import InputError
 from lens.lsm.adapters import Lora
 from lens.lsm.config import LensConfig, resolve
+from lens.lsm.distribution import Processes
 from lens.lsm.geometry import Geometry, geometries
+from lens.lsm.identity import identity, rows_sha256
 from lens.lsm.memory import memory_for_states
-from lens.lsm.optimizing import DivergedError, only_trainable, optimize
+from lens.lsm.optimizing import DivergedError, Optimization, only_trainable
+from lens.lsm.prompts import checked, held_out
+from lens.lsm.result import State, TrainResult
+from lens.lsm.running import Run, Running, recomputing
 from lens.lsm.step import Step
 from lens.lsm.trainable import Trainable
+from lens.lsm.validating import Watch
 from lens.models.blocks import locate
 from lens.models.capturing import check_rows
 from lens.models.chat import ChatOptions, Role, encode
@@ -32,46 +37,8 @@ from lens.models.sites import resolve_layers, resolve_sites
 from lens.models.spilling import spill
 from lens.space import Space
 
-State = dict[str, Tensor]
-
-
-@dataclass(frozen=True, slots=True)
-class TrainResult:
-    """A finished Lens run.
-
-    Attributes
-    ----------
-    model : PreTrainedModel
-        The model given to training, its band now trained.
-    band : dict of str to Tensor
-        Trained parameters by name, as they are in ``model``.
-    log : list of dict
-        One entry per step: every loss, learning rate, movement along and across the language step.
-    config, strength, seed, layers
-        What decided the run.
-    seconds : float
-        Wall time of the steps, without the prefix pass.
-    adapter : peft.PeftModel or None
-        PEFT's view of the model when adapters were trained.
-    """
-
-    model: Any
-    tokenizer: Any
-    band: State
-    log: list[dict[str, float]]
-    config: LensConfig
-    strength: dict[str, float]
-    seed: int
-    layers: tuple[int, ...]
-    seconds: float
-    about: dict[str, Any] = field(default_factory=dict)
-    adapter: Any = None
-
-    def save(self, out: Any, *, force: bool = False) -> None:
-        """Write a Hugging Face checkpoint, the log and ``reproduce.json`` to a new folder."""
-        from lens.lsm.saving import save
-
-        save(self, out, force=force)
+# Where the cache has row i of a language: all rows, or those this process owns.
+Rows = range | dict[int, int]
 
 
 class LensTrainer:
@@ -115,6 +82,9 @@ class LensTrainer:
     max_memory : str or int, optional
         Limit such as ``"12GB"`` for weights, optimizer and cached states together; states that
         would pass it go to temporary files.
+    validation : mapping of str to sequence of str, optional
+        Held-out prompts in the same languages: the run's objective is measured on them, and the
+        weights that do best are kept. `LanguageModel` terms on answers do not take part.
 
     Raises
     ------
@@ -142,10 +112,12 @@ class LensTrainer:
         low_memory: bool = False,
         cache: str | Path | None = None,
         max_memory: str | int | None = None,
+        validation: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         space.check_model(model)
+        self.processes = Processes.current()
         self.model, self.tokenizer, self.space = model, tokenizer, space
-        rows = _checked(prompts, space)
+        rows = checked(prompts, space)
         self.pivot = space.pivot
         self.languages = tuple(lang for lang in rows if lang != self.pivot)
         self.count = len(rows[self.pivot])
@@ -162,33 +134,70 @@ class LensTrainer:
         self.cache = PrefixCache(
             model, parts, first_block=min(self.layers), sites=places, folder=cache, memory=memory
         )
-        self.rows: dict[str, range] = {}
-        self.texts: dict[str, range] = {}
+        self.inputs: dict[str, Any] = {}
+        self.texts: dict[str, Rows] = {}
+        self.text_tokens: dict[str, list[int]] = {}
         self.answers: dict[str, list[int | None]] = {}
+        self.answer_tokens: dict[str, list[int]] = {}
         self.predicting: dict[int, range] = {}  # per row of the cache: positions before a target
         was_training = model.training
         model.eval()
-        for lang, texts_of in rows.items():
-            ids = self._encoded(texts_of, "user", chat)
-            keep = "all" if lang == self.pivot else references
-            self.rows[lang] = self.cache.add(
-                ids, keep=keep, batch_size=cache_batch, label=f"Caching {lang}"
-            )
+        add = partial(self._add_prompts, chat=chat, batch_size=cache_batch)
+        self.rows, self.tokens = add(rows, what="prompts")
+        kept_out = held_out(validation, space, rows)
+        self.validation, self.validation_tokens = add(kept_out, what="validation")
         for lang, plain in (texts or {}).items():
-            ids = self._encoded(plain, "text", chat)
-            found = self.cache.add(
-                ids, keep="all", batch_size=cache_batch, label=f"Caching text {lang}"
-            )
-            self.texts[canonical(lang)] = found
-            self.predicting.update(
-                (i, range(len(row) - 1)) for i, row in zip(found, ids, strict=True)
-            )
+            self._add_text(canonical(lang), plain, chat, cache_batch)
         for lang, said in (answers or {}).items():
             self._add_answers(canonical(lang), said, rows, chat, cache_batch)
         model.train(was_training)
         spill(idle)
         self.parameters = self.trainable.activate()
         self.original = {name: p.detach().clone() for name, p in self.parameters.items()}
+
+    def _add_prompts(
+        self,
+        prompts: Mapping[str, Sequence[str]],
+        *,
+        what: str,
+        chat: ChatOptions | None,
+        batch_size: int,
+    ) -> tuple[dict[str, Rows], dict[str, list[int]]]:
+        """Cache this process's share of parallel prompts.
+
+        Returns where the cache has them, and the number of tokens of all of them, per language.
+        """
+        found: dict[str, Rows] = {}
+        tokens: dict[str, list[int]] = {}
+        for lang, texts in prompts.items():
+            ids = self._encoded(texts, "user", chat)
+            self._note(what, lang, ids)
+            mine = self.processes.own(range(len(ids)))
+            added = self.cache.add(
+                [ids[i] for i in mine],
+                keep="all" if lang == self.pivot else self.references,
+                batch_size=batch_size,
+                label=f"Caching {what} {lang}",
+            )
+            found[lang] = added if len(mine) == len(ids) else dict(zip(mine, added, strict=True))
+            tokens[lang] = [len(row) for row in ids]
+        return found, tokens
+
+    def _add_text(
+        self, lang: str, plain: Sequence[str], chat: ChatOptions | None, batch_size: int
+    ) -> None:
+        """Cache text; every process keeps all of it, since any prompt may meet any text."""
+        ids = self._encoded(plain, "text", chat)
+        self._note("texts", lang, ids)
+        found = self.cache.add(ids, keep="all", batch_size=batch_size, label=f"Caching text {lang}")
+        self.texts[lang] = found
+        self.text_tokens[lang] = [len(row) for row in ids]
+        self.predicting.update((i, range(len(row) - 1)) for i, row in zip(found, ids, strict=True))
+
+    def _note(self, what: str, lang: str, ids: Sequence[Sequence[int]]) -> None:
+        """Remember which rows a run was given."""
+        about = {"rows": len(ids), "sha256": rows_sha256(ids)}
+        self.inputs.setdefault(what, {})[lang] = about
 
     def _add_answers(
         self,
@@ -214,12 +223,21 @@ class LensTrainer:
         )
         end = self.tokenizer.eos_token_id
         ids = [(*row.ids, end) if end is not None else row.ids for row in turns]
-        added = self.cache.add(ids, batch_size=cache_batch, label=f"Caching answers {lang}")
+        self._note("answers", lang, ids)
+        # positions that predict the answer, and the one that predicts the end of the turn
+        predicting = [
+            range(turn.pool_start, min(turn.pool_stop + 1, len(row) - 1))
+            for turn, row in zip(turns, ids, strict=True)
+        ]
+        targets = {i: len(found) for (i, _), found in zip(pairs, predicting, strict=True)}
+        self.answer_tokens[lang] = [targets.get(i, 0) for i in range(self.count)]
+        mine = [k for k, (i, _) in enumerate(pairs) if self.processes.own([i])]
+        added = self.cache.add(
+            [ids[k] for k in mine], batch_size=cache_batch, label=f"Caching answers {lang}"
+        )
         places: list[int | None] = [None] * self.count
-        for (i, _), row, turn, kept in zip(pairs, added, turns, ids, strict=True):
-            places[i] = row
-            # positions that predict the answer, and the one that predicts the end of the turn
-            self.predicting[row] = range(turn.pool_start, min(turn.pool_stop + 1, len(kept) - 1))
+        for k, row in zip(mine, added, strict=True):
+            places[pairs[k][0]], self.predicting[row] = row, predicting[k]
         self.answers[lang] = places
 
     def restore(self) -> None:
@@ -244,6 +262,7 @@ class LensTrainer:
         strength: float | Mapping[str, float] = 1.0,
         seed: int = 0,
         geometry: dict[str, Geometry] | None = None,
+        running: Running | None = None,
     ) -> TrainResult:
         """Train the band from its original weights.
 
@@ -257,12 +276,16 @@ class LensTrainer:
             Decides which prompts form each step.
         geometry : dict, optional
             Subspaces to use instead of the space's own (controls).
+        running : Running, optional
+            Checkpoints, resuming, activation checkpointing, trackers.
 
         Raises
         ------
         InputError
-            For settings that do not fit, or a loss that is not finite (the original weights are
-            put back and the term is named).
+            For settings that do not fit, another run in the working folder, or a loss that is not
+            finite (the original weights are put back and the term is named).
+        StoppedError
+            If Ctrl-C or SIGTERM stopped a run that has a working folder; it can be resumed.
         """
         config = resolve(losses).placed(len(self.parts.blocks))
         missing = [site for site in config.sites if site not in self.cache.sites]
@@ -276,25 +299,22 @@ class LensTrainer:
                 "the losses look at more than the last token of a prompt, but only its state was "
                 'kept; make the trainer with references="all"'
             )
-        strengths = self._strengths(strength)
+        strengths, running = self._strengths(strength), running or Running()
         where = geometry or geometries(self.space, config.subspace_sites, config)
         self.restore()
-        step = Step(self, config, where, strengths)
+        is_run = identity(self, config, strength=strengths, seed=seed, geometry=geometry)
         started = time.perf_counter()
-        parameters = list(self.parameters.values())
-        was_training = self.model.training
-        self.model.eval()  # no dropout: the references were made without
         try:
-            with only_trainable(self.model, parameters):
-                log = []
-                for entry in optimize(parameters, step, config, count=self.count, seed=seed):
-                    log.append(entry)
-                    step.number = len(log)
+            log, watch = self._carried_out(
+                config, where, strengths, seed=seed, running=running, identity=is_run
+            )
         except DivergedError as error:
             self.restore()
-            raise DivergedError(f"{error} (the original weights were put back)") from None
-        finally:
-            self.model.train(was_training)
+            message = f"{error} (the original weights were put back)"
+            raise DivergedError(message, error.step) from None
+        except BaseException:
+            self.restore()
+            raise
         seconds = time.perf_counter() - started
         band = {name: p.detach().clone() for name, p in self.parameters.items()}
         about = {
@@ -302,11 +322,48 @@ class LensTrainer:
             "pivot": self.pivot,
             "prompts": self.count,
             "trained": self.trainable.to_dict(),
+            "inputs": is_run,
         }
+        if watch is not None:
+            about["validation"] = {"best_step": watch.best_step, "loss": watch.best_loss}
         return TrainResult(
             self.model, self.tokenizer, band, log, config, strengths, seed, self.layers, seconds,
-            about, self.trainable.adapter,
+            about, self.trainable.adapter, original=self.original, unfinished=running.folder,
         )  # fmt: skip
+
+    def _carried_out(
+        self,
+        config: LensConfig,
+        where: dict[str, Geometry],
+        strengths: dict[str, float],
+        *,
+        seed: int,
+        running: Running,
+        identity: dict[str, Any],
+    ) -> tuple[list[dict[str, float]], Watch | None]:
+        """Take the steps of a run; return its log and what validation found."""
+        parameters = list(self.parameters.values())
+        blocks = list(self.parts.blocks[min(self.layers) :])
+        step = Step(self, config, where, strengths)
+        watch = Watch(self, config, where, strengths) if self.validation else None
+        was_training = self.model.training
+        self.model.eval()  # no dropout: the references were made without
+        try:
+            with (
+                only_trainable(self.model, parameters),
+                recomputing(blocks if running.gradient_checkpointing else []),
+            ):
+                optimization = Optimization(
+                    parameters, config, count=self.count, seed=seed, dtype=self.model.dtype,
+                    processes=self.processes,
+                )  # fmt: skip
+                run = Run(
+                    optimization, self.parameters, step, running=running, identity=identity,
+                    watch=watch,
+                )  # fmt: skip
+                return run.go(), watch
+        finally:
+            self.model.train(was_training)
 
     def _encoded(
         self, rows: Sequence[Any], role: Role, chat: ChatOptions | None
@@ -329,25 +386,3 @@ class LensTrainer:
                 f"for each of {', '.join(self.languages)}"
             )
         return {lang: given[lang] for lang in self.languages}
-
-
-def _checked(prompts: Mapping[str, Sequence[str]], space: Space) -> dict[str, list[str]]:
-    """Prompts by canonical language, the pivot first, or one error that lists every problem."""
-    rows = {canonical(lang): list(texts) for lang, texts in prompts.items()}
-    problems = []
-    if space.pivot not in rows:
-        problems.append(f"the pivot {space.pivot} has no prompts")
-    if len(rows) < 2:
-        problems.append("prompts in at least one language besides the pivot are needed")
-    absent = [lang for lang in rows if lang not in space.languages]
-    if absent:
-        problems.append(
-            f"the space has no {', '.join(absent)} (it has {', '.join(space.languages)})"
-        )
-    if len({len(texts) for texts in rows.values()}) > 1 or not all(rows.values()):
-        counts = ", ".join(f"{lang}: {len(texts)}" for lang, texts in rows.items())
-        problems.append(f"prompts are not parallel, row counts are {counts}")
-    if problems:
-        raise InputError("cannot train on these prompts: " + "; ".join(problems))
-    pivot = space.pivot
-    return {pivot: rows[pivot]} | {lang: rows[lang] for lang in rows if lang != pivot}

@@ -1,0 +1,94 @@
+"""Several processes, each with its share of the prompts, that take every step together.
+
+Each process holds the whole trained band and caches only the prompts it owns, every n-th one. A
+step's batch is drawn alike everywhere; each process computes its own prompts' part of the gradient,
+the parts are added up, and all take the same optimizer step (``docs/training.md``).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lens.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """Which of the processes that train together this one is; alone by default."""
+
+    rank: int = 0
+    count: int = 1
+
+    @classmethod
+    def current(cls) -> Processes:
+        """Return the process group that is running, if there is one."""
+        if dist.is_available() and dist.is_initialized():
+            return cls(dist.get_rank(), dist.get_world_size())
+        return cls()
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes files and talks."""
+        return self.rank == 0
+
+    def own(self, indices: Iterable[int]) -> list[int]:
+        """Those of ``indices`` that this process caches and computes."""
+        return [i for i in indices if i % self.count == self.rank]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return the values of all processes, in order of rank."""
+        if self.count == 1:
+            return [value]
+        found: list[Any] = [None] * self.count
+        dist.all_gather_object(found, value)
+        return found
+
+    def add_up(self, tensors: Sequence[Tensor]) -> None:
+        """Replace every tensor by its sum over the processes."""
+        if self.count > 1:
+            for tensor in tensors:
+                dist.all_reduce(tensor)
+
+    def wait(self) -> None:
+        """Wait until all processes are here."""
+        self.gather(None)
+
+
+def start(device: str) -> tuple[Processes, str]:
+    """Join the process group that ``torchrun`` or ``accelerate launch`` announced, if any.
+
+    Parameters
+    ----------
+    device : str
+        What the user asked for; ``"cuda"`` becomes this process's own GPU.
+
+    Returns
+    -------
+    processes : Processes
+        This process and how many there are.
+    device : str
+        Device of this process.
+
+    Raises
+    ------
+    InputError
+        For ``device="auto"``, which would spread one model over all GPUs in every process.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
+        return Processes(), device
+    if device == "auto":
+        raise InputError(
+            "--device auto spreads one model over all GPUs, which several processes cannot share; "
+            "use --device cuda, one process per GPU, or start a single process"
+        )
+    from accelerate import PartialState
+
+    state = PartialState(cpu=torch.device(device).type == "cpu")
+    return Processes.current(), str(state.device) if device == "cuda" else device
