@@ -33,14 +33,29 @@ def new_folder(out: str | Path, *, force: bool = False) -> Iterator[Path]:
     refuse_existing(out, force=force)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    replaced = temporary.with_name(f"{temporary.name}.replaced")
     try:
         yield temporary
         temporary.chmod(0o755)
-        if out.exists():
-            shutil.rmtree(out) if out.is_dir() else out.unlink()
+        for path in (*temporary.rglob("*"), temporary):
+            to_disk(path)
+        if out.exists():  # moved aside first: there is a moment without `out`, none without both
+            out.rename(replaced)
         temporary.rename(out)
+        to_disk(out.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        if replaced.exists():
+            shutil.rmtree(replaced) if replaced.is_dir() else replaced.unlink()
+
+
+def to_disk(path: Path) -> None:
+    """Wait until the content of a file, or the names in a folder, have reached the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,6 +18,11 @@ from lens.cli._options import (
     print_json,
     talk_options,
 )
+from lens.cli._running import RunOptions, run_options
+
+if TYPE_CHECKING:
+    from lens.lsm import TrainResult
+    from lens.models import ChatOptions
 
 
 @click.command()
@@ -85,7 +91,8 @@ from lens.cli._options import (
 )
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Checkpoint folder.")
-@click.option("--force", is_flag=True, help="Replace --out.")
+@click.option("--force", is_flag=True, help="Replace --out, discard an unfinished run.")
+@run_options
 @chat_options
 @talk_options
 def command(
@@ -95,7 +102,7 @@ def command(
     batch_size: int | None, limit: int | None, what: str, lora: int | None,
     lora_alpha: int | None, dora: bool, low_memory: bool, cache: Path | None,
     max_memory: str | None, seed: int, out: Path, force: bool, template: bool | None,
-    system: str | None, thinking: bool | None, as_json: bool,
+    system: str | None, thinking: bool | None, run: RunOptions, as_json: bool,
 ) -> None:  # fmt: skip
     """Train the top blocks so that the model answers in the language it is asked in.
 
@@ -114,28 +121,61 @@ def command(
         from lens.lsm.memory import size_in_bytes
 
         size_in_bytes(max_memory)  # a typing error is told before a model is loaded
+    running = run.running(out, force=force)
+    refusals = run.refusals()
     read = Space.load(space)
     wanted = (read.pivot, *(code for code in langs or () if read.pivot != _code(code)))
     rows = read_parallel(prompts, languages=wanted if langs else None, limit=limit).rows
+    validation = run.validation_rows(tuple(rows))
+    from lens.lsm import Lora, distribution, resolve, train
+
+    processes, device = distribution.start(device)
     loaded, tokenizer = load_model(
         model, revision=revision, device=device, dtype=dtype, trust_remote_code=trust_remote_code
     )
-    from lens.lsm import Lora, train
-
+    given = {"steps": steps, "learning_rate": learning_rate, "batch_size": batch_size}
+    settings = {name: value for name, value in given.items() if value is not None} | run.settings
+    chat = chat_of(template, system, thinking)
     result = train(
-        loaded, tokenizer, read, rows, layers=layers, losses=losses, strength=strength,
-        steps=steps, learning_rate=learning_rate, batch_size=batch_size, seed=seed,
-        chat=chat_of(template, system, thinking), low_memory=low_memory,
+        loaded, tokenizer, read, rows, layers=layers, strength=strength, seed=seed, chat=chat,
+        losses=resolve(resolve(losses).model_dump() | settings), low_memory=low_memory,
         train=what, lora=None if lora is None else Lora(lora, lora_alpha, dora), cache=cache,
-        max_memory=max_memory,
+        max_memory=max_memory, validation=validation, running=running,
     )  # fmt: skip
-    result.save(out, force=force)
+    if processes.main:
+        if refusals:
+            result.about["refusal_drift"] = _refusals(result, refusals, chat)
+        result.save(out, force=force)
+        _tell(result, out, as_json=as_json)
+    distribution.finish()
+
+
+def _refusals(result: TrainResult, prompts: list[str], chat: ChatOptions) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from lens.evaluate import refusal_drift
+
+    return asdict(refusal_drift(result, prompts, chat=chat))
+
+
+def _tell(result: TrainResult, out: Path, *, as_json: bool) -> None:
     last = result.log[-1] if result.log else {}
+    found = {k: result.about[k] for k in ("validation", "refusal_drift") if k in result.about}
     if as_json:
-        print_json({"out": str(out), "steps": len(result.log), "last": last})
+        print_json({"out": str(out), "steps": len(result.log), "last": last, **found})
         return
-    losses_said = ", ".join(f"{k} {v:.4g}" for k, v in last.items() if k.startswith("loss"))
-    click.echo(f"{len(result.log)} steps in {result.seconds:.1f} s; last step: {losses_said}")
+    losses = ", ".join(f"{k} {v:.4g}" for k, v in last.items() if k.startswith("loss"))
+    click.echo(f"{len(result.log)} steps in {result.seconds:.1f} s; last step: {losses}")
+    if "validation" in found:
+        best = found["validation"]
+        click.echo(f"kept the weights of step {best['best_step']}: validation {best['loss']:.4g}")
+    if "refusal_drift" in found:
+        moved = found["refusal_drift"]
+        click.echo(
+            f"refusals: another first token on {moved['changed']:.1%} of {moved['n']} prompts "
+            f"(95 % interval {moved['changed_low']:.1%} to {moved['changed_high']:.1%}), "
+            f"KL {moved['kl']:.3g} nats"
+        )
     click.echo(str(out))
 
 

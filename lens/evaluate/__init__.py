@@ -21,6 +21,8 @@ if TYPE_CHECKING:  # for type checkers and editors: the same names, at no cost a
     from lens.evaluate.intervals import mean_interval as mean_interval
     from lens.evaluate.intervals import paired_bootstrap as paired_bootstrap
     from lens.evaluate.intervals import wilson as wilson
+    from lens.evaluate.refusals import RefusalDrift as RefusalDrift
+    from lens.evaluate.refusals import refusal_drift as refusal_drift
     from lens.evaluate.rows import AVERAGE as AVERAGE
     from lens.evaluate.rows import METRICS as METRICS
     from lens.evaluate.rows import ResultRow as ResultRow
@@ -62,6 +64,8 @@ _NAMES = {
     "score": "scoring",
     "PivotDrift": "drift",
     "pivot_kl": "drift",
+    "RefusalDrift": "refusals",
+    "refusal_drift": "refusals",
     "Evaluation": "suite",
     "evaluate": "suite",
 }

@@ -32,6 +32,8 @@ class PivotDrift:
         Mean over the prompt's tokens of KL(p⁰‖p), per prompt.
     last : (n,) array of float64, nats
         The same at the last prompt token alone, where the answer begins.
+    changed : (n,) array of bool
+        Whether the most likely token after the prompt is another one.
     mean, low, high : float, nats
         Mean over prompts and its 95 % bootstrap interval.
     n, n_tokens : int
@@ -40,6 +42,7 @@ class PivotDrift:
 
     rows: NDArray[np.float64]
     last: NDArray[np.float64]
+    changed: NDArray[np.bool_]
     mean: float
     low: float
     high: float
@@ -106,6 +109,7 @@ def pivot_kl(
     rows = encode_prompts(tokenizer, prompts, chat=chat)
     pad_id = pad_id_of(tokenizer)
     values, last = np.empty(len(rows)), np.empty(len(rows))
+    changed = np.zeros(len(rows), dtype=bool)
     n_tokens = sum(map(len, rows))
     with (
         torch.inference_mode(),
@@ -127,9 +131,10 @@ def pivot_kl(
             kl = _divergence(p, q, mask.bool())
             values[batch] = kl.sum(1) / mask.sum(1).numpy()
             last[batch] = kl[:, -1]
+            changed[batch] = (p[:, -1].argmax(-1).cpu() != q[:, -1].argmax(-1).cpu()).numpy()
             bar.update(len(batch))
     low, high = mean_interval(values, seed)
-    return PivotDrift(values, last, float(values.mean()), low, high, len(rows), n_tokens)
+    return PivotDrift(values, last, changed, float(values.mean()), low, high, len(rows), n_tokens)
 
 
 def _logits(model: Any, batch: Batch) -> Any:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lens.errors import InputError
-from lens.io import write_text
+from lens.io import to_disk, write_text
 from lens.lsm.identity import differences
 
 SCHEMA = "lens.run/1"
@@ -160,11 +159,11 @@ class RunFolder:
                 text = json.dumps(checkpoint.state)
                 (temporary / "state.json").write_text(text, encoding="utf-8")
                 for item in (*temporary.iterdir(), temporary):
-                    _to_disk(item)
+                    to_disk(item)
                 if path.exists():  # the same step again, after a resume
                     shutil.rmtree(path)
                 temporary.rename(path)
-                _to_disk(self.path)
+                to_disk(self.path)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
         for _, old in self.checkpoints()[:-_KEPT]:
@@ -224,12 +223,3 @@ def _told(what: str, folder: Path) -> Iterator[None]:
             f"cannot write {what}: {reason}; complete checkpoints stay in {folder}: make room, "
             "then continue with --resume"
         ) from None
-
-
-def _to_disk(path: Path) -> None:
-    """Wait until a file, or the names in a folder, have reached the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

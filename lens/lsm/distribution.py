@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lens.errors import InputError
+from lens.progress import set_quiet
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,4 +92,13 @@ def start(device: str) -> tuple[Processes, str]:
     from accelerate import PartialState
 
     state = PartialState(cpu=torch.device(device).type == "cpu")
+    if not state.is_main_process:
+        set_quiet(True)
     return Processes.current(), str(state.device) if device == "cuda" else device
+
+
+def finish() -> None:
+    """Leave the process group, once all are here."""
+    if dist.is_available() and dist.is_initialized():
+        Processes.current().wait()
+        dist.destroy_process_group()

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
+
 import lens
+from lens.errors import InputError
 from lens.io import new_folder
 from lens.lsm import adapters
+from lens.lsm.checkpoints import RunFolder
+from lens.models.fingerprint import tokenizer_sha256
 from lens.models.loading import quiet_bars
+from lens.models.source import SourceCheckpoint
 
 if TYPE_CHECKING:
     from lens.lsm.result import TrainResult
@@ -54,23 +61,72 @@ def reproduction(result: TrainResult) -> dict[str, Any]:
 def save(result: TrainResult, out: str | Path, *, force: bool = False) -> None:
     """Write ``result`` to the new folder ``out``: complete, or not at all.
 
+    Files of the source checkpoint that training did not change are taken over as they are. The
+    working folder of the run, if it had one, is removed at the end.
+
     Raises
     ------
     InputError
-        If ``out`` exists and ``force`` is false.
+        If ``out`` exists and ``force`` is false, or there is no room; a run with a working folder
+        can then be resumed, and is only saved again.
     """
     facts = reproduction(result)
-    with new_folder(out, force=force) as folder:
+    try:
+        with new_folder(out, force=force) as folder:
+            facts["checkpoint"] = _write_model(result, folder)
+            lines = "".join(json.dumps(entry) + "\n" for entry in result.log)
+            (folder / "metrics.jsonl").write_text(lines, encoding="utf-8")
+            (folder / "reproduce.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+            (folder / "README.md").write_text(_card(result), encoding="utf-8")
+            if result.unfinished is not None and (result.unfinished / "tensorboard").is_dir():
+                shutil.copytree(result.unfinished / "tensorboard", folder / "tensorboard")
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        kept = ""
+        if result.unfinished is not None:
+            kept = (
+                f"; the finished training is kept in {result.unfinished}: make room, then run the "
+                "same command with --resume"
+            )
+        raise InputError(f"cannot write {out}: {reason}{kept}") from None
+    if result.unfinished is not None:
+        RunFolder(result.unfinished).discard()
+
+
+def _write_model(result: TrainResult, folder: Path) -> dict[str, Any]:
+    """Write weights, configuration and tokenizer; say where each came from."""
+    if result.adapter is not None:
         with quiet_bars():
-            if result.adapter is None:
-                result.model.save_pretrained(folder)
-            else:
-                adapters.write(result.adapter, folder)
+            adapters.write(result.adapter, folder)
         result.tokenizer.save_pretrained(folder)
-        lines = "".join(json.dumps(entry) + "\n" for entry in result.log)
-        (folder / "metrics.jsonl").write_text(lines, encoding="utf-8")
-        (folder / "reproduce.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
-        (folder / "README.md").write_text(_card(result), encoding="utf-8")
+        return {"form": "adapter"}
+    source = SourceCheckpoint.of(result.model, result.band)
+    if source is None:
+        with quiet_bars():
+            result.model.save_pretrained(folder)
+        result.tokenizer.save_pretrained(folder)
+        return {"form": "whole"}
+    written = source.write(folder, result.model, result.band)
+    source.write_rest(folder)
+    if not _same_tokenizer(result.tokenizer, folder):
+        result.tokenizer.save_pretrained(folder)
+    return {
+        "form": "changed files",
+        "rewritten": written,
+        "taken_over": sorted(file.name for file in source.files if file.name not in written),
+    }
+
+
+def _same_tokenizer(tokenizer: Any, folder: Path) -> bool:
+    """Whether the files in a folder are this tokenizer, with its template."""
+    from transformers import AutoTokenizer
+
+    try:
+        found: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError):
+        return False
+    same_template = getattr(found, "chat_template", None) == tokenizer.chat_template
+    return same_template and tokenizer_sha256(found) == tokenizer_sha256(tokenizer)
 
 
 def _card(result: TrainResult) -> str:
