@@ -70,8 +70,8 @@ class SourceCheckpoint:
     def of(cls, model: Any, band: Mapping[str, Tensor]) -> SourceCheckpoint | None:
         """Find the checkpoint of a model whose parameters ``band`` were changed.
 
-        Returns None when there is none on this machine, when it names or shapes its tensors in
-        another way, or when any other parameter is not what it holds.
+        Returns None when there is none on this machine, when it names or shapes the changed
+        tensors in another way, or when any other parameter is not what it holds.
         """
         folder = source_folder(model)
         if folder is None:
@@ -93,6 +93,8 @@ class SourceCheckpoint:
         prefix = getattr(model, "base_model_prefix", "")
         for name, parameter in model.named_parameters():
             stored = self.name_of(name, prefix)
+            if stored is None and name not in band:
+                continue  # renamed or put together when it is loaded: taken over unseen
             if stored is None:
                 return False
             place = self.tensors[stored]
