@@ -29,8 +29,9 @@ def trainer():
 def test_nothing_is_reported_unless_asked_for(trainer, tmp_path, monkeypatch):
     for name in ("WANDB_PROJECT", "WANDB_API_KEY", "TRACKIO_PROJECT", "REPORT_TO"):
         monkeypatch.setenv(name, "x")
+    loaded = set(sys.modules)
     result = trainer.run(CONFIG, running=Running(folder=tmp_path / "w"))
-    assert not {"wandb", "trackio"} & set(sys.modules)
+    assert not {"wandb", "trackio", "tensorboard"} & (set(sys.modules) - loaded)
     result.save(tmp_path / "out")
     assert [item.name for item in tmp_path.iterdir()] == ["out"]
     lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
@@ -79,7 +80,7 @@ def test_wandb_offline(trainer, tmp_path, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore")
 def test_trackio_local(trainer, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when it is imported
     pytest.importorskip("trackio")
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     trainer.run(CONFIG, running=Running(folder=tmp_path / "w", report_to=("trackio",)))
     assert list((tmp_path / "trackio").rglob("*.db"))
