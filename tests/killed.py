@@ -82,7 +82,7 @@ def main(folder, kills):
         left.append(sorted(item.name for item in work.iterdir()))
     assert os.waitpid(forked(lambda: keep("killed", running)), 0)[1] == 0
     alone, killed = (torch.load(folder / name, weights_only=False) for name in ("alone", "killed"))
-    written = [json.loads(line) for line in (work / "metrics.jsonl").open()]
+    written = [json.loads(line) for line in (work / "metrics.jsonl").read_text().splitlines()]
     found = {
         "left": left,
         "same_log": alone[1] == killed[1] == written,

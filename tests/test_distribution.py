@@ -1,0 +1,96 @@
+"""Two processes that share the prompts give what one gives."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+import lens
+from lens.errors import InputError
+from lens.lsm.distribution import Processes, start
+from tests import tiny
+
+PROMPTS = {
+    "en": ["what is red?", "who?", "where are we?", "when is tea?", "why?"],
+    "es": ["que es rojo?", "quien es?", "donde?", "cuando hay te?", "por que?"],
+    "sw": ["nini nyekundu?", "ni nani?", "wapi?", "chai lini?", "kwa nini?"],
+}
+
+
+def test_rows_are_shared_out_without_overlap():
+    parts = [Processes(rank, 3).own(range(10)) for rank in range(3)]
+    assert sorted(i for part in parts for i in part) == list(range(10))
+    assert Processes().own([4, 4, 1]) == [4, 4, 1] and Processes().gather("a") == ["a"]
+
+
+def test_one_process_needs_no_group(monkeypatch):
+    for name in ("WORLD_SIZE", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert start("auto") == (Processes(), "auto")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(InputError, match="--device cuda, one process per GPU"):
+        start("auto")
+
+
+@pytest.fixture
+def place(tmp_path):
+    tiny.model().save_pretrained(tmp_path / "model")
+    tokenizer = tiny.tokenizer()
+    tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "text").mkdir()
+    for code, rows in PROMPTS.items():
+        (tmp_path / "text" / f"{code}.txt").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    space = lens.probe(tiny.model(), tokenizer, PROMPTS, pivot="en", role="user", pooling="last")
+    space.save(tmp_path / "space.safetensors")
+    return tmp_path
+
+
+def train(place, out, *more, processes=1):
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [
+        sys.executable, "-W", "ignore", *(launcher if processes > 1 else []), "-m", "lens", "train",
+        "--model", place / "model", "--space", place / "space.safetensors",
+        "--prompts", place / "text", "--validation", place / "text", "--validate-every", "3",
+        "--steps", "7", "--batch-size", "3", "--out", out, *more,
+    ]  # fmt: skip
+    root = str(Path(lens.__file__).parent.parent)
+    environment = os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [str(item) for item in command], env=environment, capture_output=True, text=True
+    )
+
+
+def test_two_processes_give_what_one_gives(place, tmp_path):
+    found = {}
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        done = train(place, out, "--checkpoint-every", "2", processes=processes)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("7 steps") == 1  # one of them talks
+        log = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        found[processes] = (load_file(out / "model.safetensors"), log)
+        assert not (tmp_path / f"{processes}.unfinished").exists()
+    (one, log), (two, shared_log) = found[1], found[2]
+    for a, b in zip(log, shared_log, strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            if name.startswith(("loss", "validation", "grad")):
+                assert b[name] == pytest.approx(a[name], rel=2e-6, abs=1e-6), name
+    start = load_file(place / "model" / "model.safetensors")
+    moved = max(float((one[n] - start[n]).abs().max()) for n in one)
+    apart = max(float((one[n] - two[n]).abs().max()) for n in one)
+    assert moved > 3e-3 and apart < 5e-6
+    facts = json.loads((tmp_path / "2" / "reproduce.json").read_text())
+    assert facts["inputs"]["processes"] == 2
+
+
+def test_a_divergence_ends_all_processes(place, tmp_path):
+    done = train(place, tmp_path / "out", "--lr", "1e30", "--clip", "1e30", processes=2)
+    assert done.returncode != 0
+    assert "weights were put back" in done.stderr
+    assert not (tmp_path / "out").exists()
