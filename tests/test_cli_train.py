@@ -10,12 +10,10 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
-
 import lens
 from tests import test_cli
+from tests.runs import no_file_above
 from tests.test_cli import refused, run
-from tests.test_running import no_file_above
 
 place = test_cli.place
 

@@ -1,9 +1,8 @@
-"""How runs are carried out: killed, stopped, out of room, diverging, in 16 bits, validated."""
+"""How runs are carried out: killed, stopped, out of room, diverging, validated."""
 
 import json
 import math
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -18,60 +17,16 @@ import torch
 import lens
 from lens.errors import InputError
 from lens.lsm import (
-    Align,
     LanguageModel,
-    LensConfig,
     LensTrainer,
-    Norm,
-    PivotKL,
     Retain,
     Running,
-    Separate,
 )
 from lens.lsm.checkpoints import RunFolder
 from lens.lsm.interrupting import StoppedError
-from lens.lsm.optimizing import DivergedError, Optimization
-from lens.lsm.precision import LossScale
-from lens.lsm.step import Step
+from lens.lsm.optimizing import DivergedError
 from lens.lsm.validating import Watch
-from tests import tiny
-
-PROMPTS = {
-    "eng_Latn": ["what is red?", "who?", "where are we?", "when is tea?"],
-    "spa_Latn": ["que es rojo?", "quien es?", "donde?", "cuando hay te?"],
-    "swh_Latn": ["nini nyekundu?", "ni nani?", "wapi?", "chai lini?"],
-}
-HELD_OUT = {
-    "eng_Latn": ["why is it?", "how much tea?", "whose?"],
-    "spa_Latn": ["por que?", "cuanto te?", "de quien?"],
-    "swh_Latn": ["kwa nini?", "chai kiasi gani?", "ya nani?"],
-}
-
-
-def config(**changes):
-    usual = {"terms": (Separate(), Retain()), "rank": "full", "steps": 8, "batch_size": 2}
-    return LensConfig(**{**usual, **changes})
-
-
-@pytest.fixture
-def make():
-    """Trainers of equal models, whose weights are bfloat16 numbers in every dtype."""
-    tokenizer = tiny.tokenizer()
-
-    def made(*, dtype=torch.float32, **options):
-        net = tiny.model().bfloat16().to(dtype)
-        at = lens.probe(
-            tiny.model().bfloat16().to(torch.float16 if dtype == torch.float16 else torch.float32),
-            tokenizer, PROMPTS, pivot="eng_Latn", role="user", pooling="last",
-        )  # fmt: skip
-        return LensTrainer(net, tokenizer, at, PROMPTS, **options)
-
-    return made
-
-
-def same(a, b):
-    return a.log == b.log and all(torch.equal(a.band[n], w) for n, w in b.band.items())
-
+from tests.runs import HELD_OUT, PROMPTS, config, geometry, make, no_file_above, same
 
 # -- killed, stopped, resumed
 
@@ -109,7 +64,7 @@ def signal_after(number, metrics, lines):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_stopped_by_a_signal_and_resumed(make, tmp_path, number, dtype):
+def test_stopped_by_a_signal_and_resumed(tmp_path, number, dtype):
     settings = config(steps=40)
     alone = make(dtype=dtype).run(settings)
     work = tmp_path / "out.unfinished"
@@ -135,7 +90,7 @@ def test_stopped_by_a_signal_and_resumed(make, tmp_path, number, dtype):
     assert same(again, alone)
 
 
-def test_another_run_is_not_resumed_and_the_message_says_why(make, tmp_path):
+def test_another_run_is_not_resumed_and_the_message_says_why(tmp_path):
     work = tmp_path / "w.unfinished"
     make().run(config(), running=Running(folder=work, checkpoint_every=4))
     again = Running(folder=work, resume=True)
@@ -153,20 +108,14 @@ def test_another_run_is_not_resumed_and_the_message_says_why(make, tmp_path):
         make(dtype=torch.bfloat16).run(config(), running=again)
     with pytest.raises(InputError, match="validation"):
         make(validation=HELD_OUT).run(config(), running=again)
-    geometry = {"final": _random_geometry(trainer)}
+    other = {"final": geometry(trainer).randomised(1)}
     with pytest.raises(InputError, match="subspaces: another one"):
-        make().run(config(), running=again, geometry=geometry)
+        make().run(config(), running=again, geometry=other)
     fresh = make().run(config(), running=Running(folder=work, force=True))
     assert len(fresh.log) == 8
 
 
-def _random_geometry(trainer):
-    from lens.lsm.geometry import Geometry
-
-    return Geometry.of(trainer.space, "final", config()).randomised(1)
-
-
-def test_two_processes_do_not_write_one_folder(make, tmp_path):
+def test_two_processes_do_not_write_one_folder(tmp_path):
     work = RunFolder(tmp_path / "w.unfinished")
     work.begin({})
     with pytest.raises(InputError, match="another process is writing"):
@@ -175,7 +124,7 @@ def test_two_processes_do_not_write_one_folder(make, tmp_path):
     assert not work.path.exists()
 
 
-def test_a_broken_checkpoint_is_named(make, tmp_path):
+def test_a_broken_checkpoint_is_named(tmp_path):
     work = tmp_path / "w.unfinished"
     make().run(config(), running=Running(folder=work, checkpoint_every=4))
     (work / "step-000008" / "band.safetensors").write_bytes(b"x")
@@ -186,7 +135,7 @@ def test_a_broken_checkpoint_is_named(make, tmp_path):
     assert same(resumed, make().run(config()))
 
 
-def test_needs_a_folder(make):
+def test_needs_a_folder():
     for running in (Running(checkpoint_every=1), Running(resume=True)):
         with pytest.raises(InputError, match="need a working folder"):
             make().run(config(), running=running)
@@ -195,18 +144,7 @@ def test_needs_a_folder(make):
 # -- no room
 
 
-@contextmanager
-def no_file_above(size):
-    """Let no file of this process grow above so many bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_a_checkpoint_without_room_is_one_message_and_the_one_before_stays(make, tmp_path):
+def test_a_checkpoint_without_room_is_one_message_and_the_one_before_stays(tmp_path):
     work = tmp_path / "w.unfinished"
     settings = config(steps=30)
     alone = make().run(settings)
@@ -221,7 +159,7 @@ def test_a_checkpoint_without_room_is_one_message_and_the_one_before_stays(make,
     assert same(resumed, alone)
 
 
-def test_a_result_without_room_is_kept_for_saving(make, tmp_path):
+def test_a_result_without_room_is_kept_for_saving(tmp_path):
     out, work = tmp_path / "out", tmp_path / "out.unfinished"
     result = make().run(config(), running=Running(folder=work))
     with no_file_above(40_000), pytest.raises(InputError, match=r"cannot write .*--resume"):
@@ -243,7 +181,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(place)], check=True)
 
 
-def test_a_full_disk_leaves_complete_checkpoints_only(make, small_disk):
+def test_a_full_disk_leaves_complete_checkpoints_only(small_disk):
     work = small_disk / "w.unfinished"
     with pytest.raises(InputError, match=r"cannot write the checkpoint.*[Nn]o space left") as full:
         make().run(config(), running=Running(folder=work, checkpoint_every=1))
@@ -258,7 +196,7 @@ def test_a_full_disk_leaves_complete_checkpoints_only(make, small_disk):
 # -- divergence
 
 
-def test_divergence_keeps_the_last_good_weights(make, tmp_path):
+def test_divergence_keeps_the_last_good_weights(tmp_path):
     work = tmp_path / "w.unfinished"
     settings = config(steps=20, learning_rate=1e25, warmup=0.0, clip=1e30)
     trainer = make()
@@ -269,7 +207,7 @@ def test_divergence_keeps_the_last_good_weights(make, tmp_path):
     assert len((work / "metrics.jsonl").read_text().splitlines()) == diverged.value.step
 
 
-def test_a_checkpoint_whose_weights_gave_the_bad_loss_is_dropped(make, tmp_path):
+def test_a_checkpoint_whose_weights_gave_the_bad_loss_is_dropped(tmp_path):
     work = tmp_path / "w.unfinished"
     trainer = make()
     parameter = next(iter(trainer.parameters.values()))
@@ -290,7 +228,7 @@ def test_a_checkpoint_whose_weights_gave_the_bad_loss_is_dropped(make, tmp_path)
 # -- validation
 
 
-def test_validation_measures_the_objective_and_keeps_the_best_weights(make):
+def test_validation_measures_the_objective_and_keeps_the_best_weights():
     settings = config(steps=30, validate_every=2, learning_rate=0.02, patience=3)
     trainer = make(validation=HELD_OUT)
     result = trainer.run(settings)
@@ -298,7 +236,7 @@ def test_validation_measures_the_objective_and_keeps_the_best_weights(make):
     best = result.about["validation"]
     assert best["loss"] == min(found.values()) == found[best["best_step"]]
     assert len(result.log) == best["best_step"] + 6 < 30  # three validations without a lower loss
-    where = trainer_geometry(trainer, settings)
+    where = {"final": geometry(trainer)}
     watch = Watch(trainer, settings, where, dict.fromkeys(trainer.languages, 1.0))
     assert watch.measure(1)["validation_loss"] == best["loss"]
     whole = settings.model_copy(update={"micro_batch": 3})
@@ -308,13 +246,7 @@ def test_validation_measures_the_objective_and_keeps_the_best_weights(make):
     assert [e["loss"] for e in plain.log[: len(result.log)]] == [e["loss"] for e in result.log]
 
 
-def trainer_geometry(trainer, settings):
-    from lens.lsm.geometry import geometries
-
-    return geometries(trainer.space, settings.subspace_sites, settings)
-
-
-def test_validation_that_does_not_fit_is_refused(make):
+def test_validation_that_does_not_fit_is_refused():
     with pytest.raises(InputError, match="lack swh_Latn"):
         make(validation={k: v for k, v in HELD_OUT.items() if k != "swh_Latn"})
     answers = {"spa_Latn": ["rojo", "yo", "aqui", "hoy"]}
@@ -325,107 +257,3 @@ def test_validation_that_does_not_fit_is_refused(make):
     assert {"validation_loss", "validation_loss_retain"} == {
         key for key in log[-1] if key.startswith("validation")
     }
-
-
-# -- memory and precision
-
-
-def test_parts_of_a_step_add_up_to_it_for_every_term(make):
-    answers = {
-        "spa_Latn": ["rojo", "una persona", None, "hoy por la tarde"],
-        "swh_Latn": [None, "mimi", "hapa", None],
-    }
-    texts = {"spa_Latn": ["hola que tal", "adios", "si"], "swh_Latn": ["jambo", "karibu sana"]}
-    trainer = make(texts=texts, answers=answers, references="all")
-    for term in (
-        Separate(), Separate(positions=3), Align(), Retain(), Retain(positions=4),
-        Retain(form="token_mean"), Retain(rows="text"), PivotKL(), PivotKL(positions=2),
-        LanguageModel(languages={"spa_Latn": 0.5}), LanguageModel(rows="text"),
-        Norm(positions="all"), Norm(positions="mean", languages={"swh_Latn": 0.0}),
-    ):  # fmt: skip
-        settings = config(terms=(term,), shares_every=0)
-        where = trainer_geometry(trainer, settings)
-        step = Step(trainer, settings, where, dict.fromkeys(trainer.languages, 1.5))
-        with torch.no_grad():
-            for parameter in trainer.parameters.values():
-                parameter.mul_(1.01)
-            whole = float(step([0, 1, 2, 3])[0])
-            parts = [([0], 0.25), ([1, 2, 3], 0.75)]
-            together = sum(share * float(step(p, [0, 1, 2, 3])[0]) for p, share in parts)
-        assert together == pytest.approx(whole, rel=2e-5), term
-        assert whole > 0, term
-
-
-def test_activations_computed_again_change_nothing_and_take_less(make):
-    kept = {}
-
-    def measured(running):
-        held = set()
-
-        def pack(tensor):
-            held.add((tensor.data_ptr(), tensor.numel() * tensor.element_size()))
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            result = make().run(config(steps=1), running=running)
-        kept[running.gradient_checkpointing] = sum(size for _, size in held)
-        return result
-
-    plain, again = measured(Running()), measured(Running(gradient_checkpointing=True))
-    assert same(plain, again)
-    assert kept[True] < 0.7 * kept[False]
-    block = make().parts.blocks[-1]
-    assert "forward" not in vars(block)
-
-
-def test_small_steps_are_not_lost_in_16_bits(make):
-    settings = config(steps=60, learning_rate=2e-5, warmup=0.0)
-    exact = make().run(settings)
-    short = make(dtype=torch.bfloat16).run(settings)
-    moved = close = 0
-    for name, weights in short.band.items():
-        assert weights.dtype == torch.bfloat16
-        start = short.original[name].float()
-        far = (exact.band[name] - exact.original[name]).abs() > 6e-4
-        moved += int(far.sum())
-        close += int(((weights.float() - start)[far] != 0).sum())
-    # each single step of 2e-5 is below the spacing of bfloat16 numbers of most weights
-    assert moved > 100 and close > 0.3 * moved
-
-
-def test_float16_scales_the_loss_and_leaves_overflowing_steps_out():
-    weights = torch.nn.Parameter(torch.ones(3, dtype=torch.float16))
-
-    def loss_of(_part, _whole):
-        loss = (weights.float() * 1e-3).sum()
-        return loss, {"loss": float(loss.detach())}
-
-    settings = config(steps=20, learning_rate=1e-2, warmup=0.0)
-    optimization = Optimization([weights], settings, count=4, seed=0, dtype=torch.float16)
-    optimization.scale = LossScale(2.0**30)
-    log = [optimization.step(loss_of) for _ in range(20)]
-    left_out = [e["step"] for e in log if "left_out" in e]
-    # 1e-3 times the scale is above 65504, the largest float16, until it is 2^25
-    assert left_out == [0, 1, 2, 3, 4] and log[5]["loss_scale"] == 2.0**25
-    assert "grad_norm" not in log[0] and log[5]["grad_norm"] == pytest.approx(
-        1e-3 * math.sqrt(3), rel=1e-3
-    )
-    assert weights[0] < 0.95
-    assert json.loads(json.dumps(log), parse_constant=None) == log
-
-    def hopeless(_part, _whole):
-        loss = (weights.float() * math.inf).sum()
-        return loss, {"loss": 1.0}
-
-    with pytest.raises(DivergedError, match="gradient is not finite"):
-        for _ in range(20):
-            Optimization([weights], settings, count=4, seed=0).step(hopeless)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_16_bit_training_follows_float32(make, dtype):
-    settings = config(steps=10, batch_size=4)
-    exact, short = make().run(settings), make(dtype=dtype).run(settings)
-    assert short.log[-1]["loss"] < 0.8 * short.log[0]["loss"]
-    assert short.log[-1]["loss"] == pytest.approx(exact.log[-1]["loss"], rel=0.15)
-    assert ("loss_scale" in short.log[0]) == (dtype == torch.float16)
