@@ -90,6 +90,22 @@ def test_stopped_by_a_signal_and_resumed(tmp_path, number, dtype):
     assert same(again, alone)
 
 
+def test_adapters_and_recomputed_blocks_resume_too(tmp_path):
+    work = tmp_path / "out.unfinished"
+    settings = config(steps=40, validate_every=2)
+    options = {"dtype": torch.bfloat16, "lora": 2, "layers": "0:1,2:", "validation": HELD_OUT}
+    alone = make(**options).run(settings)
+    recomputed = Running(folder=work, gradient_checkpointing=True)
+    with signal_after(signal.SIGINT, work / "metrics.jsonl", 5), pytest.raises(StoppedError):
+        make(**options).run(settings, running=recomputed)
+    with pytest.raises(InputError, match=r"lora\.rank: was 2, is now 3"):
+        make(**{**options, "lora": 3}).run(settings, running=Running(folder=work, resume=True))
+    resumed = make(**options).run(settings, running=Running(folder=work, resume=True))
+    assert same(resumed, alone) and all("lora" in name for name in resumed.band)
+    resumed.save(tmp_path / "out")
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file() and not work.exists()
+
+
 def test_another_run_is_not_resumed_and_the_message_says_why(tmp_path):
     work = tmp_path / "w.unfinished"
     make().run(config(), running=Running(folder=work, checkpoint_every=4))
