@@ -133,7 +133,7 @@ def test_another_run_is_not_resumed_and_the_message_says_why(tmp_path):
 
 def test_two_processes_do_not_write_one_folder(tmp_path):
     work = RunFolder(tmp_path / "w.unfinished")
-    work.begin({})
+    work.begin({}, {})
     with pytest.raises(InputError, match="another process is writing"):
         make().run(config(), running=Running(folder=work.path))
     work.close(keep=False)

@@ -75,16 +75,20 @@ class RunFolder:
         named = [(_NAME.fullmatch(item.name), item) for item in self.path.iterdir()]
         return sorted((int(match[1]), item) for match, item in named if match)
 
-    def begin(self, identity: dict[str, Any]) -> None:
+    def begin(self, identity: dict[str, Any], machine: dict[str, Any]) -> None:
         """Make the folder for a new run; what an earlier one left is removed."""
         if self.metrics.exists():
             self._locked().close()
         self.discard()
-        with _told(f"the run in {self.path}", self.path):
-            self.path.mkdir(parents=True)
-        content = {"schema": SCHEMA, "run": identity}
-        write_text(self.path / "run.json", json.dumps(content, indent=1))
-        self._follow([])
+        content = {"schema": SCHEMA, "run": identity, "machine": machine}
+        try:
+            with self._told(f"the run in {self.path}"):
+                self.path.mkdir(parents=True)
+                write_text(self.path / "run.json", json.dumps(content, indent=1))
+            self._follow([])
+        except InputError:
+            self.discard()
+            raise
 
     def resume(self, identity: dict[str, Any]) -> Checkpoint | None:
         """Read the last checkpoint of the same run; None when there is nothing to go on from.
@@ -97,7 +101,7 @@ class RunFolder:
         found = self.checkpoints()
         if not found:
             return None
-        changes = differences(self.about(), identity)
+        changes = differences(self.about()["run"], identity)
         if changes:
             raise InputError(
                 f"cannot resume the run in {self.path}, it is another one:\n  "
@@ -116,13 +120,13 @@ class RunFolder:
         return Checkpoint(step, tensors, state)
 
     def about(self) -> dict[str, Any]:
-        """Identity of the run that the folder belongs to."""
+        """Read what the folder belongs to: ``run``, its identity, and ``machine``."""
         path = self.path / "run.json"
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if content["schema"] != SCHEMA:
-                raise ValueError(f"its schema is {content['schema']}, not {SCHEMA}")
-            found: dict[str, Any] = content["run"]
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            if found["schema"] != SCHEMA:
+                raise ValueError(f"its schema is {found['schema']}, not {SCHEMA}")
+            found = {"run": dict(found["run"]), "machine": dict(found["machine"])}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} does not describe a run: {error}") from None
         return found
@@ -136,7 +140,7 @@ class RunFolder:
     def note(self, entry: dict[str, Any]) -> None:
         """Append a log entry for whoever watches the file."""
         if self._metrics is not None:
-            with _told(f"the log {self.metrics}", self.path):
+            with self._told(f"the log {self.metrics}"):
                 self._metrics.write(json.dumps(entry) + "\n")
                 self._metrics.flush()
 
@@ -150,7 +154,7 @@ class RunFolder:
         """
         path = self.path / f"step-{checkpoint.step:06d}"
         temporary = self.path / f".{path.name}"
-        with _told(f"the checkpoint of step {checkpoint.step}", self.path):
+        with self._told(f"the checkpoint of step {checkpoint.step}"):
             try:
                 temporary.mkdir()
                 for name, tensors in checkpoint.tensors.items():
@@ -193,7 +197,7 @@ class RunFolder:
 
     def _follow(self, log: list[dict[str, Any]]) -> None:
         """Hold the log open, starting with ``log``."""
-        with _told(f"the log {self.metrics}", self.path):
+        with self._told(f"the log {self.metrics}"):
             self._metrics = self._locked()
             self._metrics.truncate(0)
             self._metrics.write("".join(json.dumps(entry) + "\n" for entry in log))
@@ -211,15 +215,17 @@ class RunFolder:
             ) from None
         return file
 
-
-@contextmanager
-def _told(what: str, folder: Path) -> Iterator[None]:
-    """Turn a write error into one message that says what is kept."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise InputError(
-            f"cannot write {what}: {reason}; complete checkpoints stay in {folder}: make room, "
-            "then continue with --resume"
-        ) from None
+    @contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        """Turn a write error into one message that says what is kept."""
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            kept = "make room and start again"
+            if self.checkpoints():
+                kept = (
+                    f"the checkpoints in {self.path} are complete: make room, then continue with "
+                    "--resume"
+                )
+            raise InputError(f"cannot write {what}: {reason}; {kept}") from None

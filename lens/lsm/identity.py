@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from lens.lsm.training import LensTrainer
 
 _SHOWN = 8
+# What a run is given besides its settings and its rows.
+INPUTS = ("model", "dtype", "tokenizer", "subspaces", "processes")
 
 
 def identity(

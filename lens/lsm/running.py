@@ -17,8 +17,10 @@ from torch.utils.checkpoint import checkpoint
 
 from lens.errors import InputError
 from lens.lsm.checkpoints import Checkpoint, RunFolder
+from lens.lsm.identity import differences
 from lens.lsm.interrupting import StoppedError, StopRequest, stop_requests
 from lens.lsm.optimizing import DivergedError, Entry, Optimization
+from lens.lsm.saving import versions
 from lens.lsm.step import Step
 from lens.lsm.tracking import Tracker, check, tracking
 from lens.lsm.validating import Watch
@@ -158,12 +160,15 @@ class Run:
             if self.running.resume and self.processes.main:
                 say(f"nothing to resume in {self.folder.path}; starting from the first step")
             if self.processes.main:
-                self.folder.begin(self.identity)
+                self.folder.begin(self.identity, _machine())
             self.processes.wait()
             return False
         self._load(found)
         if self.processes.main:
             say(f"resuming after step {found.step} of {self.optimization.config.steps}")
+            changes = differences(self.folder.about()["machine"], _machine())
+            if changes:
+                say(f"the last bits may differ from those of one run: {'; '.join(changes)}")
             self.folder.go_on(self.log)
         return bool(found.state["finished"])
 
@@ -259,6 +264,15 @@ class Run:
             settings=self.identity,
         ) as trackers:
             yield trackers
+
+
+def _machine() -> dict[str, Any]:
+    """Return what else decides the last bits: versions, threads, processor."""
+    return {
+        **versions(),
+        "threads": torch.get_num_threads(),
+        "processor": torch.backends.cpu.get_cpu_capability(),
+    }
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from lens.lsm.adapters import Lora
 from lens.lsm.config import LensConfig, resolve
 from lens.lsm.distribution import Processes
 from lens.lsm.geometry import Geometry, geometries
-from lens.lsm.identity import identity, rows_sha256
+from lens.lsm.identity import INPUTS, identity, rows_sha256
 from lens.lsm.memory import memory_for_states
 from lens.lsm.optimizing import DivergedError, Optimization, only_trainable
 from lens.lsm.prompts import checked, held_out
@@ -322,7 +322,7 @@ class LensTrainer:
             "pivot": self.pivot,
             "prompts": self.count,
             "trained": self.trainable.to_dict(),
-            "inputs": is_run,
+            "inputs": {name: is_run[name] for name in (*INPUTS, *self.inputs)},
         }
         if watch is not None:
             about["validation"] = {"best_step": watch.best_step, "loss": watch.best_loss}
