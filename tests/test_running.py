@@ -90,6 +90,27 @@ def test_stopped_by_a_signal_and_resumed(tmp_path, number, dtype):
     assert same(again, alone)
 
 
+def test_a_second_signal_stops_in_the_middle_of_a_step(tmp_path):
+    work = tmp_path / "out.unfinished"
+    trainer = make()
+    seen = []
+
+    def insist(gradient):
+        seen.append(1)
+        for _ in range(2 if len(seen) == 4 else 0):
+            signal.raise_signal(signal.SIGINT)
+        return gradient
+
+    handle = next(iter(trainer.parameters.values())).requires_grad_().register_hook(insist)
+    with pytest.raises(StoppedError, match=r"stopped at once.*step-000003") as stopped:
+        trainer.run(config(), running=Running(folder=work, checkpoint_every=1))
+    handle.remove()
+    assert stopped.value.exit_code == 130 and len(seen) == 4
+    assert same(
+        make().run(config(), running=Running(folder=work, resume=True)), make().run(config())
+    )
+
+
 def test_adapters_and_recomputed_blocks_resume_too(tmp_path):
     work = tmp_path / "out.unfinished"
     settings = config(steps=40, validate_every=2)

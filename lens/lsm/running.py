@@ -5,6 +5,7 @@ Nothing here changes what a run computes: killed at any moment and resumed, it g
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -144,6 +145,15 @@ class Run:
         except DivergedError as error:
             diverged = True
             raise DivergedError(f"{error}{self._kept(error)}", error.step) from None
+        except KeyboardInterrupt:  # a second Ctrl-C: not even this step is finished
+            left = self.folder.checkpoints() if self.folder else []
+            if not left:
+                raise
+            raise StoppedError(
+                f"stopped at once; the last checkpoint is {left[-1][1]}; continue with the same "
+                "command and --resume",
+                signal.SIGINT,
+            ) from None
         finally:
             if self.folder and self.processes.main:
                 self.folder.close(keep=diverged)

@@ -92,9 +92,10 @@ class Watch:
 
     def state(self) -> dict[str, Any]:
         """Plain values that go into a checkpoint."""
-        return {"loss": self.best_loss, "step": self.best_step, "misses": self.misses}
+        loss = self.best_loss if self.best else None  # JSON has no infinity
+        return {"loss": loss, "step": self.best_step, "misses": self.misses}
 
     def load(self, state: Mapping[str, Any], best: dict[str, Tensor]) -> None:
         """Go on from what `state` returned."""
-        self.best_loss, self.best_step = state["loss"], state["step"]
-        self.misses, self.best = state["misses"], best
+        self.best_loss = float("inf") if state["loss"] is None else state["loss"]
+        self.best_step, self.misses, self.best = state["step"], state["misses"], best
