@@ -125,8 +125,8 @@ class LensTrainer:
         self.parts = parts = locate(model)
         self.layers = resolve_layers(layers, len(parts.blocks))
         self.trainable = Trainable(model, parts, self.layers, train=train, lora=lora)
-        below = [*parts.blocks[: min(self.layers)], parts.lm_head] if low_memory else []
-        idle = [module for module in below if module is not None]
+        idle = [*parts.blocks[: min(self.layers)], parts.lm_head] if low_memory else []
+        idle = [module for module in idle if module is not None]
         memory = memory_for_states(
             model, trained_bytes=self.trainable.nbytes, idle=idle, max_memory=max_memory
         )
@@ -143,9 +143,9 @@ class LensTrainer:
         was_training = model.training
         model.eval()
         add = partial(self._add_prompts, chat=chat, batch_size=cache_batch)
-        self.rows, self.tokens = add(rows, what="prompts")
-        kept_out = held_out(validation, space, rows)
-        self.validation, self.validation_tokens = add(kept_out, what="validation")
+        self.rows, self.tokens = add("prompts", rows)
+        watched = add("validation", held_out(validation, space, rows))
+        self.validation, self.validation_tokens = watched
         for lang, plain in (texts or {}).items():
             self._add_text(canonical(lang), plain, chat, cache_batch)
         for lang, said in (answers or {}).items():
@@ -157,9 +157,9 @@ class LensTrainer:
 
     def _add_prompts(
         self,
+        what: str,
         prompts: Mapping[str, Sequence[str]],
         *,
-        what: str,
         chat: ChatOptions | None,
         batch_size: int,
     ) -> tuple[dict[str, Rows], dict[str, list[int]]]:
