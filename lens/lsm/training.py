@@ -29,7 +29,7 @@ from lens.lsm.running import Run, Running, recomputing
 from lens.lsm.step import Step
 from lens.lsm.trainable import Trainable
 from lens.lsm.validating import Watch
-from lens.models.blocks import locate
+from lens.models.blocks import evaluating, locate
 from lens.models.capturing import check_rows
 from lens.models.chat import ChatOptions, Role, encode
 from lens.models.prefix import PrefixCache
@@ -140,17 +140,15 @@ class LensTrainer:
         self.answers: dict[str, list[int | None]] = {}
         self.answer_tokens: dict[str, list[int]] = {}
         self.predicting: dict[int, range] = {}  # per row of the cache: positions before a target
-        was_training = model.training
-        model.eval()
         add = partial(self._add_prompts, chat=chat, batch_size=cache_batch)
-        self.rows, self.tokens = add("prompts", rows)
-        watched = add("validation", held_out(validation, space, rows))
+        with evaluating(model):
+            self.rows, self.tokens = add("prompts", rows)
+            watched = add("validation", held_out(validation, space, rows))
+            for lang, plain in (texts or {}).items():
+                self._add_text(canonical(lang), plain, chat, cache_batch)
+            for lang, said in (answers or {}).items():
+                self._add_answers(canonical(lang), said, rows, chat, cache_batch)
         self.validation, self.validation_tokens = watched
-        for lang, plain in (texts or {}).items():
-            self._add_text(canonical(lang), plain, chat, cache_batch)
-        for lang, said in (answers or {}).items():
-            self._add_answers(canonical(lang), said, rows, chat, cache_batch)
-        model.train(was_training)
         spill(idle)
         self.parameters = self.trainable.activate()
         self.original = {name: p.detach().clone() for name, p in self.parameters.items()}
