@@ -21,8 +21,13 @@ def refuse_existing(out: Path, *, force: bool) -> None:
 
 
 @contextmanager
-def new_folder(out: str | Path, *, force: bool = False) -> Iterator[Path]:
-    """Write a folder under a temporary sibling name and rename it when the block succeeds.
+def new_folder(
+    out: str | Path, *, force: bool = False, inside: Path | None = None
+) -> Iterator[Path]:
+    """Write a folder under a temporary name and rename it when the block succeeds.
+
+    The temporary folder is a sibling of ``out``, or in ``inside``, whose owner clears it after a
+    process that was killed; both must be on one file system.
 
     Raises
     ------
@@ -32,7 +37,7 @@ def new_folder(out: str | Path, *, force: bool = False) -> Iterator[Path]:
     out = Path(out)
     refuse_existing(out, force=force)
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=inside or out.parent))
     replaced = temporary.with_name(f"{temporary.name}.replaced")
     try:
         yield temporary

@@ -202,6 +202,8 @@ def test_a_result_without_room_is_kept_for_saving(tmp_path):
     with no_file_above(40_000), pytest.raises(InputError, match=r"cannot write .*--resume"):
         result.save(out)
     assert [p.name for p in tmp_path.iterdir()] == ["out.unfinished"]
+    assert not list(work.glob(".*"))
+    (work / ".out.killed").mkdir()  # what a process leaves that is killed while it writes
     make().run(config(), running=Running(folder=work, resume=True)).save(out)
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 

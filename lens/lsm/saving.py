@@ -71,8 +71,11 @@ def save(result: TrainResult, out: str | Path, *, force: bool = False) -> None:
         can then be resumed, and is only saved again.
     """
     facts = reproduction(result)
+    work = result.unfinished
+    place = Path(out).resolve().parent
+    beside = work is not None and work.is_dir() and work.resolve().parent == place
     try:
-        with new_folder(out, force=force) as folder:
+        with new_folder(out, force=force, inside=work if beside else None) as folder:
             facts["checkpoint"] = _write_model(result, folder)
             lines = "".join(json.dumps(entry) + "\n" for entry in result.log)
             (folder / "metrics.jsonl").write_text(lines, encoding="utf-8")
