@@ -132,8 +132,13 @@ static int fit_gram(double *basis, double *sigma, const fit_space *s, size_t L, 
                     int *good) {
     blas_int n = (blas_int)L;
     size_t r = L - 1;
+    double trace = 0.0;
     blas_dsyrk(CblasColMajor, CblasUpper, CblasTrans, n, (blas_int)d, 1.0, s->C, (blas_int)d, 0.0,
                s->G, n);
+    for (size_t l = 0; l < L; l++)
+        trace += s->G[l * L + l];
+    if (!isfinite(trace)) /* squares overflow where the values do not */
+        return 0;
     blas_int info = lapack_dsyevd(LAPACK_COL_MAJOR, 'V', 'U', n, s->G, n, s->w, s->lapack, s->lwork,
                                   s->iwork, s->liwork);
     if (info != 0)
@@ -197,9 +202,9 @@ static lens_status fit_site(void *ctx, size_t site, size_t thread) {
     int good = 0;
     if (!centre(j->mean + site * d, s.C, M, L, d)) {
         size_t i = 0;
-        while (i + 1 < L * d && isfinite(M[i]))
+        while (i < L * d && isfinite(M[i]))
             i++;
-        *fault = (lens_fault){.row = site, .item = i / d};
+        *fault = (lens_fault){.row = site, .item = i < L * d ? i / d : LENS_NOWHERE};
         return LENS_ENONFINITE;
     }
     int info = fit_gram(basis, sigma, &s, L, d, &good);
@@ -210,6 +215,10 @@ static lens_status fit_site(void *ctx, size_t site, size_t thread) {
         return LENS_ENOCONV;
     }
     j->route[site] = !good;
+    if (!isfinite(sigma[0])) { /* means near the largest double */
+        *fault = (lens_fault){.row = site, .item = LENS_NOWHERE};
+        return LENS_ENONFINITE;
+    }
     fix_signs(basis, r, d);
     return LENS_OK;
 }
@@ -267,8 +276,15 @@ static lens_status orthonormal(double *Q, double *tau, double *work, blas_int lw
                                size_t n, lens_fault *fault) {
     blas_int m = (blas_int)d, k = (blas_int)n;
     double norm = 0.0;
+    int exponent = 0;
     for (size_t i = 0; i < n * d; i++)
         norm = fmax(norm, fabs(Q[i]));
+    if (isfinite(norm) && (norm > 0x1p500 || norm < 0x1p-500)) { /* squares would not fit */
+        frexp(norm, &exponent);
+        for (size_t i = 0; i < n * d; i++)
+            Q[i] = ldexp(Q[i], -exponent);
+        norm = ldexp(norm, -exponent);
+    }
     fault->info = (int)lapack_dgeqrf(LAPACK_COL_MAJOR, m, k, Q, m, tau, work, lwork);
     for (size_t i = 0; i < n && fault->info == 0; i++)
         if (!(fabs(Q[i * d + i]) > norm * (double)d * 2.3e-16)) {
