@@ -27,8 +27,9 @@ int lens_expect(const lens_args *v, char letter, size_t least, size_t most) {
     for (const char *s = lens_ops[v->op].spec;
          (s = lens_next_arg(s, &a)) && !strchr(a.dims, letter);)
         ;
-    if (least < most)
-        PyErr_Format(PyExc_ValueError, "%s: size %c of '%s' is %zu, expected %zu to %zu",
+    if (least != most)
+        PyErr_Format(PyExc_ValueError,
+                     "%s: size %c of '%s' is %zu, expected at least %zu and at most %zu",
                      lens_ops[v->op].name, letter, a.name, size, least, most);
     else
         PyErr_Format(PyExc_ValueError, "%s: size %c of '%s' is %zu, expected %zu",
@@ -47,14 +48,20 @@ static PyObject *exception_of(lens_status status) {
     return PyExc_SystemError;
 }
 
-/* ": rank = 9, keep = 2": the integers of the call, for errors that point at no element. */
-static void integers(char *out, size_t size, const lens_args *v) {
+/* ": L = 3, m = 8, rank = 9": sizes and integers, for errors that point at no element. */
+static void numbers(char *out, size_t size, const lens_args *v) {
+    char seen[128] = {0};
     lens_arg_spec a;
     size_t i = 0, at = 0;
-    for (const char *s = lens_ops[v->op].spec; (s = lens_next_arg(s, &a)) && at < size; i++)
-        if (a.kind == 'i')
+    for (const char *s = lens_ops[v->op].spec; (s = lens_next_arg(s, &a)); i++) {
+        for (const char *d = a.dims; *d && at < size; d++)
+            if (!seen[(unsigned char)*d]++ && v->dim[(unsigned char)*d] != LENS_NOWHERE)
+                at += (size_t)PyOS_snprintf(out + at, size - at, "%s%c = %zu", at ? ", " : ": ", *d,
+                                            v->dim[(unsigned char)*d]);
+        if (a.kind == 'i' && strcmp(a.name, "n_threads") != 0 && at < size)
             at += (size_t)PyOS_snprintf(out + at, size - at, "%s%s = %lld", at ? ", " : ": ",
                                         a.name, v->integer[i]);
+    }
 }
 
 PyObject *lens_return(lens_args *v, lens_status status, PyObject *value) {
@@ -68,7 +75,7 @@ PyObject *lens_return(lens_args *v, lens_status status, PyObject *value) {
     char where[256] = "", item[48] = "", info[40] = "";
     const lens_op_info *op = &lens_ops[v->op];
     if (v->fault.row == LENS_NOWHERE && v->fault.item == LENS_NOWHERE && v->fault.info == 0)
-        integers(where, sizeof where, v);
+        numbers(where, sizeof where, v);
     if (v->fault.row != LENS_NOWHERE && *op->row)
         PyOS_snprintf(where, sizeof where, ", %s %zu", op->row, v->fault.row);
     if (v->fault.item != LENS_NOWHERE && *op->item)

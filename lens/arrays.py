@@ -5,8 +5,9 @@ imported: a tensor can only be there if the caller imported it.
 """
 
 import os
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, TypeAlias
@@ -141,6 +142,14 @@ def same(x: ArrayIn, like: Block, name: str, like_name: str, *, dtype: str | Non
     return out
 
 
+def _check_real(x: ArrayIn, name: str) -> None:
+    """Refuse complex numbers and text, which NumPy would convert."""
+    kind = np.asarray(x).dtype
+    if kind.kind not in "biufO":
+        what = "complex numbers" if kind.kind == "c" else f"dtype {kind}"
+        raise DtypeError(f"{name}: {what}, expected an array of real numbers")
+
+
 def float64(
     x: ArrayIn, name: str, *, shape: tuple[int | None, ...], finite: bool = True
 ) -> Float64:
@@ -151,8 +160,7 @@ def float64(
     """
     if is_tensor(x):
         x = x.detach().cpu().double().numpy()
-    if np.iscomplexobj(x):
-        raise DtypeError(f"{name}: complex numbers, expected real ones")
+    _check_real(x, name)
     try:
         out: Float64 = np.ascontiguousarray(x, dtype=np.float64).reshape(np.shape(x))
     except (TypeError, ValueError):
@@ -175,6 +183,7 @@ def rows_of(basis: ArrayIn, name: str, d: int, dtype: np.dtype[Any]) -> Array:
         basis = basis.detach().cpu().double().numpy()
     if not isinstance(basis, np.ndarray) or basis.ndim != 2 or basis.shape[0] != d:
         raise ShapeError(f"{name}: shape {np.shape(basis)}, expected ({d}, r)")
+    _check_real(basis, name)
     rows = np.ascontiguousarray(basis.T, dtype=dtype)
     if not np.isfinite(rows).all():
         raise InputError(f"{name}: holds NaN or infinite values; expected finite numbers")
@@ -209,9 +218,33 @@ def threads(n_threads: int | None) -> int:
     return int(n_threads)
 
 
+def _not_finite(x: Array) -> Array:
+    """Where an array holds NaN or infinity; uint16 is bfloat16."""
+    bad: Array = (x & 0x7F80) == 0x7F80 if x.dtype == np.uint16 else ~np.isfinite(x)
+    return bad
+
+
+def _blame(text: str, arrays: Mapping[str, Array | None]) -> str:
+    """Say which array the core means when it has found something to refuse in their values."""
+    if "masked out" in text and "mask" in arrays:
+        return f"mask: {text}; expected 1 for every real token"
+    if "NaN or infinite" not in text or not arrays:
+        return text
+    given = {name: x for name, x in arrays.items() if x is not None and name != "mask"}
+    row = re.search(r", (?:row|element|token) (\d+)", text)
+    where = int(row[1]) if row else ...
+    found = [name for name, x in given.items() if _not_finite(x[where]).any()]
+    if found:
+        return f"{' and '.join(found)}: {text}; expected finite numbers"
+    return f"{' and '.join(given)}: {text}, from sums or squares that overflow; scale them down"
+
+
 @contextmanager
-def core_errors() -> Iterator[None]:
-    """Turn what the C core raises into the package's own errors."""
+def core_errors(**arrays: Array | None) -> Iterator[None]:
+    """Turn what the C core raises into the package's own errors.
+
+    ``arrays`` are the arguments whose values may be refused, by the names their caller knows.
+    """
     try:
         yield
     except LensError:
@@ -219,7 +252,7 @@ def core_errors() -> Iterator[None]:
     except TypeError as error:
         raise DtypeError(str(error)) from None
     except (ValueError, OverflowError) as error:
-        raise InputError(str(error)) from None
+        raise InputError(_blame(str(error), arrays)) from None
 
 
 def to_dict(result: Any) -> dict[str, Any]:

@@ -72,11 +72,8 @@ def _at_least(value: Any, name: str, least: int) -> int:
 def _moments(x: Array, code: int, name: str, n_threads: int) -> tuple[Float64, float]:
     """Mean of the rows, and the mean over coordinates of their variance."""
     mean, m2 = np.empty(x.shape[1]), np.empty(x.shape[1])
-    try:
-        with core_errors():
-            _core.moments_update(mean, m2, None, None, x, 0, code, n_threads)
-    except InputError as error:
-        raise InputError(f"{name}: {error}") from None
+    with core_errors(**{name: x}):
+        _core.moments_update(mean, m2, None, None, x, 0, code, n_threads)
     return mean, float(m2.mean() / max(len(x) - 1, 1))
 
 

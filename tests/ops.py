@@ -5,6 +5,7 @@ stands here, in three tables: sizes that depend on each other, values that must 
 who calls BLAS.
 """
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -50,6 +51,11 @@ VALUES: dict[str, dict[str, object]] = {
     "fail_allocation": {"n": 0},
 }
 """Scalars, and what fills an array, where 1 and random numbers will not do."""
+
+WORK: dict[str, Callable[[dict[str, int]], int]] = {
+    "match_rows": lambda z: z["n"] ** 2 * (z["d"] + 1),
+}
+"""Steps of a call where they are not the product of its sizes."""
 
 WITH_BLAS = {"subspace_fit", "principal_angles"}
 """Operations equal to rounding only on another instruction set: the CPU chooses BLAS's kernels."""
@@ -131,6 +137,14 @@ def sizes(op, given=None):
     for letter, rule in SIZES.get(op.name, {}).items():
         out[letter] = rule(out)
     return out
+
+
+def work(op, z):
+    """Roughly the steps of a call of these sizes, those bounded by a rule left out."""
+    if op.name in WORK:
+        return WORK[op.name](z)
+    free = [letter for letter in op.letters if letter not in SIZES.get(op.name, {})]
+    return math.prod(max(z[letter], 1) for letter in free)
 
 
 def _random(rng, arg, shape, code, fill):

@@ -289,8 +289,8 @@ def test_errors_of_an_argument_itself_are_not_hidden():
 def test_sizes_that_depend_on_each_other():
     fit = ops.OPS["subspace_fit"]
     for given, text in (
-        ({"L": 1, "k": 0}, "size L of 'means' is 1, expected 2 to 6"),
-        ({"L": 7, "k": 6}, "size L of 'means' is 7, expected 2 to 6"),
+        ({"L": 1, "k": 0}, "size L of 'means' is 1, expected at least 2 and at most 6"),
+        ({"L": 7, "k": 6}, "size L of 'means' is 7, expected at least 2 and at most 6"),
         ({"L": 4, "k": 4}, "size k of 'basis' is 4, expected 3"),
     ):
         args = ops.valid_call(fit)
@@ -302,7 +302,12 @@ def test_sizes_that_depend_on_each_other():
     args = ops.valid_call(angles)
     refused(angles, swap(args, "angles", np.empty(1)), ValueError, "size q of 'angles' is 1, "
             "expected 3")  # fmt: skip
-    refused(angles, swap(args, "A", np.empty((0, 6))), ValueError, "size a of 'A' is 0, expected 1")
+    refused(
+        angles,
+        swap(args, "A", np.empty((0, 6))),
+        ValueError,
+        "size a of 'A' is 0, expected at least 1",
+    )
     for name, arg in (("weights_dots", "sums"), ("weights_histogram", "counts")):
         op = ops.OPS[name]
         args = ops.valid_call(op)
