@@ -54,6 +54,8 @@ static size_t iwork_doubles(size_t L) {
 static blas_int query_lwork(blas_int d, blas_int L) {
     double ask[4] = {0}, x = 0;
     blas_int iask = 0, info = 0;
+    if (lens_mul(5, lens_mul((size_t)L, (size_t)L)) > BLAS_INT_MAX)
+        return -1; /* LAPACK itself computes up to 4 L^2 in its integers, and would wrap */
     info |= lapack_dsyevd(LAPACK_COL_MAJOR, 'V', 'U', L, &x, L, &x, &ask[0], -1, &iask, -1);
     info |= lapack_dgeqrf(LAPACK_COL_MAJOR, d, L, &x, d, &x, &ask[1], -1);
     info |= lapack_dorgqr(LAPACK_COL_MAJOR, d, L, L, &x, d, &x, &ask[2], -1);

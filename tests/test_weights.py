@@ -318,9 +318,9 @@ def test_core_refuses_what_does_not_fit():
     x, out, w = np.ones(4, np.float32), np.empty(4, np.float32), np.ones(1)
     with pytest.raises(TypeError, match="'sources' must be a tuple"):
         _core.weights_combine(out, [x], w, 0, 1)
-    with pytest.raises(TypeError, match="other than arrays"):
+    with pytest.raises(TypeError, match="expected float32, float64, float16 or uint16"):
         _core.weights_combine(out, (x.astype(int),), w, 0, 1)
-    with pytest.raises(TypeError, match="other than arrays"):
+    with pytest.raises(TypeError, match="expected float32, float64, float16 or uint16"):
         _core.weights_combine(out, (None,), w, 0, 1)
     with pytest.raises(ValueError, match=r"'sources' has shape \(1, 4\)"):
         _core.weights_combine(out, (x[None],), w, 0, 1)
