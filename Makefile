@@ -14,7 +14,7 @@ REQUIREMENTS := $(PYTHON) -c 'import sys, tomllib; \
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help venv demo test test-c test-py test-asan test-py-asan test-py-asan-core test-tsan test-valgrind \
+.PHONY: help venv demo test test-c test-py test-asan test-py-asan test-py-asan-core test-tsan test-neon test-valgrind \
 	coverage coverage-c coverage-py \
 	bench lint format typecheck notebooks wheel sdist world report clean FORCE
 
@@ -96,6 +96,25 @@ test-asan: ## C tests under AddressSanitizer and UndefinedBehaviorSanitizer
 
 test-tsan: ## C tests under ThreadSanitizer
 	@$(MAKE) test-c VARIANT=tsan RUN='env TSAN_OPTIONS=halt_on_error=1'
+
+# AArch64, where the baseline is NEON, by a cross compiler and an emulator; without BLAS, and so
+# without the families that call it. What both machines print must be the same to the last bit.
+ARM_CC ?= aarch64-linux-gnu-gcc
+ARM_RUN ?= qemu-aarch64 -L /usr/aarch64-linux-gnu
+ARM_DIR := build/c-neon
+NO_BLAS := $(shell grep -L 'blas.h"\|linalg.h"' $(C_CORE))
+NO_BLAS_TESTS := $(addprefix tests/c/test_,dtype.c loss.c moments.c neuron.c parallel.c weights.c)
+test-neon: ## C tests and equal bits on emulated AArch64; skipped without its tools
+	@command -v $(ARM_CC) >/dev/null && command -v $(firstword $(ARM_RUN)) >/dev/null || \
+		{ echo "skipped: no $(ARM_CC) or no $(firstword $(ARM_RUN)) (Debian: apt-get install \
+	gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user)"; exit 0; } && set -e; \
+	rm -rf $(ARM_DIR); mkdir -p $(ARM_DIR); \
+	for t in $(NO_BLAS_TESTS) tests/c/bits.c; do echo "neon $$t"; \
+		out=$(ARM_DIR)/$$(basename $$t .c); \
+		$(ARM_CC) $(C_FLAGS) $$t $(NO_BLAS) -lm -o $$out; $(ARM_RUN) $$out >$$out.txt; \
+	done; \
+	$(CC) $(C_FLAGS) tests/c/bits.c $(NO_BLAS) -lm -o $(ARM_DIR)/bits-here; \
+	$(ARM_DIR)/bits-here | diff - $(ARM_DIR)/bits.txt && echo "the same bits here and there"
 
 test-valgrind: ## C tests under valgrind
 	@$(MAKE) test-c RUN='valgrind --quiet --error-exitcode=1 --leak-check=full'

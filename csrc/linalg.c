@@ -109,6 +109,20 @@ static int centre(double *mean, double *C, const double *M, size_t L, size_t d) 
     return finite;
 }
 
+/* Divide x by a power of two when squares of its elements would not fit; returns the exponent. */
+static int scale(double *x, size_t n) {
+    double most = 0.0;
+    int exponent = 0;
+    for (size_t i = 0; i < n; i++)
+        most = fmax(most, fabs(x[i]));
+    if (!isfinite(most) || most == 0.0 || (most < 0x1p400 && most > 0x1p-400))
+        return 0;
+    frexp(most, &exponent);
+    for (size_t i = 0; i < n; i++)
+        x[i] = ldexp(x[i], -exponent);
+    return exponent;
+}
+
 /* Make the component of largest size positive, the first one on ties. */
 static void fix_signs(double *basis, size_t r, size_t d) {
     for (size_t k = 0; k < r; k++) {
@@ -134,13 +148,8 @@ static int fit_gram(double *basis, double *sigma, const fit_space *s, size_t L, 
                     int *good) {
     blas_int n = (blas_int)L;
     size_t r = L - 1;
-    double trace = 0.0;
     blas_dsyrk(CblasColMajor, CblasUpper, CblasTrans, n, (blas_int)d, 1.0, s->C, (blas_int)d, 0.0,
                s->G, n);
-    for (size_t l = 0; l < L; l++)
-        trace += s->G[l * L + l];
-    if (!isfinite(trace)) /* squares overflow where the values do not */
-        return 0;
     blas_int info = lapack_dsyevd(LAPACK_COL_MAJOR, 'V', 'U', n, s->G, n, s->w, s->lapack, s->lwork,
                                   s->iwork, s->liwork);
     if (info != 0)
@@ -209,6 +218,7 @@ static lens_status fit_site(void *ctx, size_t site, size_t thread) {
         *fault = (lens_fault){.row = site, .item = i < L * d ? i / d : LENS_NOWHERE};
         return LENS_ENONFINITE;
     }
+    int exponent = scale(s.C, L * d);
     int info = fit_gram(basis, sigma, &s, L, d, &good);
     if (info == 0 && !good)
         info = fit_qr(basis, sigma, &s, L, d);
@@ -217,6 +227,8 @@ static lens_status fit_site(void *ctx, size_t site, size_t thread) {
         return LENS_ENOCONV;
     }
     j->route[site] = !good;
+    for (size_t k = 0; k < r && exponent != 0; k++)
+        sigma[k] = ldexp(sigma[k], exponent);
     if (!isfinite(sigma[0])) { /* means near the largest double */
         *fault = (lens_fault){.row = site, .item = LENS_NOWHERE};
         return LENS_ENONFINITE;
@@ -278,15 +290,9 @@ static lens_status orthonormal(double *Q, double *tau, double *work, blas_int lw
                                size_t n, lens_fault *fault) {
     blas_int m = (blas_int)d, k = (blas_int)n;
     double norm = 0.0;
-    int exponent = 0;
+    scale(Q, n * d); /* the span stays */
     for (size_t i = 0; i < n * d; i++)
         norm = fmax(norm, fabs(Q[i]));
-    if (isfinite(norm) && (norm > 0x1p500 || norm < 0x1p-500)) { /* squares would not fit */
-        frexp(norm, &exponent);
-        for (size_t i = 0; i < n * d; i++)
-            Q[i] = ldexp(Q[i], -exponent);
-        norm = ldexp(norm, -exponent);
-    }
     fault->info = (int)lapack_dgeqrf(LAPACK_COL_MAJOR, m, k, Q, m, tau, work, lwork);
     for (size_t i = 0; i < n && fault->info == 0; i++)
         if (!(fabs(Q[i * d + i]) > norm * (double)d * 2.3e-16)) {

@@ -146,7 +146,7 @@ def _check_real(x: ArrayIn, name: str) -> None:
     """Refuse complex numbers and text, which NumPy would convert."""
     kind = np.asarray(x).dtype
     if kind.kind not in "biufO":
-        what = "complex numbers" if kind.kind == "c" else f"dtype {kind}"
+        what = "complex numbers" if kind.kind == "c" else f"got {type(x).__name__} of {kind}"
         raise DtypeError(f"{name}: {what}, expected an array of real numbers")
 
 
