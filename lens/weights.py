@@ -2,13 +2,14 @@
 
 A delta is a - b of two tensors of one shape and dtype, taken in float32 (float64 for float64) and
 never stored unless it is the result; b = None stands for zeros. NumPy arrays or CPU torch tensors
-in, NumPy arrays out; bfloat16 results come as their raw bits in uint16.
+in, NumPy arrays out; bfloat16 results come as their raw bits in uint16. Tensors on another device
+stay there, and results are tensors of their dtype (see `lens.tensors`).
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +19,16 @@ from lens.arrays import (
     BF16,
     Array,
     ArrayIn,
+    anywhere,
     block,
     core_errors,
     float64,
+    host,
+    is_elsewhere,
     same,
     threads,
     to_dict,
+    twin,
 )
 from lens.errors import DtypeError, InputError, ShapeError
 
@@ -132,6 +137,7 @@ def _flat(a: ArrayIn, b: ArrayIn, names: str, dtype: str | None) -> tuple[Array,
     return x.data.reshape(-1), None if y is None else y.data.reshape(-1), x.code
 
 
+@anywhere
 def delta(
     a: ArrayIn, b: ArrayIn = None, *, n_threads: int = 1, dtype: str | None = None
 ) -> NDArray[np.float32]:
@@ -193,6 +199,7 @@ def _dots(first: Pair, second: Pair | None, n_threads: int, dtype: str | None) -
     return [float(x) for x in sums]
 
 
+@anywhere
 def sum_of_squares(
     a: ArrayIn, b: ArrayIn = None, *, n_threads: int = 1, dtype: str | None = None
 ) -> float:
@@ -227,6 +234,7 @@ def sum_of_squares(
     return _dots((a, b), None, n_threads, dtype)[0]
 
 
+@anywhere
 def compare(
     first: Pair, second: Pair, *, n_threads: int = 1, dtype: str | None = None
 ) -> Comparison:
@@ -264,15 +272,25 @@ def compare(
     >>> compare((np.ones(4), None), (np.ones(4), 3 * np.ones(4))).cosine
     -1.0
     """
+    check_pairs(first, second)
+    return comparison(*_dots(first, second, n_threads, dtype))
+
+
+def check_pairs(first: Pair, second: Pair) -> None:
+    """Refuse what is no pair of tensors."""
     for pair, name in ((first, "first"), (second, "second")):
         if not isinstance(pair, tuple) or len(pair) != 2:
             raise InputError(f"{name}: got {type(pair).__name__}, expected a tuple of two tensors")
-    xx, yy, xy = _dots(first, second, n_threads, dtype)
+
+
+def comparison(xx: float, yy: float, xy: float) -> Comparison:
+    """Return two squared norms and a dot product with their cosine."""
     size = math.sqrt(xx) * math.sqrt(yy)
     cosine = max(-1.0, min(1.0, xy / size)) if size > 0 else None
     return Comparison((xx, yy), xy, cosine)
 
 
+@anywhere
 def histogram(
     a: ArrayIn, b: ArrayIn = None, *, n_threads: int = 1, dtype: str | None = None
 ) -> NDArray[np.uint64]:
@@ -309,6 +327,7 @@ def histogram(
     return counts
 
 
+@anywhere
 def count_nonfinite(x: ArrayIn, *, n_threads: int = 1, dtype: str | None = None) -> NonFinite:
     """Count NaN and infinite elements.
 
@@ -342,6 +361,7 @@ def count_nonfinite(x: ArrayIn, *, n_threads: int = 1, dtype: str | None = None)
     return NonFinite(*counts)
 
 
+@anywhere
 def combine(
     sources: Sequence[ArrayIn],
     weights: ArrayIn,
@@ -495,7 +515,8 @@ class TopK:
             raise InputError(
                 f"name: '{name}' came after '{self._names[-1]}', expected each once in sorted order"
             )
-        self._counts += histogram(a, b, n_threads=self._threads, dtype=dtype)
+        counts = histogram(a, b, n_threads=self._threads, dtype=dtype)
+        self._counts += host(counts).astype(np.uint64, copy=False)
         self._names.append(name)
         self._sizes.append(math.prod(np.shape(a)))
 
@@ -521,7 +542,7 @@ class TopK:
         Returns
         -------
         numpy.ndarray, bool
-            In the shape of a.
+            In the shape of a; a tensor where a is one on another device.
 
         Raises
         ------
@@ -531,32 +552,49 @@ class TopK:
         if self._low is None:
             self._choose()
         low = self._low or 0
-        x, y, code = _flat(a, b, "ab", dtype)
         expected = self._names[self._next] if self._next < len(self._names) else None
-        if self._done or name != expected or x.size != self._sizes[self._next]:
+        size = math.prod(np.shape(a))
+        if self._done or name != expected or size != self._sizes[self._next]:
             raise InputError(
-                f"select: tensor '{name}' of {x.size} elements, expected the tensors of add in the "
+                f"select: tensor '{name}' of {size} elements, expected the tensors of add in the "
                 f"same order; the next is {expected!r}"
             )
+        split = twin("weights", "select") if is_elsewhere(a) else self._split
+        mask, decided = split(a, b, low, self._high, self._spill, dtype=dtype)
+        self._decided += decided
+        self._next += 1
+        return cast(NDArray[np.bool_], mask)
+
+    def _split(
+        self,
+        a: ArrayIn,
+        b: ArrayIn,
+        low: int,
+        high: int,
+        spill: Callable[[Array, Array], None],
+        *,
+        dtype: str | None,
+    ) -> tuple[NDArray[np.bool_], int]:
+        """Mask of keys from high on, and their number; keys from low on are spilled."""
+        x, y, code = _flat(a, b, "ab", dtype)
         mask = np.empty(x.size, np.uint8)
         with core_errors():
-            self._decided += _core.weights_select(mask, x, y, low, self._high, code, self._threads)
+            decided = _core.weights_select(mask, x, y, low, high, code, self._threads)
         for start in range(0, x.size, _PIECE):
             found = np.flatnonzero(mask[start : start + _PIECE] == 2) + start
             if found.size:
                 mask[found] = 0
-                self._spill(found, x[found], None if y is None else y[found], code)
-        self._next += 1
-        return mask.view(np.bool_).reshape(np.shape(a))
+                out = np.empty(found.size, np.float32)
+                with core_errors():
+                    _core.weights_delta(out, x[found], None if y is None else y[found], code, 1)
+                spill(found, out.view(np.uint32) & np.uint32(0x7FFFFFFF))
+        return mask.view(np.bool_).reshape(np.shape(a)), decided
 
-    def _spill(self, index: Array, x: Array, y: Array | None, code: int) -> None:
-        out = np.empty(x.size, np.float32)
-        with core_errors():
-            _core.weights_delta(out, x, y, code, 1)
-        keys = out.view(np.uint32) & np.uint32(0x7FFFFFFF)
-        self._ties.append((np.full(x.size, self._next, np.int32), index, keys))
-        self._seen += x.size
-        self._kept += x.size
+    def _spill(self, index: Array, keys: Array) -> None:
+        """Remember elements of the bucket in which the k-th lies."""
+        self._ties.append((np.full(index.size, self._next, np.int32), index, keys))
+        self._seen += index.size
+        self._kept += index.size
         if self._kept > 2 * self._need + _PIECE:
             self._prune()
 
