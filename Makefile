@@ -14,8 +14,9 @@ REQUIREMENTS := $(PYTHON) -c 'import sys, tomllib; \
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help venv demo test test-c test-py test-asan test-tsan test-valgrind coverage-c bench lint \
-	format typecheck notebooks wheel sdist world report clean FORCE
+.PHONY: help venv demo test test-c test-py test-asan test-py-asan test-py-asan-core test-tsan test-neon test-valgrind \
+	coverage coverage-c coverage-py \
+	bench lint format typecheck notebooks wheel sdist world report clean FORCE
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -96,14 +97,72 @@ test-asan: ## C tests under AddressSanitizer and UndefinedBehaviorSanitizer
 test-tsan: ## C tests under ThreadSanitizer
 	@$(MAKE) test-c VARIANT=tsan RUN='env TSAN_OPTIONS=halt_on_error=1'
 
+# AArch64, where the baseline is NEON, by a cross compiler and an emulator; without BLAS, and so
+# without the families that call it. What both machines print must be the same to the last bit.
+ARM_CC ?= aarch64-linux-gnu-gcc
+ARM_RUN ?= qemu-aarch64 -L /usr/aarch64-linux-gnu
+ARM_DIR := build/c-neon
+NO_BLAS := $(shell grep -L 'blas.h"\|linalg.h"' $(C_CORE))
+NO_BLAS_TESTS := $(addprefix tests/c/test_,dtype.c loss.c moments.c neuron.c parallel.c weights.c)
+test-neon: ## C tests and equal bits on emulated AArch64; skipped without its tools
+	@command -v $(ARM_CC) >/dev/null && command -v $(firstword $(ARM_RUN)) >/dev/null || \
+		{ echo "skipped: no $(ARM_CC) or no $(firstword $(ARM_RUN)) (Debian: apt-get install \
+	gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user)"; exit 0; } && set -e; \
+	rm -rf $(ARM_DIR); mkdir -p $(ARM_DIR); \
+	for t in $(NO_BLAS_TESTS) tests/c/bits.c; do echo "neon $$t"; \
+		out=$(ARM_DIR)/$$(basename $$t .c); \
+		$(ARM_CC) $(C_FLAGS) $$t $(NO_BLAS) -lm -o $$out; $(ARM_RUN) $$out >$$out.txt; \
+	done; \
+	$(CC) $(C_FLAGS) tests/c/bits.c $(NO_BLAS) -lm -o $(ARM_DIR)/bits-here; \
+	$(ARM_DIR)/bits-here | diff - $(ARM_DIR)/bits.txt && echo "the same bits here and there"
+
 test-valgrind: ## C tests under valgrind
 	@$(MAKE) test-c RUN='valgrind --quiet --error-exitcode=1 --leak-check=full'
 
-coverage-c: ## lines of each C file that the C tests reach
+# Lines of `gcov` for the files that match the first argument, and their total.
+COVERED = awk -F "'" -v want='$(1)' '/^File/ {f = $$2} \
+	/^Lines/ && f ~ want {split($$0, x, /[:% ]+/); hit += x[3] * x[5] / 100; all += x[5]; \
+		printf "%-24s %6.2f %% of %d lines\n", f, x[3], x[5]} /^Lines/ {f = ""} \
+	END {if (!all) exit 1; printf "%-24s %6.2f %% of %d lines\n", "total", 100 * hit / all, all}'
+
+coverage-c: ## lines of levels 0 to 3 of csrc that the C tests reach
 	@rm -f build/c-cov/*.gcda
 	@$(MAKE) test-c VARIANT=cov
-	@gcov --no-output build/c-cov/*.gcda | awk -F "'" \
-		'/^File/{f=$$2} /^Lines/{if (f ~ /^csrc/) printf "%-24s %s\n", f, $$0; f=""}'
+	@gcov --no-output build/c-cov/*.gcda | $(call COVERED,^csrc/)
+
+# The Python suite against another build of the C core: in a copy of the tree under build/, so that
+# neither this checkout nor what is installed changes.
+SIDE_asan := SANITIZE=1
+SIDE_cov := COVERAGE=1
+NOT_COPIED := $(patsubst %,--exclude=./%,build dist .git .ci $(VENV) lens/_lib 'lens/_core*.so')
+build/py-%/.built: $(VENV)/.extra-test FORCE
+	@rm -rf $(@D) && mkdir -p $(@D)
+	@tar -cf - $(NOT_COPIED) . | tar -xf - -C $(@D)
+	@cd $(@D) && env $(SIDE_$*) $(abspath $(PY)) setup.py --quiet build_ext --inplace
+	@touch $@
+
+# Leaks are left to valgrind and to the counter of the glue: the interpreter itself leaks.
+SANITIZED := env ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+	PYTHONMALLOC=malloc
+# Left out: two tests that start Python with an empty environment, so without the runtime of ASan.
+ALONE := import_outside_the_checkout the_blas_that_is_loaded_is_the_one_carried_along
+test-py-asan: build/py-asan/.built ## Python tests on a core with both sanitizers
+	@cd $(<D) && LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) \
+	$$($(CC) -print-file-name=libubsan.so)" $(SANITIZED) $(abspath $(PY)) -m pytest \
+	$(ALONE:%=--deselect tests/test_packaging.py::test_%) $(PYTEST_ARGS)
+
+# Tests of the numerics and of the glue, without models; seconds, also under a sanitizer.
+NUMERICS := $(addprefix tests/test_,core.py core_rules.py ops_bits.py ops_hold.py ops_refuse.py \
+	refusals.py threads.py stats.py subspace.py losses.py metrics.py neurons.py weights.py)
+test-py-asan-core: ## the same, tests of the numerics only
+	@$(MAKE) --no-print-directory test-py-asan PYTEST_ARGS='$(NUMERICS) $(PYTEST_ARGS)'
+
+coverage-py: build/py-cov/.built ## lines of level 4 of csrc, the glue, that the Python tests reach
+	@cd $(<D) && $(abspath $(PY)) -m pytest --quiet $(NUMERICS)
+	@cd $(<D) && gcov --no-output $$(find build -name '*.gcda') \
+		| $(call COVERED,^csrc/(convert|module|py_|shims))
+
+coverage: coverage-c coverage-py ## both
 
 bench: $(VENV)/.extra-test ## every benchmark as a table, and bench.json
 	$(PY) -m tests.bench

@@ -8,37 +8,18 @@
 
 #include <string.h>
 
-typedef struct {
-    const char *name, *spec, *row, *item;
-} op_info;
-
-static const op_info ops[] = {
+const lens_op_info lens_ops[] = {
 #define OP(name, spec, row, item, signature, summary) {#name, spec, row, item},
 #include "ops.def"
 #undef OP
 };
 
-typedef struct {
-    char name[24], kind, dims[8];
-    int ndim, output, optional;
-} arg_spec;
-
-static PyObject *PyExc_LinAlgError; /* so that every exception of LENS_STATUSES has this prefix */
-
-int lens_convert_init(void) {
+int lens_numpy_init(void) {
     import_array1(-1);
-    if (PyExc_LinAlgError == NULL) {
-        PyObject *linalg = PyImport_ImportModule("numpy.linalg");
-        if (linalg == NULL)
-            return -1;
-        PyExc_LinAlgError = PyObject_GetAttrString(linalg, "LinAlgError");
-        Py_DECREF(linalg);
-    }
-    return PyExc_LinAlgError == NULL ? -1 : 0;
+    return 0;
 }
 
-/* Read the next `name:kind[dims]flags` of a spec; NULL at its end. */
-static const char *next_arg(const char *s, arg_spec *a) {
+const char *lens_next_arg(const char *s, lens_arg_spec *a) {
     size_t n = 0;
     memset(a, 0, sizeof *a);
     while (*s == ' ')
@@ -85,7 +66,7 @@ static int typenum(char kind, lens_dtype dtype) {
 }
 
 /* "(n, t) = (3, ?)": the dims of the spec and what is known of their sizes. */
-static void describe(char *out, size_t size, const lens_args *v, const arg_spec *a) {
+static void describe(char *out, size_t size, const lens_args *v, const lens_arg_spec *a) {
     size_t at = (size_t)PyOS_snprintf(out, size, "(");
     for (int i = 0; i < a->ndim; i++)
         at += (size_t)PyOS_snprintf(out + at, size - at, i ? ", %c" : "%c", a->dims[i]);
@@ -100,46 +81,60 @@ static void describe(char *out, size_t size, const lens_args *v, const arg_spec 
     PyOS_snprintf(out + at, size - at, ")");
 }
 
-static int fail_shape(const lens_args *v, const arg_spec *a, PyObject *array) {
-    char expected[192];
+static int fail_shape(const lens_args *v, const lens_arg_spec *a, PyObject *array) {
+    char expected[256];
     PyObject *shape = PyObject_GetAttrString(array, "shape");
     if (shape == NULL)
         return -1;
     describe(expected, sizeof expected, v, a);
-    PyErr_Format(PyExc_ValueError, "%s: '%s' has shape %R, expected %s", ops[v->op].name, a->name,
-                 shape, expected);
+    PyErr_Format(PyExc_ValueError, "%s: '%s' has shape %R, expected %s", lens_ops[v->op].name,
+                 a->name, shape, expected);
     Py_DECREF(shape);
     return -1;
 }
 
-static int check_layout(const lens_args *v, const arg_spec *a, PyArrayObject *array) {
-    const char *wrong = NULL;
-    if (!PyArray_ISNOTSWAPPED(array))
-        wrong = "is not in native byte order; use .astype(x.dtype.newbyteorder('='))";
-    else if (!PyArray_CHKFLAGS(array, NPY_ARRAY_ALIGNED))
-        wrong = "is not aligned in memory; use .copy()";
-    else if (!PyArray_IS_C_CONTIGUOUS(array))
-        wrong = "is not C-contiguous; use numpy.ascontiguousarray";
-    else if (a->output && !PyArray_ISWRITEABLE(array))
-        wrong = "is read-only, but it is an output";
-    if (wrong != NULL)
-        PyErr_Format(PyExc_ValueError, "%s: '%s' %s", ops[v->op].name, a->name, wrong);
-    return wrong == NULL ? 0 : -1;
+static int check_layout(const lens_args *v, const lens_arg_spec *a, PyArrayObject *array) {
+    const char *wrong, *shown, *repair; /* what is wrong, the attribute that shows it, what to do */
+    if (!PyArray_ISNOTSWAPPED(array)) {
+        wrong = "is not in native byte order: it has dtype", shown = "dtype";
+        repair = "use .astype(x.dtype.newbyteorder('='))";
+    } else if (!PyArray_CHKFLAGS(array, NPY_ARRAY_ALIGNED)) {
+        wrong = "is not aligned in memory to its item size,", shown = "itemsize";
+        repair = "use .copy()";
+    } else if (!PyArray_IS_C_CONTIGUOUS(array)) {
+        wrong = "is not C-contiguous: it has strides", shown = "strides";
+        repair = "use numpy.ascontiguousarray";
+    } else if (a->output && !PyArray_ISWRITEABLE(array)) {
+        wrong = "is read-only, but it is an output: it has shape", shown = "shape";
+        repair = "expected a writeable array";
+    } else {
+        return 0;
+    }
+    PyObject *found = PyObject_GetAttrString((PyObject *)array, shown);
+    if (found != NULL)
+        PyErr_Format(PyExc_ValueError, "%s: '%s' %s %S; %s", lens_ops[v->op].name, a->name, wrong,
+                     found, repair);
+    Py_XDECREF(found);
+    return -1;
 }
 
-static int parse_array(lens_args *v, const arg_spec *a, PyObject *arg, size_t i) {
+static int not_an_array(const lens_args *v, const lens_arg_spec *a, PyObject *arg) {
+    PyErr_Format(PyExc_TypeError, "%s: '%s' must be a numpy.ndarray%s, got %S",
+                 lens_ops[v->op].name, a->name, a->optional ? " or None" : "",
+                 (PyObject *)Py_TYPE(arg));
+    return -1;
+}
+
+static int parse_array(lens_args *v, const lens_arg_spec *a, PyObject *arg, size_t i) {
     if (arg == Py_None && a->optional)
         return 0;
-    if (!PyArray_Check(arg)) {
-        PyErr_Format(PyExc_TypeError, "%s: '%s' must be a numpy.ndarray, got %S", ops[v->op].name,
-                     a->name, (PyObject *)Py_TYPE(arg));
-        return -1;
-    }
+    if (!PyArray_Check(arg))
+        return not_an_array(v, a, arg);
     PyArrayObject *array = (PyArrayObject *)arg;
     int wanted = typenum(a->kind, v->dtype);
     if (PyArray_TYPE(array) != wanted) {
         PyArray_Descr *expected = PyArray_DescrFromType(wanted);
-        PyErr_Format(PyExc_TypeError, "%s: '%s' has dtype %S, expected %S", ops[v->op].name,
+        PyErr_Format(PyExc_TypeError, "%s: '%s' has dtype %S, expected %S", lens_ops[v->op].name,
                      a->name, (PyObject *)PyArray_DESCR(array), (PyObject *)expected);
         Py_DECREF(expected);
         return -1;
@@ -157,21 +152,34 @@ static int parse_array(lens_args *v, const arg_spec *a, PyObject *arg, size_t i)
     return check_layout(v, a, array);
 }
 
-static int parse_scalar(lens_args *v, const arg_spec *a, PyObject *arg, size_t i) {
+/* The conversion of a scalar failed: say of which.  Errors of its own methods stay as they are. */
+static int wrong_scalar(const lens_args *v, const lens_arg_spec *a, PyObject *arg,
+                        const char *kind) {
+    if (PyErr_ExceptionMatches(PyExc_OverflowError))
+        PyErr_Format(PyExc_OverflowError, "%s: '%s' is too large, expected %s",
+                     lens_ops[v->op].name, a->name, kind);
+    else if (PyErr_ExceptionMatches(PyExc_TypeError))
+        PyErr_Format(PyExc_TypeError, "%s: '%s' must be %s, got %S", lens_ops[v->op].name, a->name,
+                     kind, (PyObject *)Py_TYPE(arg));
+    return -1;
+}
+
+static int parse_scalar(lens_args *v, const lens_arg_spec *a, PyObject *arg, size_t i) {
     if (a->kind == 's') {
         v->ptr[i] = (void *)(uintptr_t)PyUnicode_AsUTF8AndSize(arg, NULL);
-        return v->ptr[i] == NULL ? -1 : 0;
+        return v->ptr[i] == NULL ? wrong_scalar(v, a, arg, "a string") : 0;
     }
     if (a->kind == 'r') {
         v->real[i] = PyFloat_AsDouble(arg);
-        return v->real[i] == -1.0 && PyErr_Occurred() ? -1 : 0;
+        return v->real[i] == -1.0 && PyErr_Occurred() ? wrong_scalar(v, a, arg, "a real number")
+                                                      : 0;
     }
     v->integer[i] = PyLong_AsLongLong(arg);
     if (v->integer[i] == -1 && PyErr_Occurred())
-        return -1;
+        return wrong_scalar(v, a, arg, "an integer from 0 to 2**63 - 1");
     if (v->integer[i] < 0 || (a->kind == 'c' && v->integer[i] >= LENS_N_DTYPES)) {
-        PyErr_Format(PyExc_ValueError, "%s: '%s' is %lld, expected 0 %s", ops[v->op].name, a->name,
-                     v->integer[i], a->kind == 'c' ? "to 3 (see dtypes())" : "or more");
+        PyErr_Format(PyExc_ValueError, "%s: '%s' is %lld, expected 0 %s", lens_ops[v->op].name,
+                     a->name, v->integer[i], a->kind == 'c' ? "to 3 (see dtypes())" : "or more");
         return -1;
     }
     return 0;
@@ -184,34 +192,49 @@ static int fits(lens_args *v, char letter, size_t size) {
     return *dim == size;
 }
 
-/* A tuple of flat arrays, each of any dtype: data and dtypes go to v->list. */
-static int parse_tuple(lens_args *v, const arg_spec *a, PyObject *arg, size_t i) {
-    Py_ssize_t n = PyTuple_Check(arg) ? PyTuple_Size(arg) : -1;
-    if (n < 0 || n > LENS_MAX_SOURCES || !fits(v, a->dims[0], (size_t)n)) {
-        PyErr_Format(n < 0 ? PyExc_TypeError : PyExc_ValueError,
-                     "%s: '%s' must be a tuple of at most %d arrays", ops[v->op].name, a->name,
-                     LENS_MAX_SOURCES);
+/* One flat array of a tuple, of any dtype: data and dtype go to v->list. */
+static int parse_item(lens_args *v, const lens_arg_spec *tuple, PyObject *item, Py_ssize_t k) {
+    lens_arg_spec a = {.ndim = 1, .dims = {tuple->dims[1]}};
+    int dtype = 0;
+    PyOS_snprintf(a.name, sizeof a.name, "%s[%zd]", tuple->name, k);
+    if (!PyArray_Check(item))
+        return not_an_array(v, &a, item);
+    PyArrayObject *x = (PyArrayObject *)item;
+    while (dtype < LENS_N_DTYPES && typenum('x', (lens_dtype)dtype) != PyArray_TYPE(x))
+        dtype++;
+    if (dtype == LENS_N_DTYPES) {
+        PyErr_Format(PyExc_TypeError,
+                     "%s: '%s' has dtype %S, expected float32, float64, float16 or uint16",
+                     lens_ops[v->op].name, a.name, (PyObject *)PyArray_DESCR(x));
         return -1;
     }
-    for (Py_ssize_t k = 0; k < n; k++) {
-        PyObject *item = PyTuple_GetItem(arg, k);
-        int dtype = 0, array = PyArray_Check(item);
-        while (array && dtype < LENS_N_DTYPES &&
-               typenum('x', (lens_dtype)dtype) != PyArray_TYPE((PyArrayObject *)item))
-            dtype++;
-        if (!array || dtype == LENS_N_DTYPES) {
-            PyErr_Format(PyExc_TypeError, "%s: '%s' holds something other than arrays of a dtype",
-                         ops[v->op].name, a->name);
-            return -1;
-        }
-        PyArrayObject *x = (PyArrayObject *)item;
-        if (PyArray_NDIM(x) != 1 || !fits(v, a->dims[1], (size_t)PyArray_DIM(x, 0)))
-            return fail_shape(v, a, item);
-        if (check_layout(v, a, x) < 0)
-            return -1;
-        v->list[k] = PyArray_DATA(x);
-        v->list_dtype[k] = (lens_dtype)dtype;
+    if (PyArray_NDIM(x) != 1 || !fits(v, a.dims[0], (size_t)PyArray_DIM(x, 0)))
+        return fail_shape(v, &a, item);
+    v->list[k] = PyArray_DATA(x);
+    v->list_dtype[k] = (lens_dtype)dtype;
+    return check_layout(v, &a, x);
+}
+
+static int parse_tuple(lens_args *v, const lens_arg_spec *a, PyObject *arg, size_t i) {
+    if (!PyTuple_Check(arg)) {
+        PyErr_Format(PyExc_TypeError, "%s: '%s' must be a tuple of arrays, got %S",
+                     lens_ops[v->op].name, a->name, (PyObject *)Py_TYPE(arg));
+        return -1;
     }
+    Py_ssize_t n = PyTuple_Size(arg);
+    if (n > LENS_MAX_SOURCES) {
+        PyErr_Format(PyExc_ValueError, "%s: '%s' holds %zd arrays, expected at most %d",
+                     lens_ops[v->op].name, a->name, n, LENS_MAX_SOURCES);
+        return -1;
+    }
+    if (!fits(v, a->dims[0], (size_t)n)) {
+        PyErr_Format(PyExc_ValueError, "%s: '%s' holds %zd arrays, expected %zu",
+                     lens_ops[v->op].name, a->name, n, v->dim[(unsigned char)a->dims[0]]);
+        return -1;
+    }
+    for (Py_ssize_t k = 0; k < n; k++)
+        if (parse_item(v, a, PyTuple_GetItem(arg, k), k) < 0)
+            return -1;
     v->ptr[i] = v->list;
     return 0;
 }
@@ -219,11 +242,12 @@ static int parse_tuple(lens_args *v, const arg_spec *a, PyObject *arg, size_t i)
 static int share(PyObject *x, PyObject *y) {
     PyArrayObject *p = (PyArrayObject *)x, *q = (PyArrayObject *)y;
     uintptr_t a = (uintptr_t)PyArray_DATA(p), b = (uintptr_t)PyArray_DATA(q);
-    return a < b + (size_t)PyArray_NBYTES(q) && b < a + (size_t)PyArray_NBYTES(p);
+    size_t n = (size_t)PyArray_NBYTES(p), m = (size_t)PyArray_NBYTES(q);
+    return n > 0 && m > 0 && a < b + m && b < a + n;
 }
 
 /* Outputs may share no byte with any other array.  Arrays are contiguous, so ranges decide. */
-static int check_overlap(const lens_args *v, const arg_spec *specs, PyObject *const *args,
+static int check_overlap(const lens_args *v, const lens_arg_spec *specs, PyObject *const *args,
                          size_t n) {
     for (size_t i = 0; i < n; i++)
         for (size_t k = 0; k < n; k++) {
@@ -237,8 +261,10 @@ static int check_overlap(const lens_args *v, const arg_spec *specs, PyObject *co
                 for (Py_ssize_t s = 0; s < PyTuple_Size(args[k]); s++)
                     shared |= share(args[i], PyTuple_GetItem(args[k], s));
             if (shared) {
-                PyErr_Format(PyExc_ValueError, "%s: output '%s' shares memory with '%s'",
-                             ops[v->op].name, specs[i].name, specs[k].name);
+                PyErr_Format(PyExc_ValueError,
+                             "%s: output '%s' shares memory with '%s', expected "
+                             "memory of its own",
+                             lens_ops[v->op].name, specs[i].name, specs[k].name);
                 return -1;
             }
         }
@@ -246,17 +272,18 @@ static int check_overlap(const lens_args *v, const arg_spec *specs, PyObject *co
 }
 
 int lens_parse(lens_args *v, lens_op op, PyObject *const *args, Py_ssize_t nargs) {
-    arg_spec specs[LENS_MAX_ARGS];
+    lens_arg_spec specs[LENS_MAX_ARGS];
     size_t n = 0;
     memset(v, 0, sizeof *v);
     v->op = op;
     v->fault = (lens_fault){.row = LENS_NOWHERE, .item = LENS_NOWHERE};
     for (size_t i = 0; i < sizeof v->dim / sizeof *v->dim; i++)
         v->dim[i] = LENS_NOWHERE;
-    for (const char *s = ops[op].spec; n < LENS_MAX_ARGS && (s = next_arg(s, &specs[n])); n++)
+    for (const char *s = lens_ops[op].spec; n < LENS_MAX_ARGS && (s = lens_next_arg(s, &specs[n]));
+         n++)
         ;
     if ((size_t)nargs != n) {
-        PyErr_Format(PyExc_TypeError, "%s: expected %zu arguments, got %zd", ops[op].name, n,
+        PyErr_Format(PyExc_TypeError, "%s: expected %zu arguments, got %zd", lens_ops[op].name, n,
                      nargs);
         return -1;
     }
@@ -271,44 +298,4 @@ int lens_parse(lens_args *v, lens_op op, PyObject *const *args, Py_ssize_t nargs
                 (specs[i].kind == 't' ? parse_tuple : parse_array)(v, &specs[i], args[i], i) < 0)
                 return -1;
     return check_overlap(v, specs, args, n);
-}
-
-int lens_workspace(lens_args *v, size_t count) {
-    size_t bytes = lens_mul(count, sizeof *v->work);
-    v->work = bytes > PY_SSIZE_T_MAX ? NULL : PyMem_Malloc(bytes ? bytes : 1);
-    if (v->work == NULL) {
-        PyErr_NoMemory();
-        return -1;
-    }
-    return 0;
-}
-
-static PyObject *exception_of(lens_status status) {
-    switch (status) {
-#define X(code, exception, text) \
-    case LENS_##code:            \
-        return PyExc_##exception;
-        LENS_STATUSES(X)
-#undef X
-    }
-    return PyExc_SystemError;
-}
-
-PyObject *lens_return(lens_args *v, lens_status status, PyObject *value) {
-    PyMem_Free(v->work);
-    v->work = NULL;
-    if (status == LENS_OK)
-        return value != NULL || PyErr_Occurred() ? value : Py_NewRef(Py_None);
-    Py_XDECREF(value);
-    char where[96] = "", item[48] = "", info[40] = "";
-    const op_info *op = &ops[v->op];
-    if (v->fault.row != LENS_NOWHERE && *op->row)
-        PyOS_snprintf(where, sizeof where, ", %s %zu", op->row, v->fault.row);
-    if (v->fault.item != LENS_NOWHERE && *op->item)
-        PyOS_snprintf(item, sizeof item, ", %s %zu", op->item, v->fault.item);
-    if (v->fault.info != 0)
-        PyOS_snprintf(info, sizeof info, ", LAPACK info %d", v->fault.info);
-    PyErr_Format(exception_of(status), "%s: %s%s%s%s", op->name, lens_status_text(status), where,
-                 item, info);
-    return NULL;
 }

@@ -17,6 +17,21 @@ typedef enum {
     LENS_N_OPS
 } lens_op;
 
+typedef struct {
+    const char *name, *spec, *row, *item;
+} lens_op_info;
+
+extern const lens_op_info lens_ops[]; /* by lens_op */
+
+/* One argument of a spec. */
+typedef struct {
+    char name[32], kind, dims[8];
+    int ndim, output, optional;
+} lens_arg_spec;
+
+/* Read the next `name:kind[dims]flags` of a spec; NULL at its end. */
+const char *lens_next_arg(const char *s, lens_arg_spec *a);
+
 /* The arguments of one call.  Arrays stay owned by the caller, who holds them for the whole call. */
 typedef struct {
     lens_op op;
@@ -31,11 +46,22 @@ typedef struct {
     double *work;
 } lens_args;
 
-/* Load the NumPy API and numpy.linalg.LinAlgError.  -1 with an exception set on failure. */
+/* Load the NumPy API (convert.c); that and numpy.linalg.LinAlgError.  -1 with an exception set on
+ * failure. */
+int lens_numpy_init(void);
 int lens_convert_init(void);
 
 /* Fill v from args as ops.def says.  -1 with an exception set if anything is not as expected. */
 int lens_parse(lens_args *v, lens_op op, PyObject *const *args, Py_ssize_t nargs);
+
+/* Whether a request for memory is granted; if not (tests only), MemoryError is set.  Blocks go
+ * through lens_block, which sets no exception when there is no memory, and lens_unblock. */
+int lens_granted(void);
+void *lens_block(size_t bytes);
+void lens_unblock(void *block);
+
+/* -1 with an exception set unless the size of a letter of the spec is from least to most. */
+int lens_expect(const lens_args *v, char letter, size_t least, size_t most);
 
 /* Room for `count` doubles in v->work, freed by lens_return.  -1 and MemoryError on failure. */
 int lens_workspace(lens_args *v, size_t count);

@@ -71,6 +71,8 @@ static size_t iwork_doubles(size_t L) {
 static blas_int query_lwork(blas_int d, blas_int L) {
     double ask[4] = {0}, x = 0;
     blas_int iask = 0, info = 0;
+    if (lens_mul(5, lens_mul((size_t)L, (size_t)L)) > BLAS_INT_MAX)
+        return -1; /* LAPACK itself computes up to 4 L^2 in its integers, and would wrap */
     info |= lapack_dsyevd(LAPACK_COL_MAJOR, 'V', 'U', L, &x, L, &x, &ask[0], -1, &iask, -1);
     info |= lapack_dgeqrf(LAPACK_COL_MAJOR, d, L, &x, d, &x, &ask[1], -1);
     info |= lapack_dorgqr(LAPACK_COL_MAJOR, d, L, L, &x, d, &x, &ask[2], -1);
@@ -140,6 +142,20 @@ static int centre(double *mean, double *C, const double *M, size_t L, size_t d) 
         for (size_t i = 0; i < d; i++)
             C[l * d + i] = M[l * d + i] - mean[i];
     return finite;
+}
+
+/* Divide x by a power of two when squares of its elements would not fit; returns the exponent. */
+static int scale(double *x, size_t n) {
+    double most = 0.0;
+    int exponent = 0;
+    for (size_t i = 0; i < n; i++)
+        most = fmax(most, fabs(x[i]));
+    if (!isfinite(most) || most == 0.0 || (most < 0x1p400 && most > 0x1p-400))
+        return 0;
+    frexp(most, &exponent);
+    for (size_t i = 0; i < n; i++)
+        x[i] = ldexp(x[i], -exponent);
+    return exponent;
 }
 
 /* Make the component of largest size positive, the first one on ties. */
@@ -232,11 +248,12 @@ static lens_status fit_site(void *ctx, size_t site, size_t thread) {
     int good = 0;
     if (!centre(j->mean + site * d, s.C, M, L, d)) {
         size_t i = 0;
-        while (i + 1 < L * d && isfinite(M[i]))
+        while (i < L * d && isfinite(M[i]))
             i++;
-        *fault = (lens_fault){.row = site, .item = i / d};
+        *fault = (lens_fault){.row = site, .item = i < L * d ? i / d : LENS_NOWHERE};
         return LENS_ENONFINITE;
     }
+    int exponent = scale(s.C, L * d);
     int info = fit_gram(basis, sigma, &s, L, d, &good);
     if (info == 0 && !good)
         info = fit_qr(basis, sigma, &s, L, d);
@@ -245,6 +262,12 @@ static lens_status fit_site(void *ctx, size_t site, size_t thread) {
         return LENS_ENOCONV;
     }
     j->route[site] = !good;
+    for (size_t k = 0; k < r && exponent != 0; k++)
+        sigma[k] = ldexp(sigma[k], exponent);
+    if (!isfinite(sigma[0])) { /* means near the largest double */
+        *fault = (lens_fault){.row = site, .item = LENS_NOWHERE};
+        return LENS_ENONFINITE;
+    }
     fix_signs(basis, r, d);
     return LENS_OK;
 }
@@ -302,6 +325,7 @@ static lens_status orthonormal(double *Q, double *tau, double *work, blas_int lw
                                size_t n, lens_fault *fault) {
     blas_int m = (blas_int)d, k = (blas_int)n;
     double norm = 0.0;
+    scale(Q, n * d); /* the span stays */
     for (size_t i = 0; i < n * d; i++)
         norm = fmax(norm, fabs(Q[i]));
     fault->info = (int)lapack_dgeqrf(LAPACK_COL_MAJOR, m, k, Q, m, tau, work, lwork);

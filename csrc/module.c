@@ -4,9 +4,9 @@
 
 /* A tuple of the first n strings of names. */
 static PyObject *strings(const char *const *names, size_t n) {
-    PyObject *tuple = PyTuple_New((Py_ssize_t)n);
+    PyObject *tuple = lens_granted() ? PyTuple_New((Py_ssize_t)n) : NULL;
     for (size_t i = 0; tuple != NULL && i < n; i++) {
-        PyObject *name = PyUnicode_FromString(names[i]);
+        PyObject *name = lens_granted() ? PyUnicode_FromString(names[i]) : NULL;
         if (name == NULL || PyTuple_SetItem(tuple, (Py_ssize_t)i, name) < 0)
             Py_CLEAR(tuple);
     }
@@ -20,12 +20,12 @@ SHIM(dtypes) {
 #undef X
     };
     lens_args v;
-    return PARSE(v, dtypes) ? NULL : strings(names, LENS_N_DTYPES);
+    return PARSE(v, dtypes) ? NULL : lens_return(&v, LENS_OK, strings(names, LENS_N_DTYPES));
 }
 
 SHIM(isa) {
     lens_args v;
-    return PARSE(v, isa) ? NULL : PyUnicode_FromString(lens_isa());
+    return PARSE(v, isa) ? NULL : lens_return(&v, LENS_OK, PyUnicode_FromString(lens_isa()));
 }
 
 SHIM(isas) {
@@ -36,7 +36,7 @@ SHIM(isas) {
         return NULL;
     for (const char *name; n < 8 && (name = lens_isa_available(n)) != NULL; n++)
         names[n] = name;
-    return strings(names, n);
+    return lens_return(&v, LENS_OK, strings(names, n));
 }
 
 SHIM(force_isa) {
@@ -48,7 +48,9 @@ SHIM(force_isa) {
 
 SHIM(blas_config) {
     lens_args v;
-    return PARSE(v, blas_config) ? NULL : PyUnicode_FromString(lens_blas_config());
+    if (PARSE(v, blas_config))
+        return NULL;
+    return lens_return(&v, LENS_OK, PyUnicode_FromString(lens_blas_config()));
 }
 
 static PyMethodDef methods[] = {

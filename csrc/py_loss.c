@@ -10,8 +10,8 @@ SHIM(separate) {
     if (PARSE(v, separate))
         return NULL;
     B = v.dim['B'], p = v.dim['p'];
-    if (p != 1 && p != B)
-        return lens_return(&v, LENS_ESHAPE, NULL);
+    if (p != 1 && lens_expect(&v, 'p', B, B) < 0)
+        return NULL;
     if (lens_workspace(&v, lens_loss_separate_worksize(B, v.dim['r'])) < 0)
         return NULL;
     WITHOUT_GIL(lens_loss_separate(&value, v.ptr[0], &v.fault, v.ptr[1], v.ptr[2], v.ptr[3],

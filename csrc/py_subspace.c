@@ -8,8 +8,8 @@ SHIM(subspace_fit) {
     if (PARSE(v, subspace_fit))
         return NULL;
     size_t S = v.dim['S'], L = v.dim['L'], d = v.dim['d'];
-    if (L < 2 || L > d || v.dim['k'] != L - 1)
-        return lens_return(&v, LENS_ESHAPE, NULL);
+    if (lens_expect(&v, 'L', 2, d) < 0 || lens_expect(&v, 'k', L - 1, L - 1) < 0)
+        return NULL;
     if (lens_workspace(&v, lens_subspace_fit_worksize(S, L, d, threads(&v, 5))) < 0)
         return NULL;
     WITHOUT_GIL(lens_subspace_fit(v.ptr[0], v.ptr[1], v.ptr[2], v.ptr[3], &v.fault, v.ptr[4], S, L,
@@ -23,8 +23,10 @@ SHIM(principal_angles) {
     if (PARSE(v, principal_angles))
         return NULL;
     size_t a = v.dim['a'], b = v.dim['b'], d = v.dim['d'];
-    if (a < 1 || b < 1 || a > d || b > d || v.dim['q'] != (a < b ? a : b))
-        return lens_return(&v, LENS_ESHAPE, NULL);
+    size_t q = a < b ? a : b;
+    if (lens_expect(&v, 'a', 1, d) < 0 || lens_expect(&v, 'b', 1, d) < 0 ||
+        lens_expect(&v, 'q', q, q) < 0)
+        return NULL;
     if (lens_workspace(&v, lens_subspace_angles_worksize(a, b, d)) < 0)
         return NULL;
     WITHOUT_GIL(lens_subspace_angles(v.ptr[0], &v.fault, v.ptr[1], v.ptr[2], a, b, d, v.work))

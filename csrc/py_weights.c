@@ -17,8 +17,8 @@ SHIM(weights_dots) {
     lens_status status;
     if (PARSE(v, weights_dots))
         return NULL;
-    if (v.dim['k'] != 3)
-        return lens_return(&v, LENS_ESHAPE, NULL);
+    if (lens_expect(&v, 'k', 3, 3) < 0)
+        return NULL;
     if (lens_workspace(&v, lens_weights_dots_worksize(v.dim['n'])) < 0)
         return NULL;
     WITHOUT_GIL(lens_weights_dots(v.ptr[0], &v.fault, v.ptr[1], v.ptr[2], v.ptr[3], v.ptr[4],
@@ -31,8 +31,8 @@ SHIM(weights_histogram) {
     lens_status status;
     if (PARSE(v, weights_histogram))
         return NULL;
-    if (v.dim['k'] != LENS_BUCKETS)
-        return lens_return(&v, LENS_ESHAPE, NULL);
+    if (lens_expect(&v, 'k', LENS_BUCKETS, LENS_BUCKETS) < 0)
+        return NULL;
     if (lens_workspace(&v, lens_weights_histogram_worksize(v.dim['n'], threads(&v, 4))) < 0)
         return NULL;
     WITHOUT_GIL(lens_weights_histogram(v.ptr[0], &v.fault, v.ptr[1], v.ptr[2], v.dim['n'], v.dtype,

@@ -6,6 +6,7 @@ same operation in torch, a function of the same name in ``lens.tensors`` (see `a
 """
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -207,6 +208,14 @@ def same(x: ArrayIn, like: Block, name: str, like_name: str, *, dtype: str | Non
     return out
 
 
+def _check_real(x: ArrayIn, name: str) -> None:
+    """Refuse complex numbers and text, which NumPy would convert."""
+    kind = np.asarray(x).dtype
+    if kind.kind not in "biufO":
+        what = "complex numbers" if kind.kind == "c" else f"got {type(x).__name__} of {kind}"
+        raise DtypeError(f"{name}: {what}, expected an array of real numbers")
+
+
 def float64(
     x: ArrayIn, name: str, *, shape: tuple[int | None, ...], finite: bool = True
 ) -> Float64:
@@ -217,8 +226,7 @@ def float64(
     """
     if is_tensor(x):
         x = host(x.cpu().double())
-    if np.iscomplexobj(x):
-        raise DtypeError(f"{name}: complex numbers, expected real ones")
+    _check_real(x, name)
     try:
         out: Float64 = np.ascontiguousarray(x, dtype=np.float64).reshape(np.shape(x))
     except (TypeError, ValueError):
@@ -241,6 +249,7 @@ def rows_of(basis: ArrayIn, name: str, d: int, dtype: np.dtype[Any]) -> Array:
         basis = host(basis.cpu().double())
     if not isinstance(basis, np.ndarray) or basis.ndim != 2 or basis.shape[0] != d:
         raise ShapeError(f"{name}: shape {np.shape(basis)}, expected ({d}, r)")
+    _check_real(basis, name)
     rows = np.ascontiguousarray(basis.T, dtype=dtype)
     if not np.isfinite(rows).all():
         raise InputError(f"{name}: holds NaN or infinite values; expected finite numbers")
@@ -275,9 +284,33 @@ def threads(n_threads: int | None) -> int:
     return int(n_threads)
 
 
+def _not_finite(x: Array) -> Array:
+    """Where an array holds NaN or infinity; uint16 is bfloat16."""
+    bad: Array = (x & 0x7F80) == 0x7F80 if x.dtype == np.uint16 else ~np.isfinite(x)
+    return bad
+
+
+def _blame(text: str, arrays: Mapping[str, Array | None]) -> str:
+    """Say which array the core means when it has found something to refuse in their values."""
+    if "masked out" in text and "mask" in arrays:
+        return f"mask: {text}; expected 1 for every real token"
+    if "NaN or infinite" not in text or not arrays:
+        return text
+    given = {name: x for name, x in arrays.items() if x is not None and name != "mask"}
+    row = re.search(r", (?:row|element|token) (\d+)", text)
+    where = int(row[1]) if row else ...
+    found = [name for name, x in given.items() if _not_finite(x[where]).any()]
+    if found:
+        return f"{' and '.join(found)}: {text}; expected finite numbers"
+    return f"{' and '.join(given)}: {text}, from sums or squares that overflow; scale them down"
+
+
 @contextmanager
-def core_errors() -> Iterator[None]:
-    """Turn what the C core raises into the package's own errors."""
+def core_errors(**arrays: Array | None) -> Iterator[None]:
+    """Turn what the C core raises into the package's own errors.
+
+    ``arrays`` are the arguments whose values may be refused, by the names their caller knows.
+    """
     try:
         yield
     except LensError:
@@ -285,7 +318,7 @@ def core_errors() -> Iterator[None]:
     except TypeError as error:
         raise DtypeError(str(error)) from None
     except (ValueError, OverflowError) as error:
-        raise InputError(str(error)) from None
+        raise InputError(_blame(str(error), arrays)) from None
 
 
 def to_dict(result: Any) -> dict[str, Any]:

@@ -159,7 +159,7 @@ def separate(
     w = _weights(weights, rows)
     t = np.ascontiguousarray(t, dtype=a.accumulator)
     grad = np.empty_like(a.data)
-    with core_errors():
+    with core_errors(h=a.data, h0=b.data):
         value = _core.separate(grad, a.data, b.data, directions, t, w, a.code, threads(n_threads))
     return LossResult(value, grad)
 
@@ -256,11 +256,11 @@ def align(
     n = threads(n_threads)
     if basis is None:
         u = _direction(direction, d, a.accumulator)
-        with core_errors():
+        with core_errors(h=a.data, pivot=b.data):
             value = _core.align_mean(grad, grad_pivot, a.data, b.data, u, w, a.code, n)
     else:
         m = _orthonormal(basis, d, a.accumulator)
-        with core_errors():
+        with core_errors(h=a.data, pivot=b.data):
             value = _core.align_complement(grad, grad_pivot, a.data, b.data, m, w, a.code, n)
     return AlignResult(value, grad, grad_pivot)
 
@@ -320,6 +320,6 @@ def retain(
     a, b = _pair(h, h0, "h0", 3, dtype)
     m = mask01(mask, "mask", a.data.shape[:2])
     grad = np.empty_like(a.data)
-    with core_errors():
+    with core_errors(h=a.data, h0=b.data, mask=m):
         value = forms[form](grad, a.data, b.data, m, a.code, threads(n_threads))
     return LossResult(value, grad)

@@ -83,11 +83,8 @@ def _moments(x: Array, code: int, name: str, n_threads: int) -> tuple[Float64, f
     """Mean of the rows, and the mean over coordinates of their variance."""
     mean, m2 = np.empty(x.shape[1]), np.empty(x.shape[1])
     n_threads = n_threads if x.size >= 1 << 20 else 1  # starting one would take longer
-    try:
-        with core_errors():
-            _core.moments_update(mean, m2, None, None, x, 0, code, n_threads)
-    except InputError as error:
-        raise InputError(f"{name}: {error}") from None
+    with core_errors(**{name: x}):
+        _core.moments_update(mean, m2, None, None, x, 0, code, n_threads)
     return mean, float(m2.mean() / max(len(x) - 1, 1))
 
 
@@ -261,6 +258,12 @@ def mexa_layers(
     ----------
     MEXA, arXiv:2410.05873.
     """
+    for name, layers in (("pivot", pivot), ("other", other)):
+        if not hasattr(layers, "__len__") or not hasattr(layers, "__getitem__"):
+            raise DtypeError(
+                f"{name}: got {type(layers).__name__}, expected an array (layers, n, d) or a "
+                "sequence of arrays (n, d)"
+            )
     if len(pivot) == 0:
         raise ShapeError("pivot: no layers, expected at least 1")
     if len(other) != len(pivot):

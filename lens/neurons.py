@@ -125,7 +125,7 @@ class Counts:
         m = None if mask is None else mask01(mask, "mask", shape[:-1]).reshape(-1)
         rows = data.reshape(-1, self.neurons)
         out = np.empty_like(self._positive)
-        with core_errors():
+        with core_errors(gates=rows):
             _core.neuron_count(out, self._positive, rows, m, code, threads(n_threads))
         self._positive = out
         self._tokens += len(rows) if m is None else int(m.sum(dtype=np.int64))

@@ -97,7 +97,7 @@ def pool(
     n, t, d = x.data.shape
     m = mask01(mask, "mask", (n, t))
     out = np.empty((n, d))
-    with core_errors():
+    with core_errors(states=x.data, mask=m):
         _core.pool(out, x.data, m, x.code, _MODES.index(mode), threads(n_threads))
     return out
 

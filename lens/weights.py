@@ -194,7 +194,7 @@ def _dots(first: Pair, second: Pair | None, n_threads: int, dtype: str | None) -
         if other != code:
             raise DtypeError("c: another dtype than a; expected all four tensors to have one")
     sums = np.empty(3)
-    with core_errors():
+    with core_errors(a=a, b=b, c=c, d=d):
         _core.weights_dots(sums, a, b, c, d, code, threads(n_threads))
     return [float(x) for x in sums]
 
@@ -322,7 +322,7 @@ def histogram(
     """
     x, y, code = _flat(a, b, "ab", dtype)
     counts = np.empty(_BUCKETS, np.uint64)
-    with core_errors():
+    with core_errors(a=x, b=y):
         _core.weights_histogram(counts, x, y, code, threads(n_threads))
     return counts
 

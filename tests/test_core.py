@@ -243,7 +243,7 @@ def read_only():
         ({"h": np.ones((4, 8), ">f4")}, ValueError, "'h' is not in native byte order"),
         ({"h": unaligned()}, ValueError, "'h' is not aligned"),
         ({"grad": read_only()}, ValueError, "'grad' is read-only"),
-        ({"target": np.zeros((3, 2), np.float32)}, ValueError, "sizes do not fit"),
+        ({"target": np.zeros((3, 2), np.float32)}, ValueError, "size p of 'target' is 3"),
         (
             {"weights": np.ones(3)},
             ValueError,

@@ -272,6 +272,7 @@ def with_row(row, value):
         (lambda: metrics.mexa(X, X, n_threads=0), InputError, "n_threads"),
         (lambda: metrics.mexa_layers([X], [X, X]), ShapeError, "other: 2 layers, expected 1"),
         (lambda: metrics.mexa_layers([], []), ShapeError, "pivot: no layers"),
+        (lambda: metrics.mexa_layers(None, [X]), DtypeError, "pivot: got NoneType"),
         (lambda: metrics.mexa_layers([X, X], [X, with_row(1, 0)]), InputError, "layer 1: other"),
         (lambda: metrics.separability({"a": X}), InputError, "at least 2 languages"),
         (lambda: metrics.separability([X, X]), InputError, "mapping"),

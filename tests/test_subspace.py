@@ -76,6 +76,38 @@ def test_projectors_equal_the_published_procedure(condition, r):
         np.testing.assert_allclose(B.T @ m / (m @ m), np.ones(7), atol=1e-10)
 
 
+def exact_means(smallest):
+    """Means whose factors are known exactly: Hadamard matrices, and powers of two between them.
+
+    Every element is a sum of a few powers of two and fits float64 without rounding, so the left
+    singular vectors and the ratios of the singular values are exact: condition 2^-smallest.
+    """
+    H = np.array([[1.0]])
+    for _ in range(6):
+        H = np.block([[H, H], [H, -H]])
+    U, V = H[:, 1:8] / 8, H[:8, :8][:, 1:]  # (64, 7) orthonormal; (8, 7) orthogonal to ones
+    sigma = 2.0 ** np.linspace(0, smallest, 7).round()
+    means = V * sigma @ U.T + 3.0
+    assert (means.astype(np.longdouble) == (V * sigma).astype(np.longdouble) @ U.T + 3).all()
+    return means, U, sigma * np.sqrt(8.0)
+
+
+@pytest.mark.parametrize("smallest", [0, -6, -20, -26])
+def test_exactly_known_factors(smallest):
+    """Condition up to 6.7e7; below 1e-9 as far as condition 1e6, where the reference agrees."""
+    means, U, sigma = exact_means(smallest)
+    result = fit(means, rank="full", agnostic="complement")
+    exact, exact_sigma = longdouble_basis(means, 7)
+    assert principal_angles(result.basis, U).max() < 1e-9
+    np.testing.assert_allclose(result.singular_values, sigma, rtol=1e-9)
+    np.testing.assert_allclose(exact_sigma, sigma, rtol=1e-12)
+    if smallest == 0:
+        return  # equal singular values leave the vectors open
+    for found, bound in ((result.basis, 1e-9), (exact, 1e-12)):
+        angles = [principal_angles(found[:, [k]], U[:, [k]])[0] for k in range(7)]
+        assert max(angles) < bound * max(1.0, 2.0**-smallest / 1e6)
+
+
 @pytest.mark.parametrize("condition", [1e2, 1e4, 1e6])
 def test_ill_conditioned_means_to_1e_9(condition):
     means, _, _ = means_of(np.random.default_rng(7), 7, 96, condition=condition, offset=1.0)
