@@ -14,6 +14,8 @@
 
 #include "weights.inc.h"
 
+#include "combine.inc.h"
+
 #undef SUFFIX
 #undef T
 #undef ACC
@@ -22,5 +24,7 @@
 #undef STORE
 #undef LOADN
 #undef STOREN
+#undef READY
+#undef READ
 #undef COUNT
 #undef INFINITE
