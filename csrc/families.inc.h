@@ -24,7 +24,6 @@
 #undef STORE
 #undef LOADN
 #undef STOREN
-#undef READY
-#undef READ
+#undef CLEAN
 #undef COUNT
 #undef INFINITE

@@ -9,7 +9,7 @@
 #define SUFFIX f32
 #define T float
 #define ACC float
-#define LOAD lens_load_f32
+#define CLEAN lens_clean_f32
 #define DIRECT
 #define COUNT uint32_t
 #include "families.inc.h"
@@ -17,7 +17,7 @@
 #define SUFFIX f64
 #define T double
 #define ACC double
-#define LOAD lens_load_f64
+#define CLEAN lens_clean_f64
 #define DIRECT
 #define COUNT uint64_t
 #include "families.inc.h"
@@ -27,10 +27,11 @@
 #define ACC float
 #define LOAD lens_load_f16
 #define STORE lens_store_f16
+#define CLEAN lens_clean_f32
 #define COUNT uint16_t
 #define INFINITE 0x7c00
 #ifdef ISA_F16C
-#define LOADN lens_loadn_f16c
+#define LOADN PASTE(lens_loadn, f16, ISA)
 #define STOREN lens_storen_f16c
 #endif
 #include "families.inc.h"
@@ -40,8 +41,12 @@
 #define ACC float
 #define LOAD lens_load_bf16
 #define STORE lens_store_bf16
+#define CLEAN lens_clean_f32
 #define COUNT uint16_t
 #define INFINITE 0x7f80
+#ifdef ISA_F16C
+#define LOADN PASTE(lens_loadn, bf16, ISA)
+#endif
 #include "families.inc.h"
 
 #define KERNEL(name, suffix) .name = PASTE(name, suffix, ISA)

@@ -9,6 +9,7 @@
 
 #define LENS_LANES 16  /* fixed partial sums of every reduction */
 #define LENS_PIECE 512 /* columns reduced in ACC before their sum joins a double: 32 adds a lane */
+#define LENS_STRIP 128 /* columns of four rows taken together */
 #define LENS_TILE 2048 /* columns counted together */
 #define LENS_COUNT_ROWS 32768 /* rows counted before narrow counters are emptied */
 

@@ -18,24 +18,6 @@ static inline const ACC *FN(view)(ACC *buf, const T *x, size_t n) {
 #endif
 }
 
-/* The same for loops that read each element once: a plain load the compiler can vectorise needs no
- * copy.  READ(x[i]) is the value of element i. */
-#if defined(LOADN)
-#define READY ACC
-#define READ(x) (x)
-static inline const READY *FN(ready)(ACC *buf, const T *x, size_t n) {
-    LOADN(buf, x, n);
-    return buf;
-}
-#else
-#define READY T
-#define READ(x) LOAD(x)
-static inline const READY *FN(ready)(ACC *buf, const T *x, size_t n) {
-    (void)buf, (void)n;
-    return x;
-}
-#endif
-
 /* out[n] = buf[n] in T. */
 static inline void FN(flush)(T *out, const ACC *buf, size_t n) {
 #if defined(DIRECT)

@@ -2,6 +2,7 @@
  * weights.c: differences of the weights of two models, their largest, their sums.  Level 3.
  * arXiv 2410.07825.  Flat arrays, read once and in place: no difference is ever stored unless it is
  * the result.  Counts are integers and sums are kept by chunk, so threads cannot change a bit. */
+#include "dtype.h"
 #include "kernels.h"
 #include "parallel.h"
 
@@ -69,18 +70,24 @@ static lens_status select_chunk(void *ctx, size_t chunk, size_t thread) {
     return LENS_OK;
 }
 
+/* Strips are short so that fetching the next one is spread evenly over the work on this one. */
 static lens_status combine_chunk(void *ctx, size_t chunk, size_t thread) {
     const weights_job *j = ctx;
     size_t first = chunk * LENS_CHUNK, end = first + chunk_size(j, first);
-    double sum[LENS_PIECE] = {0};
+    double sum[LENS_STRIP] = {0};
     (void)thread;
     for (size_t i = first, m; i < end; i += m) {
-        m = end - i < LENS_PIECE ? end - i : LENS_PIECE;
+        m = end - i < LENS_STRIP ? end - i : LENS_STRIP;
         for (size_t s = 0, same; s < j->n_sources; s += same) {
             for (same = 1; s + same < j->n_sources && j->dtypes[s + same] == j->dtypes[s];)
                 same++;
             lens_kernels_of(j->dtypes[s])
                 ->sum(sum, j->sources + s, j->weights + s, same, s > 0, i, m);
+        }
+        for (size_t s = 0; i + m < end && s < j->n_sources; s++) {
+            size_t size = lens_dtype_size(j->dtypes[s]);
+            size_t next = end - i - m < LENS_STRIP ? end - i - m : LENS_STRIP;
+            lens_prefetch((const unsigned char *)j->sources[s] + (i + m) * size, next * size);
         }
         j->k->round(j->out + i * j->size, sum, m);
     }

@@ -15,28 +15,28 @@ static void FN(delta)(float *restrict out, const void *a_, const void *b_, size_
     ACC ba[LENS_PIECE], bb[LENS_PIECE];
     for (size_t i = 0, m; i < n; i += m) {
         m = FN(piece)(i, n);
-        const READY *x = FN(ready)(ba, a + i, m), *y = FN(ready)(bb, FN(or_zeros)(b, i), m);
+        const ACC *x = FN(view)(ba, a + i, m), *y = FN(view)(bb, FN(or_zeros)(b, i), m);
         for (size_t k = 0; k < m; k++)
-            out[i + k] = (float)(READ(x[k]) - READ(y[k]));
+            out[i + k] = (float)(x[k] - y[k]);
     }
 }
 
 /* Lanes of double: the square of a tiny float32 does not vanish and that of a large one is finite.
  * width <= LENS_LANES. */
-static inline void FN(add_dots)(double *lanes, const READY *a, const READY *b, const READY *c,
-                                const READY *d, size_t width) {
+static inline void FN(add_dots)(double *lanes, const ACC *a, const ACC *b, const ACC *c,
+                                const ACC *d, size_t width) {
     double *xx = lanes, *yy = lanes + LENS_LANES, *xy = lanes + 2 * LENS_LANES;
     for (size_t l = 0; l < width; l++) {
-        double x = (double)(READ(a[l]) - READ(b[l])), y = (double)(READ(c[l]) - READ(d[l]));
+        double x = (double)(a[l] - b[l]), y = (double)(c[l] - d[l]);
         xx[l] += x * x;
         yy[l] += y * y;
         xy[l] += x * y;
     }
 }
 
-static inline void FN(add_squares)(double *lane, const READY *a, const READY *b, size_t width) {
+static inline void FN(add_squares)(double *lane, const ACC *a, const ACC *b, size_t width) {
     for (size_t l = 0; l < width; l++) {
-        double x = (double)(READ(a[l]) - READ(b[l]));
+        double x = (double)(a[l] - b[l]);
         lane[l] += x * x;
     }
 }
@@ -55,16 +55,16 @@ static void FN(delta_dots)(double *sums, const void *a_, const void *b_, const v
     double lanes[3 * LENS_LANES] = {0};
     for (size_t i = 0, m, k; i < n; i += m) {
         m = FN(piece)(i, n);
-        const READY *x = FN(ready)(buf[0], a + i, m);
-        const READY *y = FN(ready)(buf[1], FN(or_zeros)(b, i), m);
+        const ACC *x = FN(view)(buf[0], a + i, m);
+        const ACC *y = FN(view)(buf[1], FN(or_zeros)(b, i), m);
         if (c == NULL) {
             for (k = 0; k + LENS_LANES <= m; k += LENS_LANES)
                 FN(add_squares)(lanes, x + k, y + k, LENS_LANES);
             FN(add_squares)(lanes, x + k, y + k, m - k);
             continue;
         }
-        const READY *z = FN(ready)(buf[2], c + i, m);
-        const READY *t = FN(ready)(buf[3], FN(or_zeros)(d, i), m);
+        const ACC *z = FN(view)(buf[2], c + i, m);
+        const ACC *t = FN(view)(buf[3], FN(or_zeros)(d, i), m);
         for (k = 0; k + LENS_LANES <= m; k += LENS_LANES)
             FN(add_dots)(lanes, x + k, y + k, z + k, t + k, LENS_LANES);
         FN(add_dots)(lanes, x + k, y + k, z + k, t + k, m - k);
@@ -76,10 +76,10 @@ static void FN(delta_dots)(double *sums, const void *a_, const void *b_, const v
 /* key[m] of a - b; returns the largest. */
 static inline uint32_t FN(delta_keys)(uint32_t *restrict key, const T *a, const T *b, size_t m) {
     ACC ba[LENS_PIECE], bb[LENS_PIECE];
-    const READY *x = FN(ready)(ba, a, m), *y = FN(ready)(bb, b, m);
+    const ACC *x = FN(view)(ba, a, m), *y = FN(view)(bb, b, m);
     uint32_t most = 0;
     for (size_t k = 0; k < m; k++) {
-        key[k] = lens_f32_to_bits((float)(READ(x[k]) - READ(y[k]))) & 0x7fffffffu;
+        key[k] = lens_f32_to_bits((float)(x[k] - y[k])) & 0x7fffffffu;
         most = key[k] > most ? key[k] : most;
     }
     return most;
@@ -145,12 +145,12 @@ static double FN(delta_size)(const void *a_, const void *b_, size_t n) {
     double lane[LENS_LANES] = {0};
     for (size_t i = 0, m, k; i < n; i += m) {
         m = FN(piece)(i, n);
-        const READY *x = FN(ready)(ba, a + i, m), *y = FN(ready)(bb, FN(or_zeros)(b, i), m);
+        const ACC *x = FN(view)(ba, a + i, m), *y = FN(view)(bb, FN(or_zeros)(b, i), m);
         for (k = 0; k + LENS_LANES <= m; k += LENS_LANES)
             for (size_t l = 0; l < LENS_LANES; l++)
-                lane[l] += fabs((double)(READ(x[k + l]) - READ(y[k + l])));
+                lane[l] += fabs((double)(x[k + l] - y[k + l]));
         for (size_t l = 0; k + l < m; l++)
-            lane[l] += fabs((double)(READ(x[k + l]) - READ(y[k + l])));
+            lane[l] += fabs((double)(x[k + l] - y[k + l]));
     }
     return FN(fold_double)(lane);
 }
@@ -160,9 +160,9 @@ static void FN(add_sizes)(double *restrict acc, const void *a_, const void *b_, 
     ACC ba[LENS_PIECE], bb[LENS_PIECE];
     for (size_t i = 0, m; i < n; i += m) {
         m = FN(piece)(i, n);
-        const READY *x = FN(ready)(ba, a + i, m), *y = FN(ready)(bb, FN(or_zeros)(b, i), m);
+        const ACC *x = FN(view)(ba, a + i, m), *y = FN(view)(bb, FN(or_zeros)(b, i), m);
         for (size_t k = 0; k < m; k++)
-            acc[i + k] += fabs((double)(READ(x[k]) - READ(y[k])));
+            acc[i + k] += fabs((double)(x[k] - y[k]));
     }
 }
 

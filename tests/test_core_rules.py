@@ -105,6 +105,13 @@ def test_shims_are_short():
         assert len(body.splitlines()) <= 15, f"shim of {name}"
 
 
+def python(name):
+    """Source of a module of the package, or of all files of a subpackage."""
+    path = ROOT / "lens" / name
+    files = sorted(path.rglob("*.py")) or [path.with_suffix(".py")]
+    return "\n".join(file.read_text() for file in files if file.exists())
+
+
 def test_torch_is_not_imported_below_the_losses():
     for name in (
         "arrays",
@@ -116,8 +123,7 @@ def test_torch_is_not_imported_below_the_losses():
         "weights",
         "errors",
     ):
-        source = (ROOT / "lens" / f"{name}.py").read_text()
-        assert not re.search(r"^\s*(import|from) torch", source, flags=re.MULTILINE), name
+        assert not re.search(r"^\s*(import|from) torch", python(name), flags=re.MULTILINE), name
 
 
 def test_lower_layers_do_not_import_upper_ones():
@@ -131,12 +137,10 @@ def test_lower_layers_do_not_import_upper_ones():
     for entry in order:
         names = entry if isinstance(entry, tuple) else (entry,)
         for name in names:
-            path = ROOT / "lens" / f"{name}.py"
-            if path.exists():
-                text = path.read_text()
-                found = set(re.findall(r"^from lens\.(\w+)", text, flags=re.MULTILINE))
-                found |= set(re.findall(r"^from lens import (\w+)", text, flags=re.MULTILINE))
-                assert found <= allowed, f"lens/{name}.py imports {found - allowed}"
+            text = python(name)
+            found = set(re.findall(r"^from lens\.(\w+)", text, flags=re.MULTILINE)) - {name}
+            found |= set(re.findall(r"^from lens import (\w+)", text, flags=re.MULTILINE))
+            assert found <= allowed, f"lens.{name} imports {found - allowed}"
         allowed |= set(names)
 
 

@@ -106,7 +106,7 @@ def test_topk_is_a_full_stable_sort(sizes, dtype, ties, seed, share):
 
 
 def test_topk_streams_and_names_its_threshold(monkeypatch):
-    monkeypatch.setattr(weights, "_PIECE", 64)  # prune early, search in many pieces
+    monkeypatch.setattr("lens.weights._topk._PIECE", 64)  # the bar rises within a tensor
     rng = np.random.default_rng(3)
     x = {f"{i:02}": rng.integers(-500, 501, size=(7, 90)).astype(np.float32) for i in range(20)}
     x["03"][:] = 0
@@ -114,16 +114,158 @@ def test_topk_streams_and_names_its_threshold(monkeypatch):
         top = weights.TopK(k, n_threads=2)
         for name in sorted(x):
             top.add(name, x[name])
-        masks = {name: top.select(name, x[name]) for name in sorted(x)}
+        marks = {name: top.select(name, x[name]) for name in sorted(x)}
         result = top.finish()
-        for name in sorted(x):
-            result.apply(name, masks[name])
+        masks = {name: result.apply(name, marks[name]) for name in sorted(x)}
         expected = ref.topk(x, k)
         for name, mask in masks.items():
             np.testing.assert_array_equal(mask, expected[name])
         chosen = np.concatenate([np.abs(x[n][expected[n]]) for n in sorted(x)])
         assert result.selected == chosen.size
         assert result.threshold == chosen.min(initial=np.inf)
+
+
+@pytest.mark.parametrize("order", ["equal", "rising", "falling", "shuffled"])
+def test_topk_within_one_bucket(order, monkeypatch):
+    """All keys share their upper bits: what is remembered decides everything."""
+    monkeypatch.setattr("lens.weights._topk._PIECE", 100)
+    rng, low = np.random.default_rng(11), np.arange(3000, dtype=np.uint32) % 1024
+    low = {"equal": low * 0, "rising": np.sort(low), "falling": np.sort(low)[::-1]}.get(
+        order, rng.permutation(low)
+    )
+    x = (0x3F800000 + low).astype(np.uint32).view(np.float32) * rng.choice([-1, 1], 3000)
+    parts = {f"{i}": np.ascontiguousarray(part) for i, part in enumerate(np.split(x, 4))}
+    for k in (1, 2, 1000, 2999, 3000):
+        masks = weights.topk_masks(parts, k=k)
+        for name, expected in ref.topk(parts, k).items():
+            np.testing.assert_array_equal(masks[name], expected)
+
+
+def test_topk_remembers_little_of_ties():
+    """Of equal deltas no more than k low bits are kept, whatever the number of elements."""
+    top, x = weights.TopK(k=10), np.ones(1000, np.float32)
+    for name in "abc":
+        top.add(name, x)
+    marks = [top.select(name, x) for name in "abc"]
+    assert [int((m == 2).sum()) for m in marks] == [1000, 0, 0]
+    result = top.finish()
+    assert {k: v.size for k, v in result.settled.items()} == {"a": 1000}
+    assert result.apply("a", marks[0]).sum() == 10
+    with pytest.raises(InputError, match="apply each result once"):
+        result.apply("a", marks[0])
+    with pytest.raises(DtypeError, match="marks: got bool"):
+        result.apply("b", marks[1].view(bool))
+    with pytest.raises(DtypeError, match="C-contiguous"):
+        result.apply("b", marks[1][::2])
+    assert result.to_dict()["settled"]["a"][:11] == [1] * 10 + [0]
+
+
+SHAPES = [(1, 1), (3, 15), (16, 17), (17, 16), (2, 513), (129, 2049), (33, 2048), (1, 65537)]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from(SHAPES), st.sampled_from(ref.DTYPES), st.booleans(), st.integers(0, 2**32 - 1)
+)
+def test_importance(shape, dtype, base, seed):
+    rng, kw = np.random.default_rng(seed), ref.raw(dtype)
+    a, b = tensors(rng, shape, dtype)
+    b = b if base else None
+    size = np.abs(ref.delta(a, b, dtype).astype(np.longdouble))
+    for unit, axis in (("row", 1), ("column", 0)):
+        out = weights.importance(a, b, unit=unit, n_threads=2, **kw)
+        expected = size.mean(axis=axis, keepdims=True)
+        assert out.shape == expected.shape
+        assert out.dtype == np.float64
+        assert (np.abs(out - expected) <= (max(shape) + 4) * 2.0**-53 * expected).all()
+    np.testing.assert_array_equal(
+        weights.importance(a, b, unit="element", **kw), size.astype(np.float32)
+    )
+
+
+def test_importance_of_other_shapes():
+    x = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    np.testing.assert_array_equal(weights.importance(x), x.mean(2, keepdims=True))
+    np.testing.assert_array_equal(weights.importance(x, unit="column"), x.mean(1, keepdims=True))
+    for unit in ("row", "column"):
+        np.testing.assert_array_equal(weights.importance(-x[0, 0], unit=unit), x[0, 0])
+        assert weights.importance(np.full((), -2.0), unit=unit) == 2
+    assert weights.importance(np.empty((0, 4), np.float32)).shape == (0, 1)
+    assert weights.importance(np.empty((4, 0), np.float32), unit="column").shape == (1, 0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.sampled_from([(5,), (0,), (3, 4), (17, 5), (1, 16), (2, 3, 4)]), min_size=1,
+             max_size=4),
+    st.sampled_from(["row", "column"]), st.sampled_from(ref.DTYPES), st.booleans(),
+    st.integers(0, 2**32 - 1), st.floats(0, 1),
+)  # fmt: skip
+def test_masks_of_units_are_a_full_stable_sort(shapes, unit, dtype, ties, seed, share):
+    rng, kw = np.random.default_rng(seed), ref.raw(dtype)
+    names = [f"t{i}" for i in rng.permutation(12)[: len(shapes)]]
+    make = lumpy if ties else tensors
+    pairs = {name: make(rng, shape, dtype) for name, shape in zip(names, shapes, strict=True)}
+    a, b = ({name: pair[i] for name, pair in pairs.items()} for i in range(2))
+    sizes = {n: weights.importance(a[n], b[n], unit=unit, **kw) for n in names}
+    k = math.floor(share * sum(x.size for x in sizes.values()) + 0.5)
+    expected = ref.topk(sizes, k, np.float64)
+    for how in ({"k": k}, {"share": share}):
+        masks = weights.topk_masks(a, b, unit=unit, **how, **kw)
+        assert list(masks) == sorted(names)
+        for name in names:
+            np.testing.assert_array_equal(masks[name], expected[name])
+            assert np.broadcast_to(masks[name], a[name].shape).shape == a[name].shape
+    alone = weights.topk_masks(a, b, unit=unit, share=share, per_tensor=True, **kw)
+    for name in names:
+        k = math.floor(share * sizes[name].size + 0.5)
+        one = ref.topk({name: sizes[name]}, k, np.float64)[name]
+        np.testing.assert_array_equal(alone[name], one)
+
+
+def test_masks_of_each_tensor():
+    x = {"a": np.float32([1, 2, 3]), "b": np.float32([[30, 20], [0, 0]])}
+    masks = weights.topk_masks(x, k=2, per_tensor=True)
+    assert masks["a"].tolist() == [False, True, True]
+    assert masks["b"].tolist() == [[True, True], [False, False]]
+    rows = weights.topk_masks(x, k=2, unit="row")
+    assert rows["a"].tolist() == [False, False, True]
+    assert rows["b"].tolist() == [[True], [False]]
+    assert weights.topk_units({}, k=3) == {}
+
+
+def test_write_into_given_memory():
+    rng = np.random.default_rng(12)
+    a, b = tensors(rng, (3, 5), "float32")
+    out = np.empty((3, 5), np.float32)
+    assert weights.delta(a, b, out=out) is out
+    np.testing.assert_array_equal(out, a - b)
+    half = np.empty((3, 5), np.uint16)
+    assert weights.combine([a, b], [1, 2], out=half, out_dtype="bfloat16") is half
+    np.testing.assert_array_equal(half, weights.combine([a, b], [1, 2], out_dtype="bfloat16"))
+    with pytest.raises(InputError, match="shares memory"):
+        weights.combine([a, b], [1, 2], out=a)
+    with pytest.raises(DtypeError, match="out: got float64"):
+        weights.delta(a, b, out=np.empty((3, 5)))
+    with pytest.raises(ShapeError, match=r"out: shape \(15,\)"):
+        weights.delta(a, b, out=np.empty(15, np.float32))
+    with pytest.raises(InputError, match="out: expected a C-contiguous"):
+        weights.delta(a, b, out=np.empty((5, 3), np.float32).T)
+
+
+@pytest.mark.parametrize("dtype", ref.DTYPES)
+def test_combine_at_every_rounding_point(dtype):
+    """Sums at, just below and just above what rounds to even, from subnormal to infinite."""
+    bits = np.arange(0, 0x7F80 if dtype == "bfloat16" else 0x7C00, dtype=np.uint16)
+    grid = ref.value(bits if dtype == "bfloat16" else bits.view(np.float16), "bfloat16"
+                     if dtype == "bfloat16" else "float16")  # fmt: skip
+    middle = (grid[:-1] + grid[1:]) / 2
+    x = np.concatenate([grid, middle, np.nextafter(middle, 0), np.nextafter(middle, np.inf)])
+    x = np.concatenate([x, -x, [5e-324, -5e-324, 1e-310, 3.5e38, -1e39, np.inf, -np.inf]])
+    out = weights.combine([x], [1], out_dtype=dtype)
+    with np.errstate(over="ignore"):
+        expected = ref.combine([x], [1], dtype)
+    assert out.tobytes() == expected.tobytes()
 
 
 def test_topk_of_subnormal_deltas():
@@ -203,6 +345,8 @@ def everything(dtype, n_threads=1, n=2 * CHUNK + 77):
     out.append(weights.histogram(a, b, **kw))
     out += [weights.combine([a, b, c], [0.3, 1, -2.2], out_dtype=kind, **kw) for kind in ref.DTYPES]
     out.append(weights.topk_masks({"x": a, "y": c}, {"x": b, "y": d}, share=0.05, **kw)["y"])
+    for unit in ("row", "column"):
+        out.append(weights.importance(a[None], b[None], unit=unit, **kw))
     a[::7] = ref.store([np.nan], dtype)
     out.append(weights.combine([a, b], [1, -1], **kw))
     out.append(np.array([weights.count_nonfinite(a, **kw).nan]))
@@ -287,6 +431,17 @@ BAD = np.array([1, 2, np.inf, np.nan], np.float32)
         (lambda: weights.TopK(1.5), InputError, "k: got 1.5"),
         (lambda: weights.TopK(share=1.5), InputError, "share: got 1.5"),
         (lambda: weights.topk_masks({"a": W}, {"b": W}, k=1), InputError, "tensor 'a' is in one"),
+        (lambda: weights.topk_masks({"a": W}, k=1, unit="rows"), InputError, "unit: got 'rows'"),
+        (lambda: weights.topk_masks({}, unit="row"), InputError, "exactly one"),
+        (lambda: weights.importance(W, unit=None), InputError, "unit: got None"),
+        (lambda: weights.importance(W, W[:2]), ShapeError, r"b: shape \(2, 4\)"),
+        (lambda: weights.importance(BAD[None]), InputError, "row 0, column 2"),
+        (lambda: weights.importance(BAD[:, None], unit="column"), InputError, "row 2, column 0"),
+        (lambda: weights.importance(BAD), InputError, "a - b: NaN or infinite value, element 2"),
+        (lambda: weights.importance(W[:, :0]), InputError, r"a: shape \(3, 0\)"),
+        (lambda: weights.topk_units({"w": -W}, k=1), InputError, "negative importance"),
+        (lambda: weights.topk_units({"w": BAD}, k=1), InputError, r"sizes\['w'\]: NaN"),
+        (lambda: weights.topk_units({"w": [1.0]}, k=1), DtypeError, "got list"),
     ],
 )  # fmt: skip
 def test_bad_input(call, error, message):
@@ -314,6 +469,11 @@ def test_topk_refuses_a_wrong_order():
         top.finish()
 
 
+def rooms(n):
+    """Marks and low bits to be written."""
+    return np.empty(n, np.uint8), np.empty(n, np.uint16)
+
+
 def test_core_refuses_what_does_not_fit():
     x, out, w = np.ones(4, np.float32), np.empty(4, np.float32), np.ones(1)
     with pytest.raises(TypeError, match="'sources' must be a tuple"):
@@ -337,7 +497,17 @@ def test_core_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match="sizes do not fit"):
         _core.weights_histogram(np.empty(5, np.uint64), x, x, 0, 1)
     with pytest.raises(ValueError, match="outside the domain"):
-        _core.weights_select(np.empty(4, np.uint8), x, x, 1, 2**40, 0, 1)
+        _core.weights_select(*rooms(4), x, x, 1, 2**40, 0, 1)
+    with pytest.raises(ValueError, match="outside the domain"):
+        _core.weights_select(*rooms(4), x, x, 1, 2**16, 0, 1)  # more than one bucket
+    with pytest.raises(TypeError, match="'lows' has dtype uint8, expected uint16"):
+        _core.weights_select(*[np.empty(4, np.uint8)] * 2, x, x, 1, 2, 0, 1)
+    with pytest.raises(ValueError, match="sizes do not fit"):
+        _core.weights_settle(np.array([0, 2, 1], np.uint8), np.ones(2, np.uint8))
+    with pytest.raises(ValueError, match="sizes do not fit"):
+        _core.weights_row_means(np.empty(3), np.empty((3, 0), np.float32), None, 0, 1)
+    with pytest.raises(ValueError, match="sizes do not fit"):
+        _core.weights_column_means(np.empty(3), np.empty((0, 3), np.float32), None, 0, 1)
 
 
 def test_results_to_dict():

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lens.io import write_text
 
-BENCHMARKS = ("startup", "subspace_fit", "lens_step")
+BENCHMARKS = ("startup", "subspace_fit", "moments", "weights", "lens_step")
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import statistics
@@ -47,6 +48,38 @@ def best_of(action: Callable[[], object], *, repeat: int = 5, warmup: int = 1) -
         action()
         times.append(time.perf_counter() - started)
     return statistics.median(times)
+
+
+def side_by_side(
+    ours: Callable[[], object], theirs: Callable[[], object], *, repeat: int = 5, warmup: int = 1
+) -> tuple[float, float]:
+    """Median seconds of both, taken in turns so that a noisy machine is noisy to both."""
+    for _ in range(warmup):
+        ours(), theirs()
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(repeat):
+        for action, seconds in zip((ours, theirs), times, strict=True):
+            started = time.perf_counter()
+            action()
+            seconds.append(time.perf_counter() - started)
+    return statistics.median(times[0]), statistics.median(times[1])
+
+
+def against_copy(name: str, action: Callable[[], object], moved: int, goal: float) -> Row:
+    """Bandwidth of ``action``, which reads and writes ``moved`` bytes, over that of memmove.
+
+    The copy reads half as many bytes and writes the other half.
+    """
+    import numpy as np
+
+    source, target = np.ones((2, moved // 2), np.uint8)
+
+    def copy() -> None:
+        ctypes.memmove(target.ctypes.data, source.ctypes.data, moved // 2)
+
+    mine, theirs = side_by_side(action, copy, repeat=7)
+    detail = f"{moved / mine / 1e9:.1f} GB/s against {moved / theirs / 1e9:.1f} GB/s, one thread"
+    return Row(name, f"memcpy, {moved >> 20} MiB moved", theirs / mine, f">= {goal}", detail)
 
 
 def child(module: str, *arguments: str) -> dict[str, float]:

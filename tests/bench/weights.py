@@ -1,0 +1,158 @@
+"""Deltas, cosines and combinations of weights against a copy and against torch; exact top-k.
+
+A copy moves as many bytes as the kernel must: each source once and the result once, without what
+the processor may read of a line before it writes to it.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from lens import _core, weights
+from lens.arrays import BF16, F32
+from tests.bench.common import Row, against_copy, child, side_by_side
+
+ELEMENTS = 1 << 26
+TOTAL, TENSORS, SHARE = 200_000_000, 50, 0.05
+WEIGHTS = np.array([1.0, 0.5, -0.25, 0.125])
+
+
+def _sources(code: int) -> list[np.ndarray]:
+    """Four tensors of 256 MiB in float32, or of as many elements in bfloat16."""
+    rng = np.random.default_rng(1)
+    out = []
+    for _ in range(4):
+        block = rng.normal(size=1 << 20).astype(np.float32)
+        block = block if code == F32 else (block.view(np.uint32) >> 16).astype(np.uint16)
+        out.append(np.tile(block, ELEMENTS >> 20))
+    return out
+
+
+def _kernels() -> Iterator[Row]:
+    for code, dtype, goal in ((F32, "float32", 0.85), (BF16, "bfloat16", 0.7)):
+        x = _sources(code)
+        n, e = ELEMENTS, x[0].itemsize
+        delta, out, sums = np.ones(n, np.float32), np.ones_like(x[0]), np.empty(3)
+        four, two, w = tuple(x), tuple(x[:2]), WEIGHTS
+        actions: list[tuple[str, Callable[[], object], int]] = [
+            ("delta", lambda: _core.weights_delta(delta, x[0], x[1], code, 1), n * (2 * e + 4)),
+            ("cosine of two deltas", lambda: _core.weights_dots(sums, *x, code, 1), 4 * n * e),
+            ("combine 2", lambda: _core.weights_combine(out, two, w[:2], code, 1), 3 * n * e),
+            ("combine 4", lambda: _core.weights_combine(out, four, w, code, 1), 5 * n * e),
+        ]
+        for name, action, moved in actions:
+            yield against_copy(f"{name}, {n * e >> 20} MiB {dtype}", action, moved, goal)
+
+
+def _against_torch() -> Iterator[Row]:
+    import torch
+
+    torch.set_num_threads(1)
+    raw = _sources(BF16)
+    tensors = [torch.from_numpy(x).view(torch.bfloat16) for x in raw]
+    out = np.ones_like(raw[0])
+
+    def ours() -> None:
+        weights.combine(tensors, WEIGHTS, out=out)
+
+    def in_float32() -> torch.Tensor:
+        return sum(w * x.float() for w, x in zip(WEIGHTS, tensors, strict=True)).bfloat16()
+
+    def in_bfloat16() -> torch.Tensor:
+        return sum(w * x for w, x in zip(WEIGHTS, tensors, strict=True))
+
+    name = "combine 4 bfloat16 -> bfloat16, 64 Mi elements"
+    for rival, action in (
+        ("torch, in float32, rounded", in_float32),
+        ("torch, every step in bfloat16", in_bfloat16),
+    ):
+        mine, theirs = side_by_side(ours, action, repeat=3)
+        detail = f"{mine * 1e3:.0f} ms against {theirs * 1e3:.0f} ms, one thread"
+        yield Row(name, rival, theirs / mine, ">= 4", detail)
+
+
+def _deltas() -> np.ndarray:
+    rng = np.random.default_rng(2)
+    x = np.empty(TOTAL, np.float32)
+    for part in np.split(x, TENSORS):
+        rng.standard_normal(out=part, dtype=np.float32)
+    return x
+
+
+def _resident() -> int:
+    """Most memory that this process has held so far, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _select(tensors: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], float]:
+    """Masks and threshold; the masks are written into memory that is there before."""
+    top = weights.TopK(share=SHARE)
+    for name, x in tensors.items():
+        top.add(name, x)
+    marks = {name: top.select(name, x) for name, x in tensors.items()}
+    result = top.finish()
+    return {name: result.apply(name, m) for name, m in marks.items()}, result.threshold
+
+
+def side(kind: str) -> dict[str, float]:
+    """Peak memory of the selection beyond deltas and masks, for a child process."""
+    if kind == "normal":
+        x = _deltas()
+    elif kind == "equal":
+        x = np.full(TOTAL, -0.5, np.float32)
+    else:  # few distinct sizes, as the difference of two models in bfloat16
+        x = _deltas()
+        np.round(x, 1, out=x)
+    tensors = {f"{i:02}": part for i, part in enumerate(np.split(x, TENSORS))}
+    _select({"warm": x[:1000]})
+    before = _resident()
+    masks, threshold = _select(tensors)
+    extra = _resident() - before - TOTAL
+    chosen = sum(int(np.count_nonzero(m)) for m in masks.values())
+    return {"extra": extra, "threshold": threshold, "chosen": chosen}
+
+
+def _topk() -> Iterator[Row]:
+    import torch
+
+    torch.set_num_threads(1)
+    x = _deltas()
+    tensors = {f"{i:02}": part for i, part in enumerate(np.split(x, TENSORS))}
+    k = round(SHARE * TOTAL)
+
+    def by_torch() -> float:
+        return float(torch.kthvalue(torch.from_numpy(x).abs(), TOTAL - k + 1).values)
+
+    def by_numpy() -> float:
+        return float(np.partition(np.abs(x), TOTAL - k)[TOTAL - k])
+
+    if not _select(tensors)[1] == by_numpy() == by_torch():
+        raise RuntimeError("the thresholds differ")
+    name = "exact top 5 % of 200 M float32 deltas"
+    for rival, action in (("torch.kthvalue", by_torch), ("NumPy partition", by_numpy)):
+        mine, theirs = side_by_side(lambda: _select(tensors), action, repeat=3, warmup=0)
+        detail = f"{mine:.2f} s with masks against {theirs:.2f} s without, one thread"
+        yield Row(name, rival, theirs / mine, ">= 5", detail)
+    del x, tensors
+    for kind in ("normal", "rounded", "equal"):
+        found = child("tests.bench.weights", kind)
+        extra = found["extra"] / 2**20
+        detail = f"{extra:.1f} MiB of resident memory beyond deltas and masks, {kind} deltas"
+        yield Row(f"{name}: memory", "64 MiB", extra / 64, "<= 1", detail)
+
+
+def run() -> Iterator[Row]:
+    """Yield all rows."""
+    yield from _kernels()
+    yield from _against_torch()
+    yield from _topk()
+
+
+if __name__ == "__main__":
+    print(json.dumps(side(sys.argv[1])))
