@@ -74,10 +74,11 @@ static lens_status select_chunk(void *ctx, size_t chunk, size_t thread) {
 static lens_status combine_chunk(void *ctx, size_t chunk, size_t thread) {
     const weights_job *j = ctx;
     size_t first = chunk * LENS_CHUNK, end = first + chunk_size(j, first);
-    double sum[LENS_STRIP] = {0};
+    size_t strip = j->size < sizeof(float) ? 2 * LENS_STRIP : LENS_STRIP;
+    double sum[2 * LENS_STRIP] = {0};
     (void)thread;
     for (size_t i = first, m; i < end; i += m) {
-        m = end - i < LENS_STRIP ? end - i : LENS_STRIP;
+        m = end - i < strip ? end - i : strip;
         for (size_t s = 0, same; s < j->n_sources; s += same) {
             for (same = 1; s + same < j->n_sources && j->dtypes[s + same] == j->dtypes[s];)
                 same++;
@@ -86,7 +87,7 @@ static lens_status combine_chunk(void *ctx, size_t chunk, size_t thread) {
         }
         for (size_t s = 0; i + m < end && s < j->n_sources; s++) {
             size_t size = lens_dtype_size(j->dtypes[s]);
-            size_t next = end - i - m < LENS_STRIP ? end - i - m : LENS_STRIP;
+            size_t next = end - i - m < strip ? end - i - m : strip;
             lens_prefetch((const unsigned char *)j->sources[s] + (i + m) * size, next * size);
         }
         j->k->round(j->out + i * j->size, sum, m);

@@ -85,11 +85,16 @@ static inline uint32_t FN(delta_keys)(uint32_t *restrict key, const T *a, const 
     return most;
 }
 
+/* Counting leaves the memory idle unless the next strip is asked for before. */
 static size_t FN(delta_histogram)(uint64_t *counts, const void *a_, const void *b_, size_t n) {
     const T *a = a_, *b = b_;
-    uint32_t key[LENS_PIECE];
-    for (size_t i = 0, m; i < n; i += m) {
-        m = FN(piece)(i, n);
+    uint32_t key[LENS_STRIP];
+    for (size_t i = 0, m, next; i < n; i += m) {
+        m = n - i < LENS_STRIP ? n - i : LENS_STRIP;
+        next = n - i - m < LENS_STRIP ? n - i - m : LENS_STRIP;
+        lens_prefetch(a + i + m, next * sizeof(T));
+        if (b != NULL)
+            lens_prefetch(b + i + m, next * sizeof(T));
         uint32_t most = FN(delta_keys)(key, a + i, FN(or_zeros)(b, i), m), zeros = 0;
         if (most >= 0x7f800000u) {
             for (size_t k = 0; k < m; k++)

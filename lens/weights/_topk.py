@@ -12,7 +12,7 @@ from lens.arrays import Array, ArrayIn, core_errors, threads, to_dict
 from lens.errors import DtypeError, InputError
 from lens.weights._deltas import BUCKET_BITS, BUCKETS, flat, histogram
 
-_PIECE = 1 << 22  # elements marked at once
+_PIECE = 1 << 20  # elements marked at once, which bounds what is held in passing
 _LOWS = 1 << BUCKET_BITS
 
 
@@ -131,7 +131,8 @@ class TopK:
         self._names: list[str] = []
         self._sizes: list[int] = []
         self._low: int | None = None  # keys from here to high are open
-        self._high = self._need = self._want = self._decided = self._inside = self._next = 0
+        self._high = self._need = self._want = self._decided = self._inside = self._found = 0
+        self._next = 0  # tensor to be selected
         self._seen = np.zeros(_LOWS, np.int64)  # open marks by the low bits of their keys
         self._open: list[tuple[int, NDArray[np.uint16]]] = []  # tensor number, low bits in order
         self._room = np.empty(0, np.uint16)
@@ -215,11 +216,16 @@ class TopK:
             return
         self._open.append((self._next, lows[:found].copy()))
         self._seen += np.bincount(lows[:found], minlength=_LOWS)
-        at_least = np.cumsum(self._seen[::-1])[::-1]
-        if at_least[0] >= self._need:  # from now on, only a larger one can be among the best
-            enough = int(np.flatnonzero(at_least >= self._need)[-1])
+        self._found += found
+        if self._found >= self._need:  # from now on, only a larger one can be among the best
             base = (self._high - 1) >> BUCKET_BITS << BUCKET_BITS
-            self._low = max(low, base + enough + 1)
+            self._low = base + self._cut()[0] + 1
+
+    def _cut(self) -> tuple[int, int]:
+        """Low bits of the last key that is needed so far, and how many of those that equal it."""
+        at_least = np.cumsum(self._seen[::-1])[::-1]
+        cut = int(np.flatnonzero(at_least >= self._need)[-1])
+        return cut, self._need - int(at_least[cut] - self._seen[cut])
 
     def finish(self) -> TopKResult:
         """Settle the open marks.
@@ -238,17 +244,16 @@ class TopK:
         self._done = True
         if self._want == 0:
             return TopKResult(math.inf, 0, {})
-        at_least = np.cumsum(self._seen[::-1])[::-1]
-        cut = int(np.flatnonzero(at_least >= self._need)[-1])
-        left = self._need - int(at_least[cut] - self._seen[cut])  # of those that equal the cut
+        cut, left = self._cut()
         settled: dict[str, list[NDArray[np.uint8]]] = {}
-        for number, lows in self._open:
+        self._open.reverse()
+        while self._open:
+            number, lows = self._open.pop()
             keep = (lows > cut).view(np.uint8)
             equal = np.flatnonzero(lows == cut)[:left]
             keep[equal] = 1
             left -= equal.size
             settled.setdefault(self._names[number], []).append(keep)
-        self._open = []
         key = ((self._high - 1) >> BUCKET_BITS << BUCKET_BITS) + cut
         threshold = float(np.uint32(key).view(np.float32))
         joined = {name: np.concatenate(parts) for name, parts in settled.items()}
