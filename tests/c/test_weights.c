@@ -219,7 +219,7 @@ static void test_combine_rounds_tiny_numbers(void) {
 }
 
 static void test_faults(void) {
-    float x[70000] = {0}, out[4];
+    float x[70000] = {0}, out[4] = {0};
     double sums[3], work[6], weight = NAN, weights[LENS_MAX_SOURCES + 1] = {0};
     uint64_t *counts = room(LENS_BUCKETS, 8), *room_ = room(2 * LENS_BUCKETS, 8), nan, inf;
     uint8_t mask[4];
