@@ -1,15 +1,18 @@
 """Arrays as the C core wants them: checked, never copied silently.
 
 NumPy arrays and CPU torch tensors are accepted. torch is found through ``sys.modules`` and never
-imported: a tensor can only be there if the caller imported it.
+imported: a tensor can only be there if the caller imported it. Tensors on other devices go to the
+same operation in torch, a function of the same name in ``lens.tensors`` (see `anywhere`).
 """
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import Any, TypeAlias
+from functools import wraps
+from importlib import import_module
+from typing import Any, ParamSpec, TypeAlias, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +24,10 @@ Float64 = NDArray[np.float64]
 ArrayIn: TypeAlias = Any
 """A NumPy array or a CPU torch tensor; torch is no dependency, so it cannot be named here."""
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+FAR = -1  # a tensor on another device
 F32, F64, F16, BF16 = range(4)  # dtype codes of the C core: the order of _core.dtypes()
 _CODES = {"float32": F32, "float64": F64, "float16": F16}
 _NAMES = ("float32", "float64", "float16", "bfloat16")
@@ -50,12 +57,61 @@ def is_tensor(x: object) -> bool:
     return torch is not None and isinstance(x, torch.Tensor)
 
 
+def _is_far(tensor: Any) -> bool:
+    """Whether a tensor is out of the C core's reach. The tests replace this one."""
+    return bool(tensor.device.type != "cpu")
+
+
+def is_elsewhere(x: object) -> bool:
+    """Whether x is a tensor on another device than the CPU, or a collection that holds one."""
+    if isinstance(x, Mapping):
+        x = tuple(x.values())
+    if isinstance(x, tuple | list):
+        return any(is_tensor(item) and _is_far(item) for item in x)
+    return is_tensor(x) and _is_far(x)
+
+
+def twin(family: str, name: str) -> Any:
+    """Return the torch operation that does the same as one of the C core.
+
+    ``lens.tensors`` is built on the numerics and so lies above them; they must not import it, nor
+    torch through it. It is looked up by name when the first tensor on another device comes, which
+    can only be when the caller has torch.
+    """
+    return getattr(import_module(f"lens.tensors.{family}"), name)
+
+
+def anywhere(function: Callable[P, R]) -> Callable[P, R]:
+    """Let a public function take tensors on any device; its first argument decides.
+
+    NumPy arrays and CPU tensors stay with the function, which calls the C core. Others go to the
+    twin of the same name and signature, in the module of ``lens.tensors`` named as its family;
+    what was an array in the result is then a tensor on that device.
+    """
+    family, name = function.__module__.split(".")[1], function.__name__
+    first = function.__code__.co_varnames[0]
+
+    @wraps(function)
+    def dispatch(*args: P.args, **kwargs: P.kwargs) -> R:
+        if is_elsewhere(args[0] if args else kwargs.get(first)):
+            return cast(R, twin(family, name)(*args, **kwargs))
+        return function(*args, **kwargs)
+
+    return dispatch
+
+
+def host(x: ArrayIn) -> Array:
+    """Bring an array to the CPU's memory as NumPy's; no copy if it is there."""
+    data: Array = x.detach().cpu().numpy() if is_tensor(x) else x
+    return data
+
+
 def _from_tensor(x: Any, name: str) -> tuple[Array, str | None]:
     torch = sys.modules["torch"]
-    if x.device.type != "cpu":
+    if _is_far(x):
         raise InputError(
-            f"{name}: the tensor is on device '{x.device}', expected 'cpu'; "
-            f"pass {name}.cpu(), or use the torch operations of lens.lsm on that device"
+            f"{name}: the tensor is on device '{x.device}', expected 'cpu', where the first "
+            "argument is; move one of them"
         )
     x = x.detach()
     if x.dtype is torch.bfloat16:
@@ -112,6 +168,16 @@ def block(x: ArrayIn, name: str, *, ndim: int | None = None, dtype: str | None =
     return Block(data, code)
 
 
+def storage(
+    x: ArrayIn, name: str, *, ndim: int | None = None, dtype: str | None = None
+) -> tuple[Any, int]:
+    """Return what `block` holds, or the checked tensor and FAR for one on another device."""
+    if is_elsewhere(x):
+        return twin("checks", "tensor")(x, name, ndim=ndim, dtype=dtype), FAR
+    found = block(x, name, ndim=ndim, dtype=dtype)
+    return found.data, found.code
+
+
 def _check_layout(data: Array, name: str) -> None:
     if not data.dtype.isnative:
         raise DtypeError(
@@ -150,7 +216,7 @@ def float64(
     ``finite=False`` leaves the search for NaN to the core.
     """
     if is_tensor(x):
-        x = x.detach().cpu().double().numpy()
+        x = host(x.cpu().double())
     if np.iscomplexobj(x):
         raise DtypeError(f"{name}: complex numbers, expected real ones")
     try:
@@ -172,7 +238,7 @@ def float64(
 def rows_of(basis: ArrayIn, name: str, d: int, dtype: np.dtype[Any]) -> Array:
     """Turn a (d, r) basis into the (r, d) rows of the core; no copy if it is column-major."""
     if is_tensor(basis):
-        basis = basis.detach().cpu().double().numpy()
+        basis = host(basis.cpu().double())
     if not isinstance(basis, np.ndarray) or basis.ndim != 2 or basis.shape[0] != d:
         raise ShapeError(f"{name}: shape {np.shape(basis)}, expected ({d}, r)")
     rows = np.ascontiguousarray(basis.T, dtype=dtype)
@@ -183,7 +249,7 @@ def rows_of(basis: ArrayIn, name: str, d: int, dtype: np.dtype[Any]) -> Array:
 
 def mask01(mask: ArrayIn, name: str, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     """Return a boolean or 0/1 integer mask as uint8; anything else is refused."""
-    data = mask.detach().cpu().numpy() if is_tensor(mask) else mask
+    data = host(mask)
     if not isinstance(data, np.ndarray) or data.dtype.kind not in "biu":
         kind = getattr(data, "dtype", type(data).__name__)
         raise DtypeError(f"{name}: got {kind}, expected a boolean or integer array of 0 and 1")
@@ -227,5 +293,6 @@ def to_dict(result: Any) -> dict[str, Any]:
     out = {}
     for field in fields(result):
         value = getattr(result, field.name)
-        out[field.name] = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+        array = isinstance(value, np.ndarray | np.generic) or is_tensor(value)
+        out[field.name] = value.tolist() if array else value
     return out

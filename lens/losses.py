@@ -1,8 +1,9 @@
 """The three losses of Lens, each a value and its gradient in one call.
 
-NumPy arrays or CPU torch tensors in, NumPy arrays out. Gradients have the dtype and shape of the
-states; a bfloat16 gradient comes as its raw bits in uint16. Names follow ``docs``: the released
-code calls ``separate`` "pull" and ``align`` "push", the paper the reverse.
+NumPy arrays or CPU torch tensors in, NumPy arrays out; tensors on another device stay there (see
+`lens.tensors`), where a value is a tensor that autograd can differentiate. Gradients have the dtype
+and shape of the states; a bfloat16 gradient comes as its raw bits in uint16. Names follow ``docs``:
+the released code calls ``separate`` "pull" and ``align`` "push", the paper the reverse.
 """
 
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from lens.arrays import (
     ArrayIn,
     Block,
     Float64,
+    anywhere,
     block,
     core_errors,
     float64,
@@ -86,6 +88,7 @@ def _weights(weights: ArrayIn, rows: int) -> Float64 | None:
     return None if weights is None else float64(weights, "weights", shape=(rows,))
 
 
+@anywhere
 def separate(
     h: ArrayIn,
     h0: ArrayIn,
@@ -181,6 +184,7 @@ def _orthonormal(basis: ArrayIn, d: int, dtype: Any) -> Array:
     return rows
 
 
+@anywhere
 def align(
     h: ArrayIn,
     pivot: ArrayIn,
@@ -261,6 +265,7 @@ def align(
     return AlignResult(value, grad, grad_pivot)
 
 
+@anywhere
 def retain(
     h: ArrayIn,
     h0: ArrayIn,

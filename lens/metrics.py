@@ -1,6 +1,7 @@
 """Measures of pooled states: alignment of translations, and separability of languages.
 
 The two look at the same states from opposite sides. Neither is a measure of a model's answers.
+Tensors on another device than the CPU are compared there (see `lens.tensors`).
 """
 
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from lens.arrays import (
     ArrayIn,
     Block,
     Float64,
+    anywhere,
     block,
     core_errors,
     same,
@@ -62,7 +64,8 @@ class MexaResult:
         return to_dict(self)
 
 
-def _at_least(value: Any, name: str, least: int) -> int:
+def at_least(value: Any, name: str, least: int) -> int:
+    """Return a whole number that is large enough."""
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not whole or value < least:
         raise InputError(f"{name}: got {value!r}, expected an integer of at least {least}")
@@ -92,6 +95,7 @@ def _unit(x: Block, name: str, n_threads: int) -> Array:
     return out
 
 
+@anywhere
 def mexa(
     pivot: ArrayIn,
     other: ArrayIn,
@@ -151,19 +155,28 @@ def mexa(
     if n < 2 or d < 1:
         raise ShapeError(f"pivot: shape {a.data.shape}, expected at least 2 rows and 1 column")
     b = same(other, a, "other", "pivot", dtype=dtype)
-    permutations, t = _at_least(permutations, "permutations", 0), threads(n_threads)
-    rng = np.random.default_rng(_at_least(seed, "seed", 0))
+    permutations, t = at_least(permutations, "permutations", 0), threads(n_threads)
+    seed = at_least(seed, "seed", 0)
     pivot_variance = _moments(a.data, a.code, "pivot", t)[1]
     variance = _moments(b.data, b.code, "other", t)[1]
     row_best, column_best = np.empty(n, np.uint64), np.empty(n, np.uint64)
     units = _unit(a, "pivot", t), _unit(b, "other", t)
     with core_errors():
         _core.match_rows(row_best, column_best, *units, a.code, t)
-    # A pairing counts where both agree, so a random one needs no cosine: n stands for "tied".
-    back = np.append(column_best, np.uint64(n))[row_best.astype(np.intp)]
+    score, null = score_matches(row_best, column_best, permutations, seed)
+    return MexaResult(score, n, null, variance, pivot_variance)
+
+
+def score_matches(
+    row_best: Array, column_best: Array, permutations: int, seed: int
+) -> tuple[float, Float64]:
+    """Score of the best places of rows and columns (n: a tie), and of random pairings."""
+    n, rng = len(row_best), np.random.default_rng(seed)
+    # A pairing counts where both agree, so a random one needs no cosine.
+    back = np.append(column_best.astype(np.intp), n)[row_best.astype(np.intp)]
     mutual = np.where(back == np.arange(n), row_best, n).astype(np.intp)
     null = np.array([np.mean(mutual == rng.permutation(n)) for _ in range(permutations)])
-    return MexaResult(float(np.mean(mutual == np.arange(n))), n, null, variance, pivot_variance)
+    return float(np.mean(mutual == np.arange(n))), null
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +225,7 @@ def _states(states: Mapping[str, ArrayIn], dtype: str | None) -> dict[str, Block
     return blocks
 
 
+@anywhere
 def separability(
     states_by_language: Mapping[str, ArrayIn],
     *,
@@ -258,7 +272,7 @@ def separability(
     1.0
     """
     blocks = _states(states_by_language, dtype)
-    folds, t = _at_least(folds, "folds", 2), threads(n_threads)
+    folds, t = at_least(folds, "folds", 2), threads(n_threads)
     for name, x in blocks.items():
         _moments(x.data, x.code, name, t)  # finite? the message counts rows as the caller does
     confusion = np.zeros((len(blocks), len(blocks)), np.int64)

@@ -1,7 +1,8 @@
 """Neurons that speak one language: counting when gates are open, and choosing by entropy.
 
 Language activation probability entropy (LAPE). A neuron here is one gate of an MLP, after the
-activation function; it is open on a token when its value is above zero.
+activation function; it is open on a token when its value is above zero. Tensors on another device
+than the CPU are counted there (see `lens.tensors`).
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lens import _core
-from lens.arrays import Array, ArrayIn, Float64, block, core_errors, mask01, threads, to_dict
+from lens.arrays import (
+    FAR,
+    Array,
+    ArrayIn,
+    Float64,
+    anywhere,
+    core_errors,
+    host,
+    mask01,
+    storage,
+    threads,
+    to_dict,
+    twin,
+)
 from lens.errors import DtypeError, InputError, ShapeError
 
 __all__ = ["CountResult", "Counts", "LapeResult", "lape"]
@@ -96,18 +110,23 @@ class Counts:
             If a real token holds NaN; the message names the token, counted through all rows of
             the batch, and the neuron. Infinity is above zero.
         """
-        x = block(gates, "gates", dtype=dtype)
-        shape = x.data.shape
+        data, code = storage(gates, "gates", dtype=dtype)
+        shape = tuple(data.shape)
         if len(shape) not in (2, 3) or shape[-1] != self.neurons:
             raise ShapeError(
                 f"gates: shape {shape}, expected (tokens, {self.neurons}) or (rows, tokens, "
                 f"{self.neurons})"
             )
+        if code == FAR:
+            tokens, positive = twin("neurons", "count")(data, mask)
+            self._positive = self._positive + positive
+            self._tokens += tokens
+            return
         m = None if mask is None else mask01(mask, "mask", shape[:-1]).reshape(-1)
-        rows = x.data.reshape(-1, self.neurons)
+        rows = data.reshape(-1, self.neurons)
         out = np.empty_like(self._positive)
         with core_errors():
-            _core.neuron_count(out, self._positive, rows, m, x.code, threads(n_threads))
+            _core.neuron_count(out, self._positive, rows, m, code, threads(n_threads))
         self._positive = out
         self._tokens += len(rows) if m is None else int(m.sum(dtype=np.int64))
 
@@ -149,7 +168,7 @@ class LapeResult:
     @property
     def indices(self) -> tuple[Array, ...]:
         """Neurons of each language, one array (number, dimensions) each; it may be empty."""
-        return tuple(np.argwhere(mine) for mine in self.members)
+        return tuple(np.argwhere(mine) for mine in host(self.members))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain Python values, arrays as nested lists."""
@@ -165,6 +184,7 @@ def _whole(x: ArrayIn, name: str) -> UInt64:
     return np.ascontiguousarray(data, dtype=np.uint64).reshape(data.shape)
 
 
+@anywhere
 def lape(
     counts: ArrayIn,
     tokens: ArrayIn | Sequence[int],

@@ -1,7 +1,8 @@
 """Pooling of token states and streaming moments, over float16, bfloat16, float32 and float64.
 
 Everything is accumulated in float64 in an order that depends on the data only, so that batches,
-padding, shards and threads change no bit.
+padding, shards and threads change no bit. Tensors on another device than the CPU are pooled and
+summed there, to tolerance (see `lens.tensors`).
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,15 +14,19 @@ import numpy as np
 from lens import _core
 from lens.arrays import (
     BF16,
+    FAR,
     Array,
     ArrayIn,
     Float64,
+    anywhere,
     block,
     core_errors,
     float64,
     mask01,
+    storage,
     threads,
     to_dict,
+    twin,
 )
 from lens.errors import InputError, ShapeError
 
@@ -33,6 +38,7 @@ BLOCK_ROWS = 1024
 _MODES = ("last", "mean", "weighted")
 
 
+@anywhere
 def pool(
     states: ArrayIn,
     mask: ArrayIn,
@@ -46,7 +52,7 @@ def pool(
     Parameters
     ----------
     states : array (n, t, d), float32, float64, float16 or bfloat16
-        Token states; NumPy or a CPU torch tensor.
+        Token states; NumPy or a torch tensor.
     mask : array (n, t), bool or integer
         1 for a real token, 0 for padding, whose states are never read.
     mode : {"last", "mean", "weighted"}
@@ -60,6 +66,7 @@ def pool(
     Returns
     -------
     numpy.ndarray (n, d), float64
+        For a tensor on another device, a tensor there.
 
     Raises
     ------
@@ -215,10 +222,10 @@ class StreamingMoments:
         -----
         Welford's recurrence in float64, row after row, within a block; Chan's formula above.
         """
-        x = block(X, "X", ndim=2, dtype=dtype)
-        n, d = x.data.shape
+        data, code = storage(X, "X", ndim=2, dtype=dtype)
+        n, d = data.shape
         if d != self.d:
-            raise ShapeError(f"X: shape {x.data.shape}, expected (n, {self.d})")
+            raise ShapeError(f"X: shape {tuple(data.shape)}, expected (n, {self.d})")
         start = row_ids_start
         if isinstance(start, bool) or not isinstance(start, int | np.integer) or start < 0:
             raise InputError(f"row_ids_start: got {start!r}, expected an integer of at least 0")
@@ -228,13 +235,16 @@ class StreamingMoments:
             tail = next((p for p in parts if p.end == row and row % BLOCK_ROWS != 0), None)
             if tail is not None:  # continue an open block, as if it had come in one piece
                 parts.remove(tail)
-            rows = x.data[row - start : end - start]
-            new.append(self._extend(tail, rows, row, x.code, n_threads, row - start))
+            rows = data[row - start : end - start]
+            new.append(self._extend(tail, rows, row, code, n_threads, row - start))
         self._parts = _settle([*parts, *new])
 
     def _extend(
         self, tail: _Part | None, rows: Array, row: int, code: int, n: int | None, offset: int
     ) -> _Part:
+        if code == FAR:
+            part = _Part(row, len(rows), *twin("stats", "block_moments")(rows, offset))
+            return _join(tail, part) if tail else part
         mean, m2 = np.empty(self.d), np.empty(self.d)
         count = tail.count if tail else 0
         a, b = (tail.mean, tail.m2) if tail else (None, None)

@@ -1,4 +1,8 @@
-"""Language subspaces: fit, choice of rank, principal angles, projection."""
+"""Language subspaces: fit, choice of rank, principal angles, projection.
+
+NumPy arrays or CPU torch tensors in, NumPy arrays out; tensors on another device stay there (see
+`lens.tensors`).
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +16,7 @@ from lens.arrays import (
     Array,
     ArrayIn,
     Float64,
+    anywhere,
     block,
     core_errors,
     float64,
@@ -60,6 +65,7 @@ class SubspaceResult:
         return to_dict(self)
 
 
+@anywhere
 def fit(
     means: ArrayIn,
     *,
@@ -124,6 +130,7 @@ def fit(
     )[0]
 
 
+@anywhere
 def fit_batch(
     means: ArrayIn,
     *,
@@ -158,15 +165,7 @@ def fit_batch(
     """
     data = float64(means, "means", shape=(None, None, None), finite=False)
     S, L, d = data.shape
-    names = _check_names(languages, L)
-    if L < 2 or L > d:
-        raise InputError(
-            f"means: {L} language{'s' if L != 1 else ''} of width {d}, expected at least 2 "
-            "languages and no more of them than dimensions"
-        )
-    _check_rank(rank, L)
-    if agnostic not in ("mean", "complement"):
-        raise InputError(f"agnostic: got {agnostic!r}, expected 'mean' or 'complement'")
+    names = check_options(L, d, rank, languages, agnostic)
     noises = None if noise is None else float64(noise, "noise", shape=(S, L))
     if noises is not None and (noises < 0).any():
         raise InputError("noise: holds negative values, expected variances")
@@ -181,10 +180,12 @@ def fit_batch(
     results = []
     for s in range(S):
         site = f"site {s}: " if S > 1 else ""
-        floor = _floor(sigma[s], mean[s], L, d)
+        floor = rounding_floor(sigma[s], mean[s], L, d)
         if sigma[s, -1] <= floor:
             _check_twins(data[s], names, floor, site)
-        r, reason = _choose(rank, sigma[s], None if noises is None else float(noises[s].mean()), L)
+        r, reason = choose_rank(
+            rank, sigma[s], None if noises is None else float(noises[s].mean()), L
+        )
         if sigma[s, r - 1] <= floor:
             _raise_dependent(data[s], sigma[s], floor, names, r, site)
         rows = vectors[s, :r]
@@ -193,6 +194,22 @@ def fit_batch(
             _check_agnostic(m_a, data[s], site)
         results.append(SubspaceResult(rows.T, m_a, sigma[s], mean[s], r, reason))
     return tuple(results)
+
+
+def check_options(
+    L: int, d: int, rank: Rank, languages: Sequence[str] | None, agnostic: str
+) -> list[str]:
+    """Refuse what does not fit L means of width d; return the languages' names."""
+    names = _check_names(languages, L)
+    if L < 2 or L > d:
+        raise InputError(
+            f"means: {L} language{'s' if L != 1 else ''} of width {d}, expected at least 2 "
+            "languages and no more of them than dimensions"
+        )
+    _check_rank(rank, L)
+    if agnostic not in ("mean", "complement"):
+        raise InputError(f"agnostic: got {agnostic!r}, expected 'mean' or 'complement'")
+    return names
 
 
 def _check_names(languages: Sequence[str] | None, L: int) -> list[str]:
@@ -219,7 +236,7 @@ def _check_rank(rank: Rank, L: int) -> None:
         )
 
 
-def _floor(sigma: Float64, mean: Float64, L: int, d: int) -> float:
+def rounding_floor(sigma: Float64, mean: Float64, L: int, d: int) -> float:
     """Singular values at or below this are rounding errors of means of this size."""
     scale = float(sigma[0]) + float(np.linalg.norm(mean))
     return scale * max(L, d) * float(np.finfo(np.float64).eps)
@@ -236,7 +253,8 @@ def _check_twins(means: Float64, names: list[str], floor: float, site: str) -> N
             )
 
 
-def _choose(rank: Rank, sigma: Float64, noise: float | None, L: int) -> tuple[int, str]:
+def choose_rank(rank: Rank, sigma: Float64, noise: float | None, L: int) -> tuple[int, str]:
+    """Return the rank for given singular values, and why."""
     if rank == "full":
         return L - 1, f"full: L-1 = {L - 1} of {L} languages"
     if rank != "auto":
@@ -289,6 +307,7 @@ def _check_agnostic(m_a: Float64, means: Float64, site: str) -> None:
         )
 
 
+@anywhere
 def principal_angles(A: ArrayIn, B: ArrayIn) -> Float64:
     """Angles between two subspaces.
 
@@ -337,6 +356,7 @@ def principal_angles(A: ArrayIn, B: ArrayIn) -> Float64:
     return angles
 
 
+@anywhere
 def project(
     X: ArrayIn,
     basis: ArrayIn,

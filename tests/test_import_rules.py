@@ -21,11 +21,13 @@ LAYERS = (
     {"_core"},
     {"arrays"},
     {"stats", "subspace", "losses", "metrics", "neurons", "weights"},
+    {"tensors"},  # the numerics in torch; `arrays.twin` finds them by name
     {"data", "models"},
     {"space", "probing"},
     {"lsm", "steering"},
     {"evaluate"},
     {"report"},
+    {"sweeps"},
     {"world", "cli", "__main__"},
     {"__init__"},  # the front door
 )
@@ -33,7 +35,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # `Space.steer` is sugar: the import happens inside the method, when it is called.
 SUGAR = {("space", "steering")}
 # Imported by `lens --help`, or usable without torch.
-TORCH_FREE = {"__init__", "data", "cli", *(n for n, lv in LEVEL.items() if lv < LEVEL["models"])}
+TORCH_FREE = {"__init__", "data", "cli", *(n for n, lv in LEVEL.items() if lv < LEVEL["tensors"])}
 
 
 @dataclass(frozen=True)

@@ -282,10 +282,12 @@ def test_bad_input(call, error, message):
         call()
 
 
-def test_torch_tensor_on_another_device_is_refused():
+def test_arrays_on_two_devices_are_refused():
     torch = pytest.importorskip("torch")
     with pytest.raises(InputError, match="device 'meta'"):
         losses.separate(torch.empty(3, 8, device="meta"), H, M2, np.zeros(2))
+    with pytest.raises(InputError, match="device 'meta'"):
+        losses.separate(H, torch.empty(3, 8, device="meta"), M2, np.zeros(2))
 
 
 def test_result_to_dict():

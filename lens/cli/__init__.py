@@ -16,6 +16,7 @@ _VERBS = {
     "train": ("lens.cli.train", "Train the top blocks to answer in the language asked (Lens)."),
     "steer": ("lens.cli.steer", "Generate with a language added or projected out."),
     "eval": ("lens.cli.evaluate", "Measure fidelity and accuracy of a model's answers."),
+    "ablate": ("lens.cli.ablate", "Run a grid of settings; put the results side by side."),
     "report": ("lens.cli.report", "Render the report of a finished run again."),
     "world": ("lens.cli.world", "Work with the embedded sample world."),
 }

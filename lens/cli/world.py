@@ -7,6 +7,9 @@ from lens.cli._group import LazyGroup
 command = LazyGroup(
     name="world",
     help="Work with the embedded sample world.",
-    verbs={"train": ("lens.cli.world_train", "Make its three models again from their seed.")},
+    verbs={
+        "export": ("lens.cli.world_export", "Write its models and text as a user's files."),
+        "train": ("lens.cli.world_train", "Make its three models again from their seed."),
+    },
     root=False,
 )

@@ -150,6 +150,66 @@ def stratified_interval(
     return _percentiles(np.mean(means, axis=0), confidence)
 
 
+def hierarchical_interval(
+    groups: Sequence[ArrayLike],
+    seed: int = 0,
+    *,
+    n_resamples: int = 2_000,
+    confidence: float = 0.95,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of a mean over models, training seeds and items.
+
+    Parameters
+    ----------
+    groups : sequence of (s, n) arrays of float
+        One array per model (or world): s training seeds in rows, the same n items in columns.
+    seed : int
+        Seed of the resampling.
+    n_resamples : int
+        Number of bootstrap resamples.
+    confidence : float
+        Two-sided level, between 0 and 1.
+
+    Returns
+    -------
+    low, high : float
+
+    Raises
+    ------
+    InputError
+        If there are no groups, one is empty, or a value is not finite.
+    ShapeError
+        If an array is not two-dimensional.
+
+    Notes
+    -----
+    Models are drawn with replacement, then seeds within a model, then items within a model (one
+    draw for all its seeds, since they answered the same items). A level with a single member is
+    not resampled, so with one model and one seed this is the bootstrap over items alone.
+    """
+    arrays = [np.asarray(group, float) for group in groups]
+    if not arrays or any(array.size == 0 for array in arrays):
+        raise InputError("groups: got none or an empty one, expected at least one seed and item")
+    if any(array.ndim != 2 for array in arrays):
+        raise ShapeError("groups: expected arrays of shape (seeds, items)")
+    if not all(np.all(np.isfinite(array)) for array in arrays):
+        raise InputError("groups hold NaN or infinity; drop or repair those items first")
+    rng = np.random.default_rng(seed)
+    means = np.empty(n_resamples)
+    for k in range(n_resamples):
+        drawn = rng.integers(0, len(arrays), len(arrays)) if len(arrays) > 1 else [0]
+        means[k] = np.mean([_redrawn(arrays[i], rng) for i in drawn])
+    return _percentiles(means, confidence)
+
+
+def _redrawn(array: Floats, rng: np.random.Generator) -> float:
+    """Mean of one model's answers with seeds and items drawn again."""
+    seeds, items = array.shape
+    if seeds > 1:
+        array = array[rng.integers(0, seeds, seeds)]
+    return float(array[:, rng.integers(0, items, items)].mean())
+
+
 def paired_bootstrap(
     before: ArrayLike,
     after: ArrayLike,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from lens.errors import InputError
 from lens.evaluate.generation import generate
 from lens.evaluate.identify import identifier as make_identifier
 from lens.evaluate.rows import ResultRow, read_text
-from lens.evaluate.scoring import outcomes, rows_of
+from lens.evaluate.scoring import Outcomes, outcomes, rows_of
 
 if TYPE_CHECKING:
     from lens.models import ChatOptions
@@ -41,17 +42,20 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Rows of :func:`evaluate`, and every answer with the language it was identified as."""
+    """Rows of :func:`evaluate`, every answer with its language, and right or wrong per answer."""
 
     rows: tuple[ResultRow, ...]
     answers: tuple[dict[str, Any], ...]
     about: dict[str, Any]
+    outcomes: Outcomes
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain JSON values."""
-        data = asdict(self)
-        data["rows"] = [row.to_dict() for row in self.rows]
-        return data
+        return {
+            "rows": [row.to_dict() for row in self.rows],
+            "answers": [dict(answer) for answer in self.answers],
+            "about": self.about,
+        }
 
 
 def evaluate(
@@ -62,6 +66,7 @@ def evaluate(
     references: Sequence[Mapping[str, str | Sequence[str]]] | None = None,
     pivot: str | None = None,
     identifier: str = "default",
+    neutral: Sequence[str] = (),
     chat: ChatOptions | None = None,
     system: str = "model",
     split: str = "test",
@@ -69,6 +74,7 @@ def evaluate(
     batch_size: int = 16,
     seed: int = 0,
     quiet: bool = False,
+    around: Callable[[str], AbstractContextManager[Any]] = lambda _language: nullcontext(),
 ) -> Evaluation:
     """Answer prompts in several languages and score the answers.
 
@@ -85,12 +91,17 @@ def evaluate(
         Left out of the average.
     identifier : str
         Name of the language identifier; see :func:`lens.evaluate.identifier`.
+    neutral : sequence of str
+        Words that belong to no language, such as names; the identifier does not see them.
     chat : ChatOptions, optional
         As in :func:`lens.evaluate.generate`.
     system, split : str
         Written into every row.
     max_new_tokens, batch_size, seed, quiet
         As in :func:`lens.evaluate.generate`.
+    around : callable
+        Takes a language code; its context manager is entered while the prompts of that language
+        are answered, such as steering to it.
 
     Returns
     -------
@@ -104,7 +115,7 @@ def evaluate(
     from lens.data.languages import canonical
 
     codes = {canonical(code): list(rows) for code, rows in prompts.items()}
-    judge = make_identifier(identifier, list(codes))
+    judge = make_identifier(identifier, list(codes), neutral=neutral)
     accepted = _accepted(references, codes)
     items = [
         Item(code, prompt, f"{i:09d}", accepted[i] if accepted else {})
@@ -113,10 +124,11 @@ def evaluate(
     ]
     answers: list[str] = []
     for code, rows in codes.items():
-        answers += generate(
-            model, tokenizer, rows, max_new_tokens=max_new_tokens, batch_size=batch_size,
-            chat=chat, label=f"Answering {code}", quiet=quiet,
-        )  # fmt: skip
+        with around(code):
+            answers += generate(
+                model, tokenizer, rows, max_new_tokens=max_new_tokens, batch_size=batch_size,
+                chat=chat, label=f"Answering {code}", quiet=quiet,
+            )  # fmt: skip
     found = judge.identify(answers)
     judged = outcomes(answers, items, identified=found)
     main = canonical(pivot) if pivot else None
@@ -128,7 +140,7 @@ def evaluate(
         for item, answer, code in zip(items, answers, found, strict=True)
     )
     about = {"identifier": f"{judge.name} {judge.version}", "seed": seed, "pivot": main}
-    return Evaluation(rows=tuple(rows_out), answers=texts, about=about)
+    return Evaluation(rows=tuple(rows_out), answers=texts, about=about, outcomes=judged)
 
 
 def read_references(path: str | Path) -> list[dict[str, Any]]:

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lens.lsm.config import PRESETS, Align, LensConfig, Retain, Separate, resolve
+from lens.lsm.config import (
+    PRESETS,
+    Align,
+    LanguageModel,
+    LensConfig,
+    Norm,
+    PivotKL,
+    Retain,
+    Separate,
+    resolve,
+)
 from lens.lsm.selection import Choice, Trial, choose_strengths
 from lens.lsm.training import LensTrainer, TrainResult
 from lens.models.chat import ChatOptions
@@ -15,8 +25,11 @@ __all__ = [
     "PRESETS",
     "Align",
     "Choice",
+    "LanguageModel",
     "LensConfig",
     "LensTrainer",
+    "Norm",
+    "PivotKL",
     "Retain",
     "Separate",
     "TrainResult",
@@ -37,6 +50,7 @@ def train(
     losses: str | LensConfig | dict[str, Any] = "corrected",
     strength: float | Mapping[str, float] = 1.0,
     texts: Mapping[str, Sequence[str]] | None = None,
+    answers: Mapping[str, Sequence[str | None]] | None = None,
     chat: ChatOptions | None = None,
     steps: int | None = None,
     learning_rate: float | None = None,
@@ -61,7 +75,9 @@ def train(
     strength : float or mapping
         λ per language: length of the language step in units of m_l − m_c.
     texts : mapping, optional
-        Plain text per language, for ``Retain(rows="text")``.
+        Plain text per language, for terms with ``rows="text"``.
+    answers : mapping, optional
+        Answers to the prompts, for `LanguageModel` terms; None where a prompt has none.
     chat : ChatOptions, optional
         Chat template flags.
     steps, learning_rate, batch_size : optional
@@ -97,6 +113,8 @@ def train(
         layers=layers,
         sites=config.sites,
         texts=texts,
+        answers=answers,
+        references=config.references,
         chat=chat,
         low_memory=low_memory,
     )

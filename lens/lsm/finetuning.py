@@ -17,6 +17,7 @@ from lens.lsm.config import LensConfig
 from lens.lsm.optimizing import only_trainable, optimize
 from lens.models.blocks import locate
 from lens.models.chat import ChatOptions, EncodedRow, encode
+from lens.models.heads import logits
 from lens.models.prefix import PrefixCache
 from lens.models.sites import resolve_layers
 
@@ -83,8 +84,8 @@ def finetune(
         states = cache.forward(batch)["final"]
         picked = [(b, t) for b, i in enumerate(indices) for t in _predicting(flat[i])]
         where = torch.tensor(picked, device=states.device).T
-        logits = parts.lm_head(states[where[0], where[1]])  # type: ignore[misc]
-        value = cross_entropy(logits.float(), batch.input_ids[where[0], where[1] + 1])
+        found = logits(model, parts, states[where[0], where[1]])
+        value = cross_entropy(found, batch.input_ids[where[0], where[1] + 1])
         return value, {"loss": float(value.detach())}
 
     parameters = [p for i in chosen for p in parts.blocks[i].parameters()]

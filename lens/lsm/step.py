@@ -8,17 +8,22 @@ import torch
 from torch import Tensor
 
 from lens.errors import InputError
-from lens.lsm import objective
-from lens.lsm.config import Align, LensConfig, Retain, Separate
+from lens.lsm.config import LensConfig, Term, site_of
 from lens.lsm.geometry import Geometry
-from lens.models.prefix import Batch
+from lens.lsm.terms import Seen, missing_rows, value_of
 
 if TYPE_CHECKING:
     from lens.lsm.training import LensTrainer
 
 
 class Step:
-    """Loss of one batch of parallel prompts, all languages in one forward pass."""
+    """Loss of one batch of parallel prompts, all languages in one forward pass.
+
+    Attributes
+    ----------
+    number : int
+        0-based optimizer step, for schedules; whoever runs the steps sets it.
+    """
 
     def __init__(
         self,
@@ -30,82 +35,53 @@ class Step:
         device = next(iter(trainer.parameters.values())).device
         self.trainer, self.config, self.strength = trainer, config, strength
         self.where = {site: geometry.to(device) for site, geometry in where.items()}
-        self.with_text = any(isinstance(t, Retain) and t.rows == "text" for t in config.active)
-        if self.with_text and not trainer.texts:
-            raise InputError('a retain term with rows="text" needs texts; pass them to training')
+        self.number = 0
+        missing = missing_rows(
+            config.active, texts=bool(trainer.texts), answers=bool(trainer.answers)
+        )
+        if missing:
+            raise InputError(missing)
 
     def __call__(self, drawn: list[int]) -> tuple[Tensor, dict[str, float]]:
         """Return the loss of the drawn prompts and its log entry."""
-        t = self.trainer
-        order = (t.pivot, *t.languages)
-        indices = [t.rows[lang][i] for lang in order for i in drawn]
-        batch = t.cache.batch(indices)
-        states = t.cache.forward(batch)
+        seen = self._seen(drawn)
+        progress = self.number / max(1, self.config.steps - 1)
+        every = self.config.shares_every
+        with_shares = every > 0 and self.number % every == 0
         entry: dict[str, float] = {}
-        total = torch.zeros((), device=batch.lengths.device)
+        pulls: dict[str, float] = {}
+        total = torch.zeros((), device=seen.batch.lengths.device)
         for term in self.config.active:
-            value = self._term(term, states, batch, indices, drawn)
-            name = f"loss_{term.kind}" + ("" if term.site == "final" else f"@{term.site}")
-            entry[name] = entry.get(name, 0.0) + float(value.detach())
-            total = total + term.weight * value
+            value, states = value_of(term, seen)
+            weighted = term.weight_at(progress) * value
+            name = _name(term)
+            entry[f"loss_{name}"] = entry.get(f"loss_{name}", 0.0) + float(value.detach())
+            if with_shares:
+                pulls[name] = pulls.get(name, 0.0) + _pull(weighted, states)
+            total = total + weighted
         entry["loss"] = float(total.detach())
-        entry.update(self._movement(states, batch, indices, len(drawn)))
+        if with_shares and len(pulls) > 1:
+            whole = sum(pulls.values()) or 1.0
+            entry.update({f"share_{name}": pull / whole for name, pull in pulls.items()})
+        entry.update(self._movement(seen))
         return total, entry
 
-    def _term(
-        self,
-        term: Separate | Align | Retain,
-        states: dict[str, Tensor],
-        batch: Batch,
-        indices: list[int],
-        drawn: list[int],
-    ) -> Tensor:
-        n = len(drawn)
-        if isinstance(term, Retain):
-            return self._retain(term, states, batch, indices, drawn)
-        at = self.where[term.site]
-        last = batch.last(states[term.site])
-        frozen = self.trainer.cache.last_reference(indices, term.site)
-        others = len(self.trainer.languages)
-        weights = torch.full((others * n,), 1.0 / n, device=last.device)
-        if isinstance(term, Align):
-            pivot = (last if term.pivot == "trained" else frozen)[:n].repeat(others, 1)
-            one = {"direction": at.agnostic} if term.agnostic == "mean" else {"basis": at.basis}
-            return objective.align(last[n:], pivot, weights=weights, **one)
-        reference = frozen[n:] if term.target == "shift" else frozen[:n].repeat(others, 1)
-        steps = [self.strength[lang] * at.step[lang] for lang in self.trainer.languages]
-        target = torch.stack(steps).repeat_interleave(n, dim=0)
-        return objective.separate(last[n:], reference, at.basis, target, weights)
-
-    def _retain(
-        self,
-        term: Retain,
-        states: dict[str, Tensor],
-        batch: Batch,
-        indices: list[int],
-        drawn: list[int],
-    ) -> Tensor:
-        cache, n = self.trainer.cache, len(drawn)
-        if term.rows == "pivot":
-            frozen = cache.reference(indices[:n], term.site)
-            h = states[term.site][:n, : frozen.shape[1]]
-            return objective.retain(h, frozen, batch.mask[:n, : h.shape[1]], form=term.form)
-        texts = self.trainer.texts
-        chosen = [rows[i % len(rows)] for rows in texts.values() for i in drawn]
-        text = cache.batch(chosen)
-        h = cache.forward(text)[term.site]
-        return objective.retain(h, cache.reference(chosen, term.site), text.mask, form=term.form)
+    def _seen(self, drawn: list[int]) -> Seen:
+        t = self.trainer
+        indices = [t.rows[lang][i] for lang in (t.pivot, *t.languages) for i in drawn]
+        batch = t.cache.batch(indices)
+        states = t.cache.forward(batch)
+        return Seen(t, self.where, self.strength, drawn, indices, batch, states)
 
     @torch.no_grad()
-    def _movement(
-        self, states: dict[str, Tensor], batch: Batch, indices: list[int], n: int
-    ) -> dict[str, float]:
+    def _movement(self, seen: Seen) -> dict[str, float]:
         """How far the last states moved along and across the language step, and the pivot's."""
-        site = self.config.sites[-1]
+        if not self.config.subspace_sites:
+            return {}
+        site, n = self.config.subspace_sites[-1], seen.n
         at = self.where[site]
-        moved = (
-            batch.last(states[site]) - self.trainer.cache.last_reference(indices, site)
-        ).float()
+        last = seen.batch.last(seen.states[site])
+        moved = (last - self.trainer.cache.last_reference(seen.indices, site)).float()
         along, across, cosine = [], [], []
         for k, lang in enumerate(self.trainer.languages, start=1):
             rows = moved[k * n : (k + 1) * n]
@@ -121,3 +97,14 @@ class Step:
             **dict(zip(names, means, strict=True)),
             "pivot_moved": float(moved[:n].norm(dim=1).mean()),
         }
+
+
+def _name(term: Term) -> str:
+    site = site_of(term)
+    return term.kind if site == "final" else f"{term.kind}@{site}"
+
+
+def _pull(weighted: Tensor, states: Tensor) -> float:
+    """Norm of a term's gradient at the states it looked at."""
+    (grad,) = torch.autograd.grad(weighted, states, retain_graph=True, allow_unused=True)
+    return 0.0 if grad is None else float(grad.float().norm())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from lens.models.blocks import locate
 from lens.models.capturing import check_rows
 from lens.models.chat import ChatOptions, Role, encode
 from lens.models.prefix import PrefixCache
-from lens.models.sites import resolve_layers
+from lens.models.sites import resolve_layers, resolve_sites
 from lens.models.spilling import spill
 from lens.space import Space
 
@@ -83,7 +83,13 @@ class LensTrainer:
     sites : sequence of str
         Sites that any later run may read.
     texts : mapping of str to sequence of str, optional
-        Plain text per language, for `Retain` terms with ``rows="text"``.
+        Plain text per language, for terms with ``rows="text"``.
+    answers : mapping of str to sequence of str or None, optional
+        Answers to the prompts for `LanguageModel` terms, one per prompt, in any of the languages;
+        None where a prompt has none.
+    references : {"last", "all"}
+        Frozen states to keep of every prompt; "all" for losses that look at more than its last
+        token (`LensConfig.references`). The pivot's are kept whole in any case.
     chat : ChatOptions, optional
         Chat template flags for the prompts.
     cache_batch : int
@@ -109,6 +115,8 @@ class LensTrainer:
         layers: str = "-2:",
         sites: Sequence[str] = ("final",),
         texts: Mapping[str, Sequence[str]] | None = None,
+        answers: Mapping[str, Sequence[str | None]] | None = None,
+        references: Literal["last", "all"] = "last",
         chat: ChatOptions | None = None,
         cache_batch: int = 32,
         low_memory: bool = False,
@@ -119,7 +127,8 @@ class LensTrainer:
         self.pivot = space.pivot
         self.languages = tuple(lang for lang in rows if lang != self.pivot)
         self.count = len(rows[self.pivot])
-        parts = locate(model)
+        self.references = references
+        self.parts = parts = locate(model)
         self.layers = resolve_layers(layers, len(parts.blocks))
         self.parameters = {
             f"{parts.blocks_name}.{i}.{name}": p
@@ -127,26 +136,67 @@ class LensTrainer:
             for name, p in parts.blocks[i].named_parameters()
         }
         self.original = {name: p.detach().clone() for name, p in self.parameters.items()}
-        self.cache = PrefixCache(model, parts, first_block=min(self.layers), sites=sites)
+        places = resolve_sites(list(sites), len(parts.blocks))
+        self.cache = PrefixCache(model, parts, first_block=min(self.layers), sites=places)
         self.rows: dict[str, range] = {}
         self.texts: dict[str, range] = {}
+        self.answers: dict[str, list[int | None]] = {}
+        self.predicting: dict[int, range] = {}  # per row of the cache: positions before a target
         was_training = model.training
         model.eval()
         for lang, texts_of in rows.items():
             ids = self._encoded(texts_of, "user", chat)
-            keep = "all" if lang == self.pivot else "last"
+            keep = "all" if lang == self.pivot else references
             self.rows[lang] = self.cache.add(
                 ids, keep=keep, batch_size=cache_batch, label=f"Caching {lang}"
             )
         for lang, plain in (texts or {}).items():
             ids = self._encoded(plain, "text", chat)
-            self.texts[canonical(lang)] = self.cache.add(
+            found = self.cache.add(
                 ids, keep="all", batch_size=cache_batch, label=f"Caching text {lang}"
             )
+            self.texts[canonical(lang)] = found
+            self.predicting.update(
+                (i, range(len(row) - 1)) for i, row in zip(found, ids, strict=True)
+            )
+        for lang, said in (answers or {}).items():
+            self._add_answers(canonical(lang), said, rows, chat, cache_batch)
         model.train(was_training)
         if low_memory:
             idle = [*parts.blocks[: min(self.layers)], parts.lm_head]
             spill(module for module in idle if module is not None)
+
+    def _add_answers(
+        self,
+        lang: str,
+        answers: Sequence[str | None],
+        prompts: Mapping[str, Sequence[str]],
+        chat: ChatOptions | None,
+        cache_batch: int,
+    ) -> None:
+        """Cache a language's answers in the assistant's turn, with the end of the turn."""
+        if lang not in prompts or len(answers) != self.count:
+            given = f"{len(answers)} answers for {lang}"
+            known = ", ".join(prompts)
+            raise InputError(
+                f"answers: got {given}, expected one (or None) for each of the {self.count} "
+                f"prompts, in languages that have prompts ({known})"
+            )
+        pairs = [(i, text) for i, text in enumerate(answers) if text is not None]
+        said = [text for _, text in pairs]
+        asked = [prompts[lang][i] for i, _ in pairs]
+        turns = (
+            encode(self.tokenizer, said, role="assistant", prompts=asked, chat=chat) if said else []
+        )
+        end = self.tokenizer.eos_token_id
+        ids = [(*row.ids, end) if end is not None else row.ids for row in turns]
+        added = self.cache.add(ids, batch_size=cache_batch, label=f"Caching answers {lang}")
+        places: list[int | None] = [None] * self.count
+        for (i, _), row, turn, kept in zip(pairs, added, turns, ids, strict=True):
+            places[i] = row
+            # positions that predict the answer, and the one that predicts the end of the turn
+            self.predicting[row] = range(turn.pool_start, min(turn.pool_stop + 1, len(kept) - 1))
+        self.answers[lang] = places
 
     def restore(self) -> None:
         """Put the original weights back."""
@@ -185,15 +235,20 @@ class LensTrainer:
             For settings that do not fit, or a loss that is not finite (the original weights are
             put back and the term is named).
         """
-        config = resolve(losses)
+        config = resolve(losses).placed(len(self.parts.blocks))
         missing = [site for site in config.sites if site not in self.cache.sites]
         if missing:
             raise InputError(
                 f"the losses read {', '.join(missing)}, but the cache holds "
                 f"{', '.join(self.cache.sites)}; name all sites when making the trainer"
             )
+        if config.references == "all" and self.references != "all":
+            raise InputError(
+                "the losses look at more than the last token of a prompt, but only its state was "
+                'kept; make the trainer with references="all"'
+            )
         strengths = self._strengths(strength)
-        where = geometry or geometries(self.space, config.sites, config)
+        where = geometry or geometries(self.space, config.subspace_sites, config)
         self.restore()
         step = Step(self, config, where, strengths)
         started = time.perf_counter()
@@ -202,7 +257,10 @@ class LensTrainer:
         self.model.eval()  # no dropout: the references were made without
         try:
             with only_trainable(self.model, parameters):
-                log = list(optimize(parameters, step, config, count=self.count, seed=seed))
+                log = []
+                for entry in optimize(parameters, step, config, count=self.count, seed=seed):
+                    log.append(entry)
+                    step.number = len(log)
         except DivergedError as error:
             self.restore()
             raise DivergedError(f"{error} (the original weights were put back)") from None

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lens import stats
+from lens.arrays import host
 from lens.errors import InputError
 from lens.models.blocks import DecoderParts, block_output, forward_arguments
 from lens.models.chat import Batch
@@ -192,33 +194,7 @@ def pool_states(
 
     Notes
     -----
-    On the CPU the C core does it, accumulating in float64. Elsewhere the same sums are made in
-    torch, in float64 where the device has it, else in float32.
+    `lens.stats.pool`: the C core on the CPU, torch elsewhere; only the result leaves the device.
     """
-    if states.device.type == "cpu":
-        from lens import stats
-
-        mask_array = mask.cpu().numpy()
-        return stats.pool(states.contiguous(), mask_array, mode=mode, n_threads=n_threads)
-    return pool_on_device(states, mask, mode=mode)
-
-
-def pool_on_device(
-    states: torch.Tensor, mask: torch.Tensor, *, mode: Pooling
-) -> NDArray[np.float64]:
-    """Pool in torch operations; parameters and result as in `pool_states`."""
-    mask = mask.to(states.device)
-    wide = torch.float32 if states.device.type == "mps" else torch.float64
-    if mode == "last":
-        positions = torch.arange(mask.shape[1], device=mask.device)
-        last = torch.where(mask, positions, -1).argmax(dim=1)
-        picked = states[torch.arange(len(states), device=states.device), last]
-        return np.asarray(picked.to(wide).cpu().numpy(), dtype=np.float64)
-    weights = mask.to(wide)
-    if mode == "weighted":
-        weights = weights * mask.cumsum(dim=1)
-    weights = weights / weights.sum(dim=1, keepdim=True)
-    # where(), not a product with zero: a masked position may hold NaN or infinity.
-    kept = torch.where(mask.unsqueeze(-1), states.to(wide), 0.0)
-    pooled = torch.einsum("nt,ntd->nd", weights, kept)
-    return np.asarray(pooled.cpu().numpy(), dtype=np.float64)
+    found = stats.pool(states.contiguous(), mask, mode=mode, n_threads=n_threads)
+    return np.asarray(host(found), dtype=np.float64)

@@ -2,7 +2,8 @@
 
 A delta is a - b of two tensors of one shape and dtype, taken in float32 (float64 for float64) and
 never stored unless it is the result; b = None stands for zeros. NumPy arrays or CPU torch tensors
-in, NumPy arrays out; bfloat16 results come as their raw bits in uint16.
+in, NumPy arrays out; bfloat16 results come as their raw bits in uint16. Tensors on another device
+stay there, and results are tensors of their dtype (see `lens.tensors`).
 """
 
 from lens.weights._combine import MAX_SOURCES, combine

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from lens import _core
-from lens.arrays import BF16, Array, ArrayIn, block, core_errors, float64, threads
+from lens.arrays import BF16, Array, ArrayIn, anywhere, block, core_errors, float64, threads
 from lens.errors import InputError, ShapeError
 from lens.weights._deltas import output
 
@@ -21,6 +21,7 @@ _OUT: dict[str, tuple[int, Any]] = {
 }
 
 
+@anywhere
 def combine(
     sources: Sequence[ArrayIn],
     weights: ArrayIn,

@@ -8,7 +8,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lens import _core
-from lens.arrays import BF16, Array, ArrayIn, block, core_errors, same, threads, to_dict
+from lens.arrays import (
+    BF16,
+    Array,
+    ArrayIn,
+    anywhere,
+    block,
+    core_errors,
+    same,
+    threads,
+    to_dict,
+)
 from lens.errors import DtypeError, InputError, ShapeError
 
 BUCKET_BITS = 15  # low bits of a key that its bucket leaves open
@@ -82,6 +92,7 @@ def output(out: Array | None, shape: tuple[int, ...], dtype: np.dtype[Any]) -> A
     return out
 
 
+@anywhere
 def delta(
     a: ArrayIn,
     b: ArrayIn = None,
@@ -150,6 +161,7 @@ def _dots(first: Pair, second: Pair | None, n_threads: int, dtype: str | None) -
     return [float(x) for x in sums]
 
 
+@anywhere
 def sum_of_squares(
     a: ArrayIn, b: ArrayIn = None, *, n_threads: int = 1, dtype: str | None = None
 ) -> float:
@@ -184,6 +196,7 @@ def sum_of_squares(
     return _dots((a, b), None, n_threads, dtype)[0]
 
 
+@anywhere
 def compare(
     first: Pair, second: Pair, *, n_threads: int = 1, dtype: str | None = None
 ) -> Comparison:
@@ -221,15 +234,25 @@ def compare(
     >>> compare((np.ones(4), None), (np.ones(4), 3 * np.ones(4))).cosine
     -1.0
     """
+    check_pairs(first, second)
+    return comparison(*_dots(first, second, n_threads, dtype))
+
+
+def check_pairs(first: Pair, second: Pair) -> None:
+    """Refuse what is no pair of tensors."""
     for pair, name in ((first, "first"), (second, "second")):
         if not isinstance(pair, tuple) or len(pair) != 2:
             raise InputError(f"{name}: got {type(pair).__name__}, expected a tuple of two tensors")
-    xx, yy, xy = _dots(first, second, n_threads, dtype)
+
+
+def comparison(xx: float, yy: float, xy: float) -> Comparison:
+    """Return two squared norms and a dot product with their cosine."""
     size = math.sqrt(xx) * math.sqrt(yy)
     cosine = max(-1.0, min(1.0, xy / size)) if size > 0 else None
     return Comparison((xx, yy), xy, cosine)
 
 
+@anywhere
 def histogram(
     a: ArrayIn, b: ArrayIn = None, *, n_threads: int = 1, dtype: str | None = None
 ) -> NDArray[np.uint64]:
@@ -266,6 +289,7 @@ def histogram(
     return counts
 
 
+@anywhere
 def count_nonfinite(x: ArrayIn, *, n_threads: int = 1, dtype: str | None = None) -> NonFinite:
     """Count NaN and infinite elements.
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lens import _core
-from lens.arrays import Array, ArrayIn, block, core_errors, threads
+from lens.arrays import Array, ArrayIn, block, core_errors, host, is_elsewhere, threads
 from lens.errors import InputError
 from lens.weights._deltas import delta, flat
 from lens.weights._topk import TopK, amount, check_amount
@@ -71,6 +71,8 @@ def importance(
     [[0.5, 2.0]]
     """
     _check_unit(unit)
+    if is_elsewhere(a):  # the difference comes to the CPU; what is left of it is small
+        a, b, dtype = host(delta(a, b, dtype=dtype)), None, None
     x, y, code = flat(a, b, "ab", dtype)
     shape = tuple(np.shape(a))
     if unit == "element" or len(shape) < 2:

@@ -2,13 +2,22 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lens import _core
-from lens.arrays import Array, ArrayIn, core_errors, threads, to_dict
+from lens.arrays import (
+    Array,
+    ArrayIn,
+    core_errors,
+    host,
+    is_elsewhere,
+    threads,
+    to_dict,
+    twin,
+)
 from lens.errors import DtypeError, InputError
 from lens.weights._deltas import BUCKET_BITS, BUCKETS, flat, histogram
 
@@ -56,19 +65,18 @@ class TopKResult:
         InputError
             If it does not hold as many open marks as it was given.
         """
+        keep = self.settled.get(name, np.empty(0, np.uint8))
+        if is_elsewhere(marks):
+            return cast(NDArray[np.bool_], twin("weights", "settle")(marks, keep, name))
         if not isinstance(marks, np.ndarray) or marks.dtype != np.uint8:
             kind = getattr(marks, "dtype", type(marks).__name__)
             raise DtypeError(f"marks: got {kind}, expected the uint8 array of TopK.select")
         if not (marks.flags.c_contiguous and marks.flags.writeable):
             raise DtypeError("marks: expected a C-contiguous array that may be written to")
-        keep = self.settled.get(name, np.empty(0, np.uint8))
         try:
             _core.weights_settle(marks.reshape(-1), keep)
         except ValueError:
-            raise InputError(
-                f"marks: tensor '{name}' has other open marks than select left in it, expected "
-                f"{keep.size}; apply each result once"
-            ) from None
+            raise wrong_marks(name, keep.size) from None
         return marks.view(np.bool_)
 
     def to_dict(self) -> dict[str, Any]:
@@ -153,7 +161,8 @@ class TopK:
             raise InputError(
                 f"name: '{name}' came after '{self._names[-1]}', expected each once in sorted order"
             )
-        self._counts += histogram(a, b, n_threads=self._threads, dtype=dtype)
+        counts = histogram(a, b, n_threads=self._threads, dtype=dtype)
+        self._counts += host(counts).astype(np.uint64, copy=False)
         self._names.append(name)
         self._sizes.append(math.prod(np.shape(a)))
 
@@ -178,7 +187,7 @@ class TopK:
         Returns
         -------
         numpy.ndarray, uint8
-            In the shape of a: 1 selected, 0 not, 2 open.
+            In the shape of a: 1 selected, 0 not, 2 open. A tensor where a is one on another device.
 
         Raises
         ------
@@ -187,36 +196,47 @@ class TopK:
         """
         if self._low is None:
             self._choose()
-        x, y, code = flat(a, b, "ab", dtype)
         expected = self._names[self._next] if self._next < len(self._names) else None
-        if self._done or name != expected or x.size != self._sizes[self._next]:
+        size = math.prod(np.shape(a))
+        if self._done or name != expected or size != self._sizes[self._next]:
             raise InputError(
-                f"select: tensor '{name}' of {x.size} elements, expected the tensors of add in the "
+                f"select: tensor '{name}' of {size} elements, expected the tensors of add in the "
                 f"same order; the next is {expected!r}"
             )
-        marks = np.empty(x.size, np.uint8)
-        for start in range(0, x.size, _PIECE):
-            piece = slice(start, start + _PIECE)
-            self._mark(marks[piece], x[piece], None if y is None else y[piece], code)
+        if is_elsewhere(a):
+            split = twin("weights", "select")
+            marks, *found = split(a, b, self._low, self._high, dtype=dtype)
+            self._remember(*found)
+        else:
+            x, y, code = flat(a, b, "ab", dtype)
+            marks = np.empty(np.shape(a), np.uint8)
+            for start in range(0, x.size, _PIECE):
+                piece = slice(start, start + _PIECE)
+                self._mark(
+                    marks.reshape(-1)[piece], x[piece], None if y is None else y[piece], code
+                )
         self._next += 1
-        return marks.reshape(np.shape(a))
+        return cast(NDArray[np.uint8], marks)
 
     def _mark(self, marks: NDArray[np.uint8], x: Array, y: Array | None, code: int) -> None:
-        low = self._low or 0
         if self._room.size < x.size:
             self._room = np.empty(x.size, np.uint16)
         lows = self._room[: x.size]
         with core_errors():
             decided, inside, found = _core.weights_select(
-                marks, lows, x, y, low, self._high, code, self._threads
+                marks, lows, x, y, self._low or 0, self._high, code, self._threads
             )
+        self._remember(decided, inside, lows[:found])
+
+    def _remember(self, decided: int, inside: int, lows: NDArray[np.uint16]) -> None:
+        """Take up what was marked 1, what is in the bucket, and the low bits of what is open."""
         self._decided += decided
         self._inside -= inside
-        if not found:
+        if not lows.size:
             return
-        self._open.append((self._next, lows[:found].copy()))
-        self._seen += np.bincount(lows[:found], minlength=_LOWS)
-        self._found += found
+        self._open.append((self._next, lows.copy()))
+        self._seen += np.bincount(lows, minlength=_LOWS)
+        self._found += lows.size
         if self._found >= self._need:  # from now on, only a larger one can be among the best
             base = (self._high - 1) >> BUCKET_BITS << BUCKET_BITS
             self._low = base + self._cut()[0] + 1
@@ -258,6 +278,14 @@ class TopK:
         threshold = float(np.uint32(key).view(np.float32))
         joined = {name: np.concatenate(parts) for name, parts in settled.items()}
         return TopKResult(threshold, self._want, joined)
+
+
+def wrong_marks(name: str, expected: int) -> InputError:
+    """Return the error for marks that are not those of `TopK.select`."""
+    return InputError(
+        f"marks: tensor '{name}' has other open marks than select left in it, expected {expected}; "
+        "apply each result once"
+    )
 
 
 def check_amount(where: str, k: int | None, share: float | None) -> None:

@@ -88,7 +88,7 @@ def tune(
     seed : int
         Of the training runs and of the random subspace.
     """
-    where = geometries(trainer.space, config.sites, config)
+    where = geometries(trainer.space, config.subspace_sites, config)
     if random_subspace:
         where = {site: geometry.randomised(seed) for site, geometry in where.items()}
 

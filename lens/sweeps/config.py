@@ -1,0 +1,317 @@
+"""A sweep as data: what is varied, on which models, and how it is judged."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from lens.errors import InputError
+from lens.lsm.config import LensConfig, resolve
+
+METHODS = ("lens", "random", "diffmean", "finetune", "unchanged")
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Reading(_Frozen):
+    """Where a language space is read: rows, role, pooling, number of rows."""
+
+    data: str | None = None
+    role: Literal["text", "user", "assistant"] = "text"
+    pooling: Literal["last", "mean", "weighted"] = "last"
+    limit: int | None = Field(None, ge=2)
+
+
+class Questions(_Frozen):
+    """Questions of one split.
+
+    Attributes
+    ----------
+    prompts : str
+        Parallel questions.
+    references : str or None
+        JSONL of accepted answers, line i for question i; without it only fidelity is measured.
+    neutral : str or None
+        Text file of words that belong to no language, one a line, such as names.
+    """
+
+    prompts: str
+    references: str | None = None
+    limit: int | None = Field(None, ge=1)
+    max_new_tokens: int = Field(64, ge=1)
+    batch_size: int = Field(64, ge=1)
+    identifier: str = "default"
+    neutral: str | None = None
+
+
+class Setting(_Frozen):
+    """One training run, or one of the controls beside it.
+
+    Attributes
+    ----------
+    method : str
+        ``"lens"``; ``"random"``, Lens with a random subspace and steps of equal length;
+        ``"diffmean"``, steering at ``layers`` by ``strength`` on prompt tokens; ``"finetune"``, the
+        same blocks tuned on ``answers``; ``"unchanged"``.
+    layers : str
+        Blocks to train, or to steer at.
+    losses : str or dict
+        As in `lens.train`.
+    strength : float or dict
+        λ, for all languages or per language.
+    space : str
+        Name of the reading.
+    prompts : int or None
+        Training prompts per language; all by default.
+    without : tuple of str
+        Languages that are neither in the subspace nor in training, but are asked.
+    """
+
+    method: Literal["lens", "random", "diffmean", "finetune", "unchanged"] = "lens"
+    layers: str = "-2:"
+    losses: str | dict[str, Any] = "corrected"
+    strength: float | dict[str, float] = 1.0
+    space: str = "default"
+    prompts: int | None = Field(None, ge=2)
+    without: tuple[str, ...] = ()
+
+    def config(self) -> LensConfig:
+        """Return the settings of the losses and the optimizer."""
+        return resolve(self.losses)
+
+
+class Sweep(_Frozen):
+    """A whole ablation study.
+
+    Attributes
+    ----------
+    model : str
+        Folder or hub id. ``{name}`` in this and every path is replaced by the values of ``vary``.
+    pivot : str
+        Pivot language.
+    prompts, answers, texts : str
+        Parallel training prompts; their answers (for ``finetune`` and `LanguageModel` terms) and
+        plain text, where a setting needs them.
+    languages : tuple of str or None
+        Those of the prompts by default.
+    readings : dict of str to Reading
+        Where language spaces are read, by name; ``default`` reads the prompts as plain text.
+    validation, test : Questions
+        Settings are compared on validation; the test split is asked only with ``split="test"``.
+    base : Setting
+        What every run starts from.
+    grid : dict of str to list
+        Dotted key, such as ``losses.rank`` or ``losses.terms.0.weight``, to its values; their
+        product is run. ``base`` alone is run first.
+    runs : dict of str to dict
+        Further runs by name: dotted keys to values, on top of ``base``.
+    seeds : tuple of int
+        Training seeds; each run is repeated with all of them.
+    vary : dict of str to list
+        Names to values that replace ``{name}`` in paths: several worlds, or several models.
+    """
+
+    title: str = "Ablation"
+    model: str
+    dtype: str = "auto"
+    device: str = "cpu"
+    pivot: str = "eng_Latn"
+    prompts: str
+    answers: str | None = None
+    texts: str | None = None
+    languages: tuple[str, ...] | None = None
+    readings: dict[str, Reading] = {"default": Reading()}
+    validation: Questions
+    test: Questions | None = None
+    base: Setting = Setting()
+    grid: dict[str, list[Any]] = {}
+    runs: dict[str, dict[str, Any]] = {}
+    seeds: tuple[int, ...] = (0,)
+    vary: dict[str, list[str]] = {}
+
+    @model_validator(mode="after")
+    def _complete(self) -> Sweep:
+        if not self.seeds:
+            raise ValueError("seeds: expected at least one")
+        empty = [key for key, values in {**self.grid, **self.vary}.items() if not values]
+        if empty:
+            raise ValueError(f"{', '.join(empty)}: expected at least one value")
+        for run in self.expand():
+            if run.setting.space not in self.readings:
+                raise ValueError(
+                    f"run '{run.name}' uses the space '{run.setting.space}', expected one of "
+                    f"the readings {', '.join(self.readings)}"
+                )
+            run.setting.config()
+        return self
+
+    def settings(self) -> dict[str, Setting]:
+        """Every setting by name: base, the product of the grid, then the named runs."""
+        base = self.base.model_dump()
+        found = {"base": self.base}
+        keys = list(self.grid)
+        for values in itertools.product(*self.grid.values()) if keys else ():
+            changes = dict(zip(keys, values, strict=True))
+            name = ", ".join(f"{key.rsplit('.', 1)[-1]}={_short(v)}" for key, v in changes.items())
+            found[name] = changed(name, base, changes)
+        for name, changes in self.runs.items():
+            if name in found:
+                raise ValueError(f"runs: the name '{name}' is taken; expected another")
+            found[name] = changed(name, base, changes)
+        return found
+
+    def expand(self) -> tuple[Run, ...]:
+        """Every run: models first, then settings, then seeds."""
+        keys = list(self.vary)
+        combinations = [
+            dict(zip(keys, values, strict=True))
+            for values in itertools.product(*self.vary.values())
+        ]
+        settings = self.settings()
+        return tuple(
+            Run(name, setting, seed, where)
+            for where in combinations
+            for name, setting in settings.items()
+            for seed in self.seeds
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One setting with one seed on one model.
+
+    Attributes
+    ----------
+    name : str
+        Of the setting.
+    setting : Setting
+        What is done.
+    seed : int
+        Training seed.
+    where : dict of str to str
+        What replaces the names in paths.
+    """
+
+    name: str
+    setting: Setting
+    seed: int
+    where: dict[str, str]
+
+    def key(self, sweep: Sweep, split: str, inputs: Mapping[str, str]) -> str:
+        """Hash of everything that decides the result: settings, data, model, how it is judged."""
+        facts = {
+            "setting": self.setting.model_dump(mode="json"),
+            "config": self.setting.config().model_dump(mode="json"),
+            "seed": 0 if self.setting.method in ("unchanged", "diffmean") else self.seed,
+            "split": split,
+            "questions": getattr(sweep, split).model_dump(mode="json"),
+            "reading": sweep.readings[self.setting.space].model_dump(mode="json"),
+            "inputs": dict(inputs),
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read_sweep(path: str | Path) -> Sweep:
+    """Read a sweep from YAML; paths in it are relative to the working folder.
+
+    Raises
+    ------
+    InputError
+        If the file is missing or no YAML, or one line per key that is unknown or out of range.
+    """
+    content = read_yaml(path)
+    try:
+        return Sweep.model_validate(content)
+    except ValidationError as error:
+        found = [f"{path}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise InputError("\n".join(found)) from None
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def read_yaml(path: str | Path) -> Any:
+    """Read a YAML file.
+
+    Raises
+    ------
+    InputError
+        If it is missing or no YAML.
+    """
+    import yaml
+
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"no config file '{path}'; check the path") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not YAML: {error}") from None
+
+
+def changed(name: str, base: Mapping[str, Any], changes: Mapping[str, Any]) -> Setting:
+    """Return a setting with dotted keys changed; ``name`` is for messages."""
+    values = json.loads(json.dumps(base))
+    if isinstance(values["losses"], str) and any(key.startswith("losses.") for key in changes):
+        values["losses"] = resolve(values["losses"]).model_dump(mode="json")
+    for key, value in changes.items():
+        _put(values, key.split("."), value, f"run '{name}': {key}")
+    return Setting.model_validate(values)
+
+
+def _put(values: Any, keys: list[str], value: Any, where: str) -> None:
+    """Set a dotted key inside nested dicts and lists."""
+    for key in keys[:-1]:
+        values = _inside(values, key, where)
+    last = keys[-1]
+    if isinstance(values, list):
+        _inside(values, last, where)
+        values[int(last)] = value
+    else:
+        values[last] = value
+
+
+def _inside(values: Any, key: str, where: str) -> Any:
+    if isinstance(values, list) and key.isdigit() and int(key) < len(values):
+        return values[int(key)]
+    if isinstance(values, dict) and key in values:
+        return values[key]
+    known = range(len(values)) if isinstance(values, list) else values
+    raise InputError(f"{where}: no '{key}' here, expected one of {', '.join(map(str, known))}")
+
+
+def _short(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+
+
+def strings(
+    values: Mapping[str, str | None], where: Mapping[str, str]
+) -> Iterator[tuple[str, str]]:
+    """Pairs of key and path with every ``{name}`` replaced; None is left out."""
+    for key, value in values.items():
+        if value is not None:
+            yield key, fill(value, where)
+
+
+def fill(path: str, where: Mapping[str, str]) -> str:
+    """Replace ``{name}`` by what a run varies.
+
+    Raises
+    ------
+    InputError
+        If a name is not varied.
+    """
+    try:
+        return path.format_map(where)
+    except (KeyError, IndexError, ValueError):
+        raise InputError(
+            f"'{path}' names something in braces that vary does not hold; it holds "
+            f"{', '.join(where) or 'nothing'}"
+        ) from None

@@ -1,0 +1,129 @@
+"""Ask a model the questions of one split, and say what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lens.data import canonical, read_parallel
+from lens.errors import InputError
+from lens.evaluate import evaluate, pivot_kl
+from lens.evaluate.suite import Evaluation, read_references
+from lens.sweeps.config import Questions, fill
+
+Around = Callable[[str], AbstractContextManager[Any]]
+METRICS = ("accuracy_in_language", "fidelity", "accuracy_any")
+
+
+def unsteered(_language: str) -> AbstractContextManager[Any]:
+    """Answer as the model is."""
+    return nullcontext()
+
+
+class Asked:
+    """Questions of one split, read once and asked many times.
+
+    Parameters
+    ----------
+    questions : Questions
+        Files and settings.
+    reference : PreTrainedModel
+        The unchanged model, from which drift is measured.
+    tokenizer
+        Its tokenizer.
+    pivot : str
+        Pivot language.
+    languages : sequence of str, optional
+        Those of the prompts by default.
+    where : mapping of str to str, optional
+        What replaces the names in paths.
+    split : str
+        Written into results.
+
+    Raises
+    ------
+    InputError
+        If a file cannot be read, or the pivot has no questions.
+    """
+
+    def __init__(
+        self,
+        questions: Questions,
+        reference: Any,
+        tokenizer: Any,
+        *,
+        pivot: str,
+        languages: Sequence[str] | None = None,
+        where: Mapping[str, str] | None = None,
+        split: str = "validation",
+    ) -> None:
+        self.questions, self.reference, self.tokenizer = questions, reference, tokenizer
+        self.pivot, self.split = canonical(pivot), split
+        names = where or {}
+        self.prompts = read_parallel(
+            fill(questions.prompts, names), languages=languages, limit=questions.limit, min_rows=1
+        ).rows
+        if self.pivot not in self.prompts:
+            raise InputError(f"{questions.prompts} has no questions in the pivot {self.pivot}")
+        self.references: list[dict[str, Any]] | None = None
+        if questions.references is not None:
+            self.references = read_references(fill(questions.references, names))
+        self.neutral = _words(questions, names)
+
+    def judge(self, model: Any, around: Around = unsteered) -> dict[str, Any]:
+        """Answer inside ``around(language)``: shares per item and language, and the drift."""
+        how = self.questions
+        found = evaluate(
+            model, self.tokenizer, prompts=self.prompts, references=self.references,
+            pivot=self.pivot, identifier=how.identifier, neutral=self.neutral, split=self.split,
+            batch_size=how.batch_size, max_new_tokens=how.max_new_tokens, around=around,
+        )  # fmt: skip
+        drift = pivot_kl(
+            self.reference, model, self.tokenizer, self.prompts[self.pivot],
+            batch_size=how.batch_size, steered=lambda: around(self.pivot),
+        )  # fmt: skip
+        metrics = METRICS if self.references is not None else ("fidelity",)
+        return {
+            "items": {metric: self._items(found, metric) for metric in metrics},
+            "languages": {
+                metric: {k: float(v.mean()) for k, v in found.outcomes.by_language(metric).items()}
+                for metric in metrics
+            },
+            "pivot": self.pivot,
+            "kl": {"mean": drift.mean, "low": drift.low, "high": drift.high, "n": drift.n},
+            "identifier": found.about["identifier"],
+        }
+
+    def _items(self, found: Evaluation, metric: str) -> list[float]:
+        """Share of the other languages in which each item was right."""
+        by_language = found.outcomes.by_language(metric, leave_out=self.pivot)
+        return [float(x) for x in np.mean(list(by_language.values()), axis=0)]
+
+
+def average(found: Mapping[str, Any], metric: str, languages: Sequence[str]) -> float:
+    """Mean of a metric over languages.
+
+    Raises
+    ------
+    InputError
+        If a language was not asked.
+    """
+    shares = found["languages"][metric]
+    missing = [lang for lang in languages if lang not in shares]
+    if missing:
+        raise InputError(f"the questions have no {', '.join(missing)}, which is trained; add them")
+    return float(np.mean([shares[lang] for lang in languages]))
+
+
+def _words(questions: Questions, where: Mapping[str, str]) -> list[str]:
+    if questions.neutral is None:
+        return []
+    path = fill(questions.neutral, where)
+    try:
+        return Path(path).read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"neutral: cannot read '{path}': {error}") from None

@@ -1,0 +1,104 @@
+"""Tuning: what is tried, what wins, how it goes on."""
+
+import copy
+import json
+
+import pytest
+import torch
+
+import lens
+from lens.errors import InputError
+from lens.sweeps.tuning import TunedTrial, Tuning, choose, read_tuning, tune
+from tests import tiny
+from tests.test_sweeps import lines
+
+optuna = pytest.importorskip("optuna")
+
+PROMPTS = {
+    "eng_Latn": [f"what is {i}?" for i in range(6)],
+    "spa_Latn": [f"que es {i}?" for i in range(6)],
+    "ind_Latn": [f"apa {i}?" for i in range(6)],
+}
+
+
+@pytest.fixture
+def given(tmp_path):
+    net, tokenizer = tiny.model("llama"), tiny.tokenizer()
+    space = lens.probe(net, tokenizer, PROMPTS, pivot="eng_Latn", role="text", pooling="last")
+    rows = [{code: texts[i] for code, texts in PROMPTS.items()} for i in range(3)]
+    asked = {"prompts": lines(tmp_path / "asked.jsonl", rows), "max_new_tokens": 2}
+    return net, tokenizer, space, PROMPTS, asked
+
+
+def settings(asked, **changes):
+    return Tuning.model_validate(
+        {
+            "validation": asked,
+            "search": {
+                "layers": ["-1:", "-2:"],
+                "losses.rank": [1, "full"],
+                "losses.terms.1.weight": {"low": 0.1, "high": 10, "log": True},
+            },
+            "trials": 4,
+            "seed": 3,
+        }
+        | changes
+    )
+
+
+def run(given, tuning, **more):
+    net, tokenizer, space, prompts, _ = given
+    config = lens.lsm.PRESETS["corrected"].model_copy(update={"steps": 2})
+    reference = copy.deepcopy(net)
+    before = copy.deepcopy(net.state_dict())
+    found = tune(net, tokenizer, space, prompts, tuning, reference=reference, losses=config, **more)
+    assert all(torch.equal(w, before[n]) for n, w in net.state_dict().items())
+    return found
+
+
+def test_every_trial_is_kept_and_the_first_is_the_given_setting(given):
+    found = run(given, settings(given[-1]))
+    assert [t.number for t in found.trials] == [0, 1, 2, 3]
+    assert found.trials[0].strength == {"spa_Latn": 2.25, "ind_Latn": 2.25}
+    assert {t.layers for t in found.trials} <= {"-1:", "-2:"}
+    assert len({json.dumps(t.strength) for t in found.trials}) == 4
+    assert all(0.1 <= t.losses["terms"][1]["weight"] <= 10 for t in found.trials)
+    assert found.metric == "fidelity"
+
+
+def test_a_search_goes_on_where_it_stopped_and_gives_the_same(given, tmp_path):
+    journal = tmp_path / "trials.log"
+    run(given, settings(given[-1], trials=2), journal=journal)
+    found = run(given, settings(given[-1]), journal=journal)
+    assert len(found.trials) == 4
+    again = run(given, settings(given[-1]), journal=journal)
+    assert again.trials == found.trials and again.best == found.best
+    with pytest.raises(InputError, match="belongs to a search with other settings"):
+        run(given, settings(given[-1], seed=4), journal=journal)
+
+
+def test_the_best_trial_keeps_the_bound():
+    def trial(number, quality, drift, fidelity=1.0):
+        return TunedTrial(number, "-2:", {}, {"es": 1.0}, quality, fidelity, drift)
+
+    tuning = Tuning.model_validate({"validation": {"prompts": "x"}, "max_drift": 0.02})
+    found = choose([trial(0, 0.9, 0.5), trial(1, 0.6, 0.01), trial(2, 0.6, 0.005)], tuning)
+    assert found.best.number == 2 and found.within
+    found = choose([trial(0, 0.9, 0.5), trial(1, 0.1, 0.4)], tuning)
+    assert found.best.number == 1 and not found.within
+
+
+def test_what_does_not_fit_is_refused(given, tmp_path):
+    asked = given[-1]
+    with pytest.raises(InputError, match="no '7' here, expected one of 0, 1"):
+        run(given, settings(asked, search={"losses.terms.7.weight": [1.0]}))
+    path = tmp_path / "tuning.yaml"
+    path.write_text(json.dumps({"validation": asked, "strength": {"low": 3, "high": 1}}))
+    with pytest.raises(InputError, match="got 3 to 1, expected low < high"):
+        read_tuning(path)
+    path.write_text(json.dumps({"validation": asked, "trails": 3}))
+    with pytest.raises(InputError, match="trails"):
+        read_tuning(path)
+    few = {**asked, "prompts": lines(tmp_path / "few.jsonl", [{"en": "a", "es": "b"}] * 2)}
+    with pytest.raises(InputError, match="no ind_Latn, which is trained"):
+        run(given, settings(few))
