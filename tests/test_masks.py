@@ -1,4 +1,4 @@
-"""Largest deltas and importances against one stable sort: elements, rows, columns, ties, streams."""
+"""Largest deltas and importances against one stable sort: elements, rows, columns, ties."""
 
 import math
 
