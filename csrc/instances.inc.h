@@ -65,7 +65,10 @@
      KERNEL(spread, suffix),           \
      KERNEL(positive, suffix),         \
      KERNEL(first_nan, suffix),        \
+     KERNEL(scale, suffix),            \
      KERNEL(unit, suffix),             \
+     KERNEL(accumulate, suffix),       \
+     KERNEL(reaches, suffix),          \
      KERNEL(similarity, suffix),       \
      KERNEL(distance, suffix),         \
      KERNEL(delta, suffix),            \

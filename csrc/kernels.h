@@ -13,6 +13,12 @@
 #define LENS_TILE 2048 /* columns counted together */
 #define LENS_COUNT_ROWS 32768 /* rows counted before narrow counters are emptied */
 
+#if defined(__GNUC__) || defined(__clang__)
+#define LENS_NOINLINE __attribute__((noinline))
+#else
+#define LENS_NOINLINE
+#endif
+
 typedef struct {
     /* out[n] = float of x, and back */
     void (*load)(float *out, const void *x, size_t n);
@@ -27,13 +33,17 @@ typedef struct {
     /* out = x - strength basis^T (basis x);  z: r doubles of scratch */
     void (*project)(void *out, double *z, const void *x, const void *basis, size_t d, size_t r,
                     double strength);
-    /* one row of each loss: writes its gradient, returns scale/2 times its sum of squares */
-    double (*separate)(void *grad, double *z, const void *h, const void *h0, const void *basis,
-                       const void *target, size_t d, size_t r, double scale);
+    /* n rows of a loss, where scale is not 0: gradients, and in terms scale/2 times the sums of
+     * squares;  z: (n,r) doubles of scratch */
+    void (*separate)(void *grad, double *terms, double *z, const void *h, const void *h0,
+                     const void *basis, const void *target, size_t target_step, const double *scale,
+                     size_t n, size_t d, size_t r);
+    void (*align_complement)(void *grad, void *grad_p, double *terms, double *z, const void *h,
+                             const void *p, const void *basis, const double *scale, size_t n,
+                             size_t d, size_t r);
+    /* one row: its gradient, returns scale/2 times its sum of squares */
     double (*align_mean)(void *grad, void *grad_p, const void *h, const void *p, const void *u,
                          size_t d, double scale);
-    double (*align_complement)(void *grad, void *grad_p, double *z, const void *h, const void *p,
-                               const void *basis, size_t d, size_t r, double scale);
     double (*retain)(void *grad, const void *h, const void *h0, size_t d, double scale);
     /* acc[d] += h - h0, in double;  grad[d] = scale mean[d] */
     void (*add_difference)(double *acc, const void *h, const void *h0, size_t d);
@@ -43,8 +53,12 @@ typedef struct {
                     size_t n);
     /* index of the first NaN in x[n], or n */
     size_t (*first_nan)(const void *x, size_t n);
-    /* out[n] = x / |x| in ACC, or 0 if x is zero */
-    int (*unit)(void *out, const void *x, size_t n);
+    /* scale[2] with |x| = 1 / (scale[0] scale[1]), or 0 if x has no direction;  out[n] = x / |x| */
+    int (*scale)(double *scale, const void *x, size_t n);
+    void (*unit)(void *out, const void *x, const double *scale, size_t n);
+    /* z[n] += t;  whether some z[k] >= floor or floors[k];  z, t, floors of ACC */
+    void (*accumulate)(void *z, const void *t, size_t n);
+    int (*reaches)(const void *z, const void *floors, double floor, size_t n);
     /* z[p,q] = rows of A times rows of B, all of ACC */
     void (*similarity)(double *z, const void *A, const void *B, size_t p, size_t q, size_t d);
     /* |x - mean|^2, mean of ACC */

@@ -18,10 +18,22 @@ static inline const ACC *FN(view)(ACC *buf, const T *x, size_t n) {
 #endif
 }
 
-/* out[n] = buf[n] in T. */
+/* Where to compute what flush() will store: in out itself if it is of ACC, else in buf. */
+static inline ACC *FN(target)(ACC *buf, T *out) {
+#if defined(DIRECT)
+    (void)buf;
+    return out;
+#else
+    (void)out;
+    return buf;
+#endif
+}
+
+/* out[n] = buf[n] in T; nothing to do where buf is out. */
 static inline void FN(flush)(T *out, const ACC *buf, size_t n) {
 #if defined(DIRECT)
-    memcpy(out, buf, n * sizeof(T));
+    if (buf != out)
+        memcpy(out, buf, n * sizeof(T));
 #elif defined(STOREN)
     STOREN(out, buf, n);
 #else
@@ -34,12 +46,22 @@ static inline size_t FN(piece)(size_t i, size_t n) {
     return n - i < LENS_PIECE ? n - i : LENS_PIECE;
 }
 
-/* The sum of the lanes in a fixed tree; overwrites them. */
-static inline ACC FN(fold)(ACC *lane) {
-    for (size_t half = LENS_LANES / 2; half > 0; half /= 2)
-        for (size_t l = 0; l < half; l++)
-            lane[l] += lane[l + half];
-    return lane[0];
+/* The sum of the lanes in a fixed tree; overwrites them.  Not inlined, nor is tail(): compilers
+ * would scatter the lanes of the loop before over scalars. */
+LENS_NOINLINE static ACC FN(fold)(ACC *lane) {
+    for (size_t l = 0; l < 8; l++)
+        lane[l] += lane[l + 8];
+    for (size_t l = 0; l < 4; l++)
+        lane[l] += lane[l + 4];
+    for (size_t l = 0; l < 2; l++)
+        lane[l] += lane[l + 2];
+    return lane[0] + lane[1];
+}
+
+/* lane += x y for the n < LENS_LANES elements that are left. */
+LENS_NOINLINE static void FN(tail)(ACC *lane, const ACC *x, const ACC *y, size_t n) {
+    for (size_t l = 0; l < n; l++)
+        lane[l] += x[l] * y[l];
 }
 
 static inline ACC FN(dot)(const ACC *x, const ACC *y, size_t n) {
@@ -48,8 +70,8 @@ static inline ACC FN(dot)(const ACC *x, const ACC *y, size_t n) {
     for (; i + LENS_LANES <= n; i += LENS_LANES)
         for (size_t l = 0; l < LENS_LANES; l++)
             lane[l] += x[i + l] * y[i + l];
-    for (size_t l = 0; i + l < n; l++)
-        lane[l] += x[i + l] * y[i + l];
+    if (i < n)
+        FN(tail)(lane, x + i, y + i, n - i);
     return FN(fold)(lane);
 }
 
@@ -66,8 +88,9 @@ static void FN(load)(float *out, const void *x_, size_t n) {
     ACC buf[LENS_PIECE];
     for (size_t i = 0, m; i < n; i += m) {
         m = FN(piece)(i, n);
-        const ACC *v = FN(view)(buf, x + i, m);
-        for (size_t k = 0; k < m; k++)
+        void *to = sizeof(ACC) == sizeof(float) ? (void *)(out + i) : buf;
+        const ACC *v = FN(view)(to, x + i, m);
+        for (size_t k = 0; v != (void *)(out + i) && k < m; k++)
             out[i + k] = (float)v[k];
     }
 }
@@ -77,9 +100,10 @@ static void FN(store)(void *out_, const float *x, size_t n) {
     ACC buf[LENS_PIECE];
     for (size_t i = 0, m; i < n; i += m) {
         m = FN(piece)(i, n);
+        ACC *to = FN(target)(buf, out + i);
         for (size_t k = 0; k < m; k++)
-            buf[k] = (ACC)x[i + k];
-        FN(flush)(out + i, buf, m);
+            to[k] = (ACC)x[i + k];
+        FN(flush)(out + i, to, m);
     }
 }
 

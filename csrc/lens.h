@@ -203,19 +203,58 @@ lens_status lens_neuron_select(uint8_t *member, double *entropy, double *tau, le
 lens_status lens_metrics_unit(void *out, lens_fault *fault, const void *X, size_t n, size_t d,
                               lens_dtype dtype, int n_threads);
 
-/* With s = A B^T: row_best[i] = the k whose s[i,k] is strictly the largest of row i, column_best[k]
- * = the i whose s[i,k] is strictly the largest of column k; n where the largest is tied.
- * row_best, column_best: (n,), A, B: (n,d) ACC of dtype. */
-lens_status lens_metrics_match(uint64_t *row_best, uint64_t *column_best, const void *A,
-                               const void *B, size_t n, size_t d, lens_dtype dtype, int n_threads,
-                               double *work);
-size_t lens_metrics_match_worksize(size_t n);
+/* With s the cosines of rows of A and of B: row_best[i] = the k whose s[i,k] is strictly the largest
+ * of row i, column_best[k] = the i whose s[i,k] is strictly the largest of column k; n where the
+ * largest is tied.  row_best, column_best: (n,), A, B: (n,d) dtype.  LENS_ENONFINITE, or LENS_EDOMAIN
+ * if it is zero, (row, 0 for A or 1 for B). */
+lens_status lens_metrics_match(uint64_t *row_best, uint64_t *column_best, lens_fault *fault,
+                               const void *A, const void *B, size_t n, size_t d, lens_dtype dtype,
+                               int n_threads, double *work);
+size_t lens_metrics_match_worksize(size_t n, size_t d, lens_dtype dtype, int n_threads);
 
 /* label[i] = the l of smallest |X[i] - means[l]|^2, the first on ties.  label: (n,), X: (n,d) dtype,
  * means: (L,d) ACC.  LENS_ESHAPE if L = 0, LENS_ENONFINITE (row, mean) of such a distance. */
 lens_status lens_metrics_nearest(uint64_t *label, lens_fault *fault, const void *X,
                                  const void *means, size_t n, size_t L, size_t d, lens_dtype dtype,
                                  int n_threads);
+
+/* ---- resample.c, refits.c --------------------------------------------------------------------- */
+/* N rows of L languages, one language after the other; Y = rows - mean.  A refit needs G only. */
+
+/* For each site s: mean = mean of the N rows, G[i,k] = Y[i].Y[k], drift[i] = Y[i].mean.
+ * G: (S,N,N), drift: (S,N), mean: (S,d), X: (S,N,d) dtype.  LENS_ENONFINITE (row of S N, column). */
+lens_status lens_resample_gram(double *G, double *drift, double *mean, lens_fault *fault,
+                               const void *X, size_t S, size_t N, size_t d, lens_dtype dtype,
+                               int n_threads, double *work);
+size_t lens_resample_gram_worksize(size_t S, size_t N, int n_threads);
+
+/* Means of weighted rows, m_l = sum_i weights[l,i] Y[l,i]:  K[r,l,k] = m_l.m_k, and
+ * cross[r,l,f] = sum_i weights[l,i] fixed[f,(l,i)].  K: (R,L,L), cross: (R,L,F), G: (N,N),
+ * fixed: (F,N), weights: (R,w), rows: (L,) with sum N.  w = N; or w = rows of each language, which
+ * then share their weights. */
+lens_status lens_resample_refits(double *K, double *cross, const double *G, const double *fixed,
+                                 const double *weights, const uint64_t *rows, size_t R, size_t N,
+                                 size_t L, size_t F, size_t w, int n_threads, double *work);
+size_t lens_resample_refits_worksize(size_t R, size_t N, int n_threads);
+
+/* K[p,a,b] = mean of G[i,k] over rows i labelled a and k labelled b.  K: (P,L,L), G: (N,N),
+ * labels: (P,N).  LENS_EDOMAIN (p, row) of a label >= L, (p, nowhere) without a row of some label. */
+lens_status lens_resample_labels(double *K, lens_fault *fault, const double *G,
+                                 const uint64_t *labels, size_t P, size_t N, size_t L,
+                                 int n_threads, double *work);
+size_t lens_resample_labels_worksize(size_t P, size_t L, int n_threads);
+
+/* sigma[r] = singular values of the centred means whose products are K[r].  Unless angles is NULL,
+ * with cross as above for the F = L means of one fit and then drift, and `fit` the same of that fit
+ * itself: angles[r] = principal angles between the first `rank` directions of both, ascending;
+ * agnostic[r] = angle between both M_a, pi/2 if one is zero.  mean_square = |mean|^2.  angles:
+ * (R,rank), agnostic: (R,), sigma: (R,L-1), K: (R,L,L), cross: (R,L,L+1), fit: (L,L+1).
+ * LENS_ESHAPE unless rank < L, LENS_ENOCONV (refit, info). */
+lens_status lens_resample_angles(double *angles, double *agnostic, double *sigma, lens_fault *fault,
+                                 const double *K, const double *cross, const double *fit, size_t R,
+                                 size_t L, size_t rank, double mean_square, int n_threads,
+                                 double *work);
+size_t lens_resample_angles_worksize(size_t R, size_t L, size_t rank, int n_threads);
 
 /* ---- weights.c ------------------------------------------------------------------------------- */
 /* Flat arrays of n elements in dtype.  A delta is x = a - b in float32 (f64: in double); b = NULL

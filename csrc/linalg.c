@@ -38,6 +38,23 @@ void lens_gemm_nt_f32(float *C, size_t ldc, const float *A, size_t lda, const fl
                A, (blas_int)lda, B, (blas_int)ldb, 0.0F, C, (blas_int)ldc);
 }
 
+void lens_gemm_nn_f64(double *C, size_t ldc, const double *A, size_t lda, const double *B,
+                      size_t ldb, size_t p, size_t q, size_t d) {
+    blas_dgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, (blas_int)p, (blas_int)q, (blas_int)d,
+               1.0, A, (blas_int)lda, B, (blas_int)ldb, 0.0, C, (blas_int)ldc);
+}
+
+void lens_gemm_nt_add_f64(double *C, size_t ldc, const double *A, size_t lda, const double *B,
+                          size_t ldb, size_t p, size_t q, size_t d) {
+    blas_dgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (blas_int)p, (blas_int)q, (blas_int)d, 1.0,
+               A, (blas_int)lda, B, (blas_int)ldb, 1.0, C, (blas_int)ldc);
+}
+
+void lens_syrk_add_f64(double *C, size_t ldc, const double *A, size_t lda, size_t p, size_t d) {
+    blas_dsyrk(CblasRowMajor, CblasUpper, CblasNoTrans, (blas_int)p, (blas_int)d, 1.0, A,
+               (blas_int)lda, 1.0, C, (blas_int)ldc);
+}
+
 /* Slices of one thread's workspace, in doubles. */
 typedef struct {
     double *C, *G, *w, *U, *VT, *lapack;
@@ -72,6 +89,24 @@ static size_t fit_worksize_one(blas_int *lwork, size_t L, size_t d) {
     size_t squares = lens_mul(3, lens_mul(L, L));
     size_t rest = lens_add(lens_add(2 * L, (size_t)*lwork), iwork_doubles(L));
     return lens_add(lens_add(lens_mul(d, L), squares), rest);
+}
+
+size_t lens_small_worksize(size_t n) {
+    blas_int lwork = n < 1 || n > BLAS_INT_MAX ? -1 : query_lwork((blas_int)n, (blas_int)n);
+    return lwork < 0 ? SIZE_MAX : lens_add((size_t)lwork, iwork_doubles(n));
+}
+
+int lens_eigen_f64(double *A, double *values, size_t n, int vectors, double *work, size_t size) {
+    blas_int m = (blas_int)n, lwork = (blas_int)(size - iwork_doubles(n));
+    return (int)lapack_dsyevd(LAPACK_COL_MAJOR, vectors ? 'V' : 'N', 'U', m, A, m, values, work,
+                              lwork, (blas_int *)(void *)(work + lwork), (blas_int)(13 * n + 8));
+}
+
+int lens_singular_f64(double *values, double *A, size_t n, double *work, size_t size) {
+    blas_int m = (blas_int)n, lwork = (blas_int)(size - iwork_doubles(n));
+    double none[1];
+    return (int)lapack_dgesdd(LAPACK_COL_MAJOR, 'N', m, m, A, m, values, none, 1, none, 1, work,
+                              lwork, (blas_int *)(void *)(work + lwork));
 }
 
 size_t lens_subspace_fit_worksize(size_t S, size_t L, size_t d, int n_threads) {

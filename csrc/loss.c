@@ -8,6 +8,11 @@
 #include <math.h>
 #include <string.h>
 
+#define ROWS 16 /* rows that share a piece of the basis */
+#define CHUNKS \
+    4 /* chunks that a thread takes at once: less work than that takes no longer than
+                    starting a thread does */
+
 typedef struct loss_job {
     unsigned char *grad, *grad_p;
     const unsigned char *h, *other, *target; /* other: h0 or the pivot's states */
@@ -15,15 +20,17 @@ typedef struct loss_job {
     const double *weights; /* or uniform */
     const uint8_t *mask;
     double uniform, *terms, *z;
-    size_t B, t, d, r, rows, size, target_step;
+    size_t B, t, d, r, rows, size, acc_size, target_step;
     const lens_kernels *k;
+    /* One of the two: a row, returning its term, or up to ROWS of them. */
     double (*row)(const struct loss_job *j, size_t b, double scale);
+    void (*block)(const struct loss_job *j, size_t b, size_t n, const double *scale);
 } loss_job;
 
-static double separate_row(const loss_job *j, size_t b, double scale) {
-    size_t at = b * j->d * j->size;
-    return j->k->separate(j->grad + at, j->z + b * j->r, j->h + at, j->other + at, j->basis,
-                          j->target + b * j->target_step, j->d, j->r, scale);
+static void separate_block(const loss_job *j, size_t b, size_t n, const double *scale) {
+    size_t at = b * j->d * j->size, acc_size = j->acc_size;
+    j->k->separate(j->grad + at, j->terms + b, j->z + b * j->r, j->h + at, j->other + at, j->basis,
+                   j->target + b * j->target_step * acc_size, j->target_step, scale, n, j->d, j->r);
 }
 
 static double align_mean_row(const loss_job *j, size_t b, double scale) {
@@ -32,10 +39,11 @@ static double align_mean_row(const loss_job *j, size_t b, double scale) {
                             j->other + at, j->basis, j->d, scale);
 }
 
-static double align_complement_row(const loss_job *j, size_t b, double scale) {
+static void align_complement_block(const loss_job *j, size_t b, size_t n, const double *scale) {
     size_t at = b * j->d * j->size;
-    return j->k->align_complement(j->grad + at, j->grad_p ? j->grad_p + at : NULL, j->z + b * j->r,
-                                  j->h + at, j->other + at, j->basis, j->d, j->r, scale);
+    j->k->align_complement(j->grad + at, j->grad_p ? j->grad_p + at : NULL, j->terms + b,
+                           j->z + b * j->r, j->h + at, j->other + at, j->basis, scale, n, j->d,
+                           j->r);
 }
 
 static double retain_row(const loss_job *j, size_t b, double scale) {
@@ -67,23 +75,33 @@ static double retain_mean_row(const loss_job *j, size_t b, double scale) {
     return 0.5 * scale * sum;
 }
 
+/* 2 w / d of a row, and a gradient of zeros where that is 0. */
+static double scale_of(const loss_job *j, size_t b) {
+    size_t bytes = j->d * j->size;
+    double scale = 2.0 * (j->weights ? j->weights[b] : j->uniform) / (double)j->d;
+    if (j->row != retain_mean_row && j->mask && !j->mask[b])
+        scale = 0.0;
+    if (scale == 0.0) {
+        memset(j->grad + b * bytes, 0, bytes);
+        if (j->grad_p)
+            memset(j->grad_p + b * bytes, 0, bytes);
+    }
+    return scale;
+}
+
 static lens_status loss_chunk(void *ctx, size_t chunk, size_t thread) {
     const loss_job *j = ctx;
     size_t end = (chunk + 1) * j->rows < j->B ? (chunk + 1) * j->rows : j->B;
-    size_t bytes = j->d * j->size;
+    double scale[ROWS];
     (void)thread;
-    for (size_t b = chunk * j->rows; b < end; b++) {
-        double w = j->weights ? j->weights[b] : j->uniform;
-        if (j->row != retain_mean_row && j->mask && !j->mask[b])
-            w = 0.0;
-        j->terms[b] = 0.0;
-        if (w != 0.0) {
-            j->terms[b] = j->row(j, b, 2.0 * w / (double)j->d);
-        } else if (bytes > 0) {
-            memset(j->grad + b * bytes, 0, bytes);
-            if (j->grad_p)
-                memset(j->grad_p + b * bytes, 0, bytes);
-        }
+    for (size_t b = chunk * j->rows, n; b < end; b += n) {
+        n = end - b < ROWS ? end - b : ROWS;
+        for (size_t i = 0; i < n; i++)
+            scale[i] = scale_of(j, b + i);
+        if (j->block != NULL)
+            j->block(j, b, n, scale);
+        for (size_t i = 0; j->block == NULL && i < n; i++)
+            j->terms[b + i] = scale[i] != 0.0 ? j->row(j, b + i, scale[i]) : 0.0;
     }
     return LENS_OK;
 }
@@ -98,8 +116,8 @@ static lens_status run(loss_job *j, double *value, lens_fault *fault, lens_dtype
         return LENS_ESHAPE;
     j->k = lens_kernels_of(dtype);
     j->size = lens_dtype_size(dtype);
-    j->target_step *= dtype == LENS_F64 ? sizeof(double) : sizeof(float);
-    j->rows = lens_chunk_rows(lens_mul(lens_mul(j->d, lens_add(j->r, 1)), j->t ? j->t : 1));
+    j->acc_size = dtype == LENS_F64 ? sizeof(double) : sizeof(float);
+    j->rows = CHUNKS * lens_chunk_rows(lens_mul(j->d, j->t ? j->t : 1));
     j->uniform = j->uniform > 0.0 ? j->uniform : 1.0 / (double)j->B;
     lens_parallel(loss_chunk, j, lens_n_chunks(j->B, j->rows), n_threads);
     double sum = 0.0;
@@ -130,7 +148,7 @@ lens_status lens_loss_separate(double *value, void *grad, lens_fault *fault, con
                   .d = d,
                   .r = r,
                   .target_step = per_row ? r : 0,
-                  .row = separate_row};
+                  .block = separate_block};
     return run(&j, value, fault, dtype, n_threads);
 }
 
@@ -174,7 +192,7 @@ lens_status lens_loss_align_complement(double *value, void *grad, void *grad_p, 
                   .B = B,
                   .d = d,
                   .r = r,
-                  .row = align_complement_row};
+                  .block = align_complement_block};
     return run(&j, value, fault, dtype, n_threads);
 }
 

@@ -47,10 +47,13 @@ SHIM(unit_rows) {
 SHIM(match_rows) {
     lens_args v;
     lens_status status;
-    if (PARSE(v, match_rows) || lens_workspace(&v, lens_metrics_match_worksize(v.dim['n'])) < 0)
+    if (PARSE(v, match_rows))
         return NULL;
-    WITHOUT_GIL(lens_metrics_match(v.ptr[0], v.ptr[1], v.ptr[2], v.ptr[3], v.dim['n'], v.dim['d'],
-                                   v.dtype, threads(&v, 5), v.work))
+    size_t n = v.dim['n'], d = v.dim['d'];
+    if (lens_workspace(&v, lens_metrics_match_worksize(n, d, v.dtype, threads(&v, 5))) < 0)
+        return NULL;
+    WITHOUT_GIL(lens_metrics_match(v.ptr[0], v.ptr[1], &v.fault, v.ptr[2], v.ptr[3], n, d, v.dtype,
+                                   threads(&v, 5), v.work))
     return lens_return(&v, status, NULL);
 }
 

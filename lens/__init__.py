@@ -10,7 +10,8 @@ from typing import Any
 __version__ = "0.1.0"
 
 _MODULES = ("data", "errors", "evaluate", "losses", "lsm", "metrics", "models", "neurons", "report",
-            "space", "stats", "steering", "subspace", "tensors", "weights", "world")  # fmt: skip
+            "resample", "space", "stats", "steering", "subspace", "tensors", "weights",
+            "world")  # fmt: skip
 _NAMES = {
     "probe": "lens.probing",
     "Space": "lens.space",

@@ -102,6 +102,24 @@ def match_rows(
     row_best: _U64, column_best: _U64, A: _Any, B: _Any, dtype: int, n_threads: int, /
 ) -> None: ...
 def nearest_mean(label: _U64, X: _Any, means: _Any, dtype: int, n_threads: int, /) -> None: ...
+def resample_gram(
+    G: _F64, drift: _F64, mean: _F64, X: _Any, dtype: int, n_threads: int, /
+) -> None: ...
+def resample_refits(
+    K: _F64, cross: _F64, G: _F64, fixed: _F64, weights: _F64, rows: _U64, n_threads: int, /
+) -> None: ...
+def resample_labels(K: _F64, G: _F64, labels: _U64, n_threads: int, /) -> None: ...
+def resample_angles(
+    angles: _F64 | None,
+    agnostic: _F64 | None,
+    sigma: _F64,
+    K: _F64,
+    cross: _F64 | None,
+    fit: _F64 | None,
+    mean_square: float,
+    n_threads: int,
+    /,
+) -> None: ...
 def weights_delta(
     out: NDArray[np.float32], a: _Any, b: _Any | None, dtype: int, n_threads: int, /
 ) -> None: ...

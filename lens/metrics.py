@@ -24,9 +24,16 @@ from lens.arrays import (
     threads,
     to_dict,
 )
-from lens.errors import DtypeError, InputError, ShapeError
+from lens.errors import DtypeError, InputError, LensError, ShapeError
 
-__all__ = ["MexaResult", "SeparabilityResult", "mexa", "separability"]
+__all__ = [
+    "MexaLayersResult",
+    "MexaResult",
+    "SeparabilityResult",
+    "mexa",
+    "mexa_layers",
+    "separability",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +82,7 @@ def at_least(value: Any, name: str, least: int) -> int:
 def _moments(x: Array, code: int, name: str, n_threads: int) -> tuple[Float64, float]:
     """Mean of the rows, and the mean over coordinates of their variance."""
     mean, m2 = np.empty(x.shape[1]), np.empty(x.shape[1])
+    n_threads = n_threads if x.size >= 1 << 20 else 1  # starting one would take longer
     try:
         with core_errors():
             _core.moments_update(mean, m2, None, None, x, 0, code, n_threads)
@@ -83,16 +91,12 @@ def _moments(x: Array, code: int, name: str, n_threads: int) -> tuple[Float64, f
     return mean, float(m2.mean() / max(len(x) - 1, 1))
 
 
-def _unit(x: Block, name: str, n_threads: int) -> Array:
-    out = np.empty(x.data.shape, x.accumulator)
+def _check_directions(x: Block, name: str) -> None:
     zero = ~x.data.any(axis=1) if x.code != BF16 else ~(x.data & 0x7FFF).any(axis=1)
     if zero.any():
         raise InputError(
             f"{name}: row {int(zero.argmax())} is zero and has no direction; expected none such"
         )
-    with core_errors():
-        _core.unit_rows(out, x.data, x.code, n_threads)
-    return out
 
 
 @anywhere
@@ -137,7 +141,8 @@ def mexa(
     -----
     With s the cosines, sentence i counts when s[i,i] is strictly the largest of its row and of its
     column; equal states tie. s is taken block by block in float32 (float64 for float64 states) and
-    never held as a whole.
+    never held as a whole, nor are states of length 1. Blocks come from BLAS; where its rounding
+    could decide, fixed sums do, so the score does not depend on the BLAS.
 
     References
     ----------
@@ -160,9 +165,13 @@ def mexa(
     pivot_variance = _moments(a.data, a.code, "pivot", t)[1]
     variance = _moments(b.data, b.code, "other", t)[1]
     row_best, column_best = np.empty(n, np.uint64), np.empty(n, np.uint64)
-    units = _unit(a, "pivot", t), _unit(b, "other", t)
-    with core_errors():
-        _core.match_rows(row_best, column_best, *units, a.code, t)
+    try:
+        with core_errors():
+            _core.match_rows(row_best, column_best, a.data, b.data, a.code, t)
+    except InputError:
+        _check_directions(a, "pivot")  # names the row
+        _check_directions(b, "other")
+        raise
     score, null = score_matches(row_best, column_best, permutations, seed)
     return MexaResult(score, n, null, variance, pivot_variance)
 
@@ -171,12 +180,99 @@ def score_matches(
     row_best: Array, column_best: Array, permutations: int, seed: int
 ) -> tuple[float, Float64]:
     """Score of the best places of rows and columns (n: a tie), and of random pairings."""
-    n, rng = len(row_best), np.random.default_rng(seed)
+    n = len(row_best)
     # A pairing counts where both agree, so a random one needs no cosine.
     back = np.append(column_best.astype(np.intp), n)[row_best.astype(np.intp)]
     mutual = np.where(back == np.arange(n), row_best, n).astype(np.intp)
+    rng = np.random.default_rng(seed)
     null = np.array([np.mean(mutual == rng.permutation(n)) for _ in range(permutations)])
     return float(np.mean(mutual == np.arange(n))), null
+
+
+@dataclass(frozen=True, slots=True)
+class MexaLayersResult:
+    """Alignment over the layers of a model.
+
+    Attributes
+    ----------
+    layers : tuple of MexaResult
+        One a layer; their nulls pair the same sentences, so that nulls can be averaged.
+    """
+
+    layers: tuple[MexaResult, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean of the scores."""
+        return float(np.mean([x.score for x in self.layers]))
+
+    @property
+    def max(self) -> float:
+        """Largest of the scores."""
+        return max(x.score for x in self.layers)
+
+    @property
+    def p_mean(self) -> float:
+        """Permutation p-value of the mean."""
+        null = np.mean([x.null for x in self.layers], axis=0)
+        return float((1 + (null >= self.mean).sum()) / (1 + len(null)))
+
+    @property
+    def p_max(self) -> float:
+        """Permutation p-value of the largest, which takes the choice of a layer into account."""
+        null = np.max([x.null for x in self.layers], axis=0)
+        return float((1 + (null >= self.max).sum()) / (1 + len(null)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain Python values, arrays as nested lists."""
+        return {"layers": [x.to_dict() for x in self.layers]}
+
+
+def mexa_layers(
+    pivot: ArrayIn,
+    other: ArrayIn,
+    *,
+    permutations: int = 1000,
+    seed: int = 0,
+    n_threads: int | None = 1,
+    dtype: str | None = None,
+) -> MexaLayersResult:
+    """`mexa` at every layer, with the null of the mean and of the maximum over layers.
+
+    Parameters
+    ----------
+    pivot : array (layers, n, d) or sequence of arrays (n, d)
+        Pooled states of n sentences in the pivot, layer by layer.
+    other : array (layers, n, d) or sequence of arrays (n, d)
+        The same sentences in another language.
+    permutations, seed, n_threads, dtype
+        As in `mexa`; every layer meets the same random pairings.
+
+    Returns
+    -------
+    MexaLayersResult
+
+    Raises
+    ------
+    ShapeError, DtypeError, InputError
+        As in `mexa`, naming the layer; or if there are no layers, or numbers of them differ.
+
+    References
+    ----------
+    MEXA, arXiv:2410.05873.
+    """
+    if len(pivot) == 0:
+        raise ShapeError("pivot: no layers, expected at least 1")
+    if len(other) != len(pivot):
+        raise ShapeError(f"other: {len(other)} layers, expected {len(pivot)} as pivot has")
+    found = []
+    for layer, (a, b) in enumerate(zip(pivot, other, strict=True)):
+        try:
+            one = mexa(a, b, permutations=permutations, seed=seed, n_threads=n_threads, dtype=dtype)
+        except LensError as error:
+            raise type(error)(f"layer {layer}: {error}") from None
+        found.append(one)
+    return MexaLayersResult(tuple(found))
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,7 +110,9 @@ def fit(
     of M - w 1^T and M_a = w - M_s M_s^T w: the same span and the same M_a direction as the
     published two full decompositions and pseudo-inverse, at O(d L^2). The L x L Gram matrix is used
     while its condition allows about 1e-12, then QR and the SVD of R. Sampling noise adds the mean
-    of ``noise`` to each squared singular value, which "auto" subtracts.
+    of ``noise`` to each squared singular value, which "auto" subtracts. Whoever has the states can
+    ask for more than means can tell: `lens.resample.choose_rank` looks at held-out rows, bootstrap
+    and shuffled labels, and ``rank=choice.rank`` takes its answer.
 
     References
     ----------
@@ -178,6 +180,7 @@ def fit_batch(
         float64(data, "means", shape=data.shape)  # names the first value that is not finite
         raise InputError(f"means: {error}") from None
     results = []
+    longest = np.sqrt(np.einsum("sld,sld->sl", data, data)).max(axis=1)  # no copy of the squares
     for s in range(S):
         site = f"site {s}: " if S > 1 else ""
         floor = rounding_floor(sigma[s], mean[s], L, d)
@@ -191,7 +194,7 @@ def fit_batch(
         rows = vectors[s, :r]
         m_a = _leave(_leave(mean[s], rows), rows)  # twice: orthogonal to rounding
         if agnostic == "mean":
-            _check_agnostic(m_a, data[s], site)
+            _check_agnostic(m_a, float(longest[s]), site)
         results.append(SubspaceResult(rows.T, m_a, sigma[s], mean[s], r, reason))
     return tuple(results)
 
@@ -298,8 +301,8 @@ def _leave(x: Float64, rows: Array) -> Float64:
     return out
 
 
-def _check_agnostic(m_a: Float64, means: Float64, site: str) -> None:
-    size = float(np.linalg.norm(means, axis=1).max())
+def _check_agnostic(m_a: Float64, size: float, site: str) -> None:
+    """Refuse a direction that is nothing beside means of this length."""
     if float(np.linalg.norm(m_a)) <= 1e-9 * size:
         raise InputError(
             f"means: {site}the mean over languages lies inside the language subspace, so the "

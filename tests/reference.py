@@ -155,6 +155,27 @@ def lape(counts, tokens, quantile, share):
     return tau, entropy, members
 
 
+def lane_products(A, B):
+    """A B^T as the lanes add it: 16 sums of the rows' own type over 512 columns, then double."""
+    total = np.zeros((len(A), len(B)))
+    for c in range(0, A.shape[1], 512):
+        fill = ((0, 0), (0, -A[:, c : c + 512].shape[1] % 16))
+        x, y = np.pad(A[:, c : c + 512], fill), np.pad(B[:, c : c + 512], fill)
+        lane = np.zeros((len(A), len(B), 16), A.dtype)
+        for i in range(0, x.shape[1], 16):
+            lane += x[:, None, i : i + 16] * y[None, :, i : i + 16]
+        for half in (8, 4, 2, 1):
+            lane = lane[..., :half] + lane[..., half : 2 * half]
+        total += lane[..., 0]
+    return total
+
+
+def strict_places(s):
+    """Place of the strict maximum of each row of a square s, its length where that is tied."""
+    tied = (s == s.max(1, keepdims=True)).sum(1) > 1
+    return np.where(tied, len(s), s.argmax(1))
+
+
 def mexa(pivot, other):
     """Share of diagonal cosines that are strictly the largest of their row and column."""
     a = pivot / np.linalg.norm(pivot, axis=1, keepdims=True)
@@ -220,3 +241,23 @@ def combine(values, weights, out_dtype):
     bits += (tie & (np.abs(total) > np.abs(near))).astype(np.uint32)
     bits -= (tie & (np.abs(total) < np.abs(near))).astype(np.uint32)
     return float_to_bf16(bits.view(np.float32))
+
+
+# ---- resampling --------------------------------------------------------------------------------
+
+
+def refit(states, rows, r):
+    """Singular values, M_s and M_a of the means of chosen rows of each language."""
+    means = np.stack(
+        [x[i].astype(np.longdouble).mean(0) for x, i in zip(states, rows, strict=True)]
+    )
+    centred = (means - means.mean(0)).astype(float)
+    basis, m_a = subspace(means.astype(float), r)
+    return np.linalg.svd(centred, compute_uv=False)[: len(means) - 1], basis, m_a
+
+
+def shuffled_spectrum(states, labels):
+    """Singular values of the centred means of all rows under other labels."""
+    x = np.concatenate(states).astype(np.longdouble)
+    means = np.stack([x[labels == a].mean(0) for a in range(labels.max() + 1)])
+    return np.linalg.svd((means - means.mean(0)).astype(float), compute_uv=False)[:-1]

@@ -20,7 +20,7 @@ LAYERS = (
     {"errors", "io", "progress"},
     {"_core"},
     {"arrays"},
-    {"stats", "subspace", "losses", "metrics", "neurons", "weights"},
+    {"stats", "subspace", "losses", "metrics", "neurons", "weights", "resample"},
     {"tensors"},  # the numerics in torch; `arrays.twin` finds them by name
     {"data", "models"},
     {"space", "probing"},

@@ -37,16 +37,68 @@ def test_mexa_against_reference(n, d, dtype, seed):
     np.testing.assert_allclose(result.pivot_variance, av.var(0, ddof=1).mean(), rtol=1e-10)
 
 
-@pytest.mark.parametrize("n", [*ROWS, 4161])
+@pytest.mark.parametrize("n", [1, *ROWS, 511, 512, 513, 1023, 1025, 1700])
 def test_places_of_maxima(n):
-    """At every edge of blocks and chunks; 4161 rows need chunks of more than one block."""
+    """At every edge of blocks and chunks; 1700 rows are four chunks of some blocks each."""
     rng = np.random.default_rng(n)
     a, b = rng.normal(size=(2, n, 24))
-    rows, columns = np.empty(n, np.uint64), np.empty(n, np.uint64)
-    _core.match_rows(rows, columns, a, b, 1, 2)
-    s = a @ b.T
-    np.testing.assert_array_equal(rows, s.argmax(1))
-    np.testing.assert_array_equal(columns, s.argmax(0))
+    s = (a / np.linalg.norm(a, axis=1, keepdims=True)) @ (b / np.linalg.norm(b, axis=1)[:, None]).T
+    for n_threads in (1, 3):
+        rows, columns = places(a, b, "float64", n_threads)
+        np.testing.assert_array_equal(rows, s.argmax(1))
+        np.testing.assert_array_equal(columns, s.argmax(0))
+
+
+def places(a, b, dtype, n_threads=1):
+    rows, columns = np.empty(len(a), np.uint64), np.empty(len(a), np.uint64)
+    _core.match_rows(rows, columns, a, b, ref.CODES[dtype], n_threads)
+    return rows, columns
+
+
+def units(x, dtype):
+    out = np.empty(x.shape, np.float64 if dtype == "float64" else np.float32)
+    _core.unit_rows(out, x, ref.CODES[dtype], 1)
+    return out
+
+
+def near_ties(kind, n, d, rng):
+    """States whose cosines are equal, or differ by what BLAS loses in rounding."""
+    base = rng.normal(size=(1, d)) + 1
+    if kind == "equal":
+        return 2.0 ** rng.integers(-3, 3, size=(2, n, 1)) * base
+    if kind == "collapsed":
+        return base + 3e-7 * rng.normal(size=(2, n, d))
+    few = rng.normal(size=(n // 4 + 1, d)).repeat(4, axis=0)[:n]  # four rivals for each place
+    order = rng.permutation(n)
+    if kind == "copies":
+        return np.stack([few, few[order]])
+    return np.stack([few, few[order] + 2e-7 * rng.normal(size=(n, d))])
+
+
+@pytest.mark.parametrize("kind", ["equal", "collapsed", "copies", "few rivals"])
+@pytest.mark.parametrize("dtype", ref.DTYPES)
+@pytest.mark.parametrize(("n", "d"), [(33, 4096), (70, 1041), (130, 16), (530, 40)])
+def test_near_ties_are_judged_by_the_lanes_alone(kind, dtype, n, d):
+    a, b = (ref.store(x, dtype) for x in near_ties(kind, n, d, np.random.default_rng(n)))
+    s = ref.lane_products(units(a, dtype), units(b, dtype))
+    before = _core.isa()
+    try:
+        for isa in _core.isas():
+            _core.force_isa(isa)
+            for n_threads in (1, 2, 5):
+                rows, columns = places(a, b, dtype, n_threads)
+                np.testing.assert_array_equal(rows, ref.strict_places(s))
+                np.testing.assert_array_equal(columns, ref.strict_places(s.T))
+    finally:
+        _core.force_isa(before)
+
+
+def test_these_near_ties_are_more_than_blas_can_tell():
+    """Else the test above would pass without the lanes."""
+    a, b = near_ties("collapsed", 70, 1041, np.random.default_rng(70)).astype(np.float32)
+    s = ref.lane_products(units(a, "float32"), units(b, "float32"))
+    exact = units(a, "float32").astype(np.float64) @ units(b, "float32").astype(np.float64).T
+    assert (exact.argmax(1) != ref.strict_places(s)).any()
 
 
 def test_ties_are_not_strict_maxima():
@@ -86,6 +138,34 @@ def test_null_is_the_score_of_shuffled_translations():
     assert metrics.mexa(a, b, permutations=0).p_value == 1.0
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_units_of_every_length(dtype):
+    """Squares that overflow or vanish, and lengths that are no normal number."""
+    x = np.random.default_rng(9).normal(size=(3, 50))
+    expected = x / np.linalg.norm(x, axis=1, keepdims=True)
+    low, high = (-120, 125) if dtype == "float32" else (-1010, 1020)
+    for exponent in (low, low // 2, -1, 0, 1, high // 2, high):
+        found = units(np.ldexp(x, exponent).astype(dtype), dtype)
+        np.testing.assert_allclose(found, expected, rtol=4e-5 if low > -200 else 1e-12)
+    tiny = np.full((1, 4), np.finfo(dtype).smallest_subnormal)
+    np.testing.assert_allclose(units(tiny, dtype), 0.5, rtol=1e-6)
+
+
+def test_layers_one_by_one():
+    rng = np.random.default_rng(11)
+    a, noise = rng.normal(size=(3, 25, 30)), rng.normal(size=(3, 25, 30))
+    b = a + np.array([2.0, 1.0, 3.0])[:, None, None] * noise
+    result = metrics.mexa_layers(a, list(b), permutations=40, seed=2)
+    alone = [metrics.mexa(x, y, permutations=40, seed=2) for x, y in zip(a, b, strict=True)]
+    assert [x.to_dict() for x in result.layers] == [x.to_dict() for x in alone]
+    scores = [x.score for x in alone]
+    assert (result.mean, result.max) == (np.mean(scores), max(scores))
+    null = np.array([x.null for x in alone])
+    assert result.p_mean == (1 + (null.mean(0) >= np.mean(scores)).sum()) / 41
+    assert result.p_max == (1 + (null.max(0) >= max(scores)).sum()) / 41
+    assert result.to_dict()["layers"][1]["score"] == scores[1]
+
+
 def test_extreme_lengths_change_nothing():
     x = np.random.default_rng(4).normal(size=(20, 30))
     y = x + 0.5 * np.random.default_rng(5).normal(size=x.shape)
@@ -98,14 +178,11 @@ def outputs(dtype, n_threads):
     rng = np.random.default_rng(0)
     a, b, _, _ = pair(rng, 150, 700, dtype)
     acc = np.float64 if dtype == "float64" else np.float32
-    code, units = ref.CODES[dtype], []
-    for x in (a, b):
-        units.append(np.empty(x.shape, acc))
-        _core.unit_rows(units[-1], x, code, n_threads)
-    rows, columns, label = (np.empty(150, np.uint64) for _ in range(3))
-    _core.match_rows(rows, columns, *units, code, n_threads)
+    code, unit, label = ref.CODES[dtype], np.empty(a.shape, acc), np.empty(150, np.uint64)
+    _core.unit_rows(unit, a, code, n_threads)
+    rows, columns = places(a, b, dtype, n_threads)
     _core.nearest_mean(label, a, rng.normal(size=(5, 700)).astype(acc), code, n_threads)
-    return [x.tobytes() for x in (*units, rows, columns, label)]
+    return [x.tobytes() for x in (unit, rows, columns, label)]
 
 
 @pytest.mark.parametrize("dtype", ref.DTYPES)
@@ -193,6 +270,9 @@ def with_row(row, value):
         (lambda: metrics.mexa(X, X, permutations=-1), InputError, "permutations"),
         (lambda: metrics.mexa(X, X, seed=0.5), InputError, "seed"),
         (lambda: metrics.mexa(X, X, n_threads=0), InputError, "n_threads"),
+        (lambda: metrics.mexa_layers([X], [X, X]), ShapeError, "other: 2 layers, expected 1"),
+        (lambda: metrics.mexa_layers([], []), ShapeError, "pivot: no layers"),
+        (lambda: metrics.mexa_layers([X, X], [X, with_row(1, 0)]), InputError, "layer 1: other"),
         (lambda: metrics.separability({"a": X}), InputError, "at least 2 languages"),
         (lambda: metrics.separability([X, X]), InputError, "mapping"),
         (lambda: metrics.separability({"a": X, "b": X[:1]}), ShapeError, "b: shape"),
@@ -218,5 +298,10 @@ def test_core_refuses_zero_rows_and_no_means():
         _core.unit_rows(out, with_row(2, 0), 0, 2)
     with pytest.raises(ValueError, match="row 1"):
         _core.unit_rows(out, with_row(1, np.nan), 0, 2)
+    label = np.empty(4, np.uint64)
+    with pytest.raises(ValueError, match="row 2, input 1"):
+        _core.match_rows(label, label.copy(), X, with_row(2, 0), 0, 2)
+    with pytest.raises(ValueError, match="row 1, input 0"):
+        _core.match_rows(label, label.copy(), with_row(1, np.inf), X, 0, 1)
     with pytest.raises(ValueError, match="sizes"):
         _core.nearest_mean(np.empty(4, np.uint64), X, X[:0], 0, 1)

@@ -168,7 +168,7 @@ def test_hierarchical_interval_covers_each_level():
     [
         ({"grid": {"losses.rnk": [1]}}, None),
         ({"grid": {"losses.terms.4.weight": [1]}}, "no '4' here, expected one of 0"),
-        ({"base": {"metod": "lens"}}, "metod"),
+        ({"base": {"stride": 1}}, "stride"),
         ({"runs": {"x": {"space": "other"}}}, "expected one of the readings default"),
         ({"seeds": []}, "at least one"),
         ({"runs": {"base": {}}}, "is taken"),

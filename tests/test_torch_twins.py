@@ -37,9 +37,18 @@ def test_every_public_function_has_its_twin():
         for name in m.__all__
         if inspect.isfunction(getattr(m, name))
     }
-    # These are made of TopK, which asks for torch tensor by tensor, and of delta.
-    alone = {"topk_masks", "importance", "topk_units"}
-    assert functions - set(dispatched()) == {("weights", name) for name in alone}
+    # topk_masks is made of TopK, which asks for torch tensor by tensor; mexa_layers of mexa.
+    made_of_others = {("weights", name) for name in ("topk_masks", "importance", "topk_units")}
+    made_of_others.add(("metrics", "mexa_layers"))
+    assert functions - set(dispatched()) == made_of_others
+
+
+def test_layers_of_tensors_elsewhere():
+    states = torch.randn(2, 3, 12, 20, generator=torch.Generator().manual_seed(0))
+    here = metrics.mexa_layers(*states.numpy(), permutations=7)
+    with elsewhere():
+        far = metrics.mexa_layers(*states, permutations=7)
+    assert [x.score for x in far.layers] == [x.score for x in here.layers]
 
 
 @pytest.mark.parametrize(("family", "name"), dispatched())

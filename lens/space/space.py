@@ -261,6 +261,11 @@ class Space(LanguageStatistics):
         ------
         InputError
             When the languages do not fit together or a state is not finite.
+
+        Notes
+        -----
+        The statistics forget the states. What needs them, `lens.resample.choose_rank` and the
+        bootstrap, starts from ``lens.resample.gram(states[site])``; its rank is one for `fit`.
         """
         record = about or About(pivot=canonical(pivot), package_version=__version__)
         return cls(from_states(states), record)

@@ -10,7 +10,18 @@ from pathlib import Path
 
 from lens.io import write_text
 
-BENCHMARKS = ("startup", "subspace_fit", "moments", "weights", "lens_step")
+BENCHMARKS = (
+    "startup",
+    "subspace_fit",
+    "resample",
+    "mexa",
+    "losses",
+    "lape_count",
+    "kernels",
+    "moments",
+    "weights",
+    "lens_step",
+)
 
 
 def main() -> None:

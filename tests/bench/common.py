@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import statistics
@@ -11,6 +10,8 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+
+import numpy as np
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,33 +52,38 @@ def best_of(action: Callable[[], object], *, repeat: int = 5, warmup: int = 1) -
 
 
 def side_by_side(
-    ours: Callable[[], object], theirs: Callable[[], object], *, repeat: int = 5, warmup: int = 1
-) -> tuple[float, float]:
-    """Median seconds of both, taken in turns so that a noisy machine is noisy to both."""
-    for _ in range(warmup):
-        ours(), theirs()
-    times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(repeat):
-        for action, seconds in zip((ours, theirs), times, strict=True):
-            started = time.perf_counter()
-            action()
-            seconds.append(time.perf_counter() - started)
-    return statistics.median(times[0]), statistics.median(times[1])
+    *actions: Callable[[], object], turns: int = 5, each: int = 3, settle: float = 0.15
+) -> list[float]:
+    """Median seconds of each action, taken in turns so that a busy machine slows all alike.
+
+    A turn starts with ``settle`` seconds that are not counted: the threads of the action before,
+    which OpenBLAS and OpenMP let spin for a while, would hold a core.
+    """
+    times: list[list[float]] = [[] for _ in actions]
+    for _ in range(turns):
+        for action, seconds in zip(actions, times, strict=True):
+            started = now = time.perf_counter()
+            done = 0
+            while done < 1 or now - started < settle:
+                action()
+                done, now = done + 1, time.perf_counter()
+            for _ in range(each):
+                started = time.perf_counter()
+                action()
+                seconds.append(time.perf_counter() - started)
+    return [statistics.median(seconds) for seconds in times]
+
+
+def memcpy_of(moved: int) -> Callable[[], None]:
+    """Return an action that copies half of ``moved`` bytes: as many are read as written."""
+    source = np.ones(moved // 2, np.uint8)
+    target = np.zeros_like(source)
+    return lambda: np.copyto(target, source)
 
 
 def against_copy(name: str, action: Callable[[], object], moved: int, goal: float) -> Row:
-    """Bandwidth of ``action``, which reads and writes ``moved`` bytes, over that of memmove.
-
-    The copy reads half as many bytes and writes the other half.
-    """
-    import numpy as np
-
-    source, target = np.ones((2, moved // 2), np.uint8)
-
-    def copy() -> None:
-        ctypes.memmove(target.ctypes.data, source.ctypes.data, moved // 2)
-
-    mine, theirs = side_by_side(action, copy, repeat=7)
+    """Bandwidth of ``action``, which reads and writes ``moved`` bytes, over that of a copy."""
+    mine, theirs = side_by_side(action, memcpy_of(moved), turns=7, each=1, settle=0)
     detail = f"{moved / mine / 1e9:.1f} GB/s against {moved / theirs / 1e9:.1f} GB/s, one thread"
     return Row(name, f"memcpy, {moved >> 20} MiB moved", theirs / mine, f">= {goal}", detail)
 

@@ -71,7 +71,7 @@ def _against_torch() -> Iterator[Row]:
         ("torch, in float32, rounded", in_float32),
         ("torch, every step in bfloat16", in_bfloat16),
     ):
-        mine, theirs = side_by_side(ours, action, repeat=3)
+        mine, theirs = side_by_side(ours, action, turns=3, each=1, settle=0)
         detail = f"{mine * 1e3:.0f} ms against {theirs * 1e3:.0f} ms, one thread"
         yield Row(name, rival, theirs / mine, ">= 4", detail)
 
@@ -153,7 +153,7 @@ def _topk() -> Iterator[Row]:
     name = "exact top 5 % of 200 M float32 deltas"
     for rival, action in (("torch.kthvalue", _by_torch), ("NumPy partition", _by_numpy)):
         mine, theirs = side_by_side(
-            lambda: _select(tensors), lambda action=action: action(x, k), repeat=3, warmup=0
+            lambda: _select(tensors), lambda action=action: action(x, k), turns=3, each=1, settle=0
         )
         detail = f"{mine:.2f} s against {theirs:.2f} s, both with masks, one thread"
         yield Row(name, rival, theirs / mine, ">= 5", detail)

@@ -47,11 +47,41 @@ static uint64_t strict_max(const double *s, size_t step) {
     return ties > 1 ? N : best;
 }
 
+static double cosine(const double *x, const double *y) {
+    double xx = 0, yy = 0, xy = 0;
+    for (size_t c = 0; c < D; c++) {
+        xx += x[c] * x[c];
+        yy += y[c] * y[c];
+        xy += x[c] * y[c];
+    }
+    return xy / sqrt(xx * yy);
+}
+
+/* All rows alike but for their length: more ties than are noted, and every one is seen. */
+static void test_ties(void) {
+    float *A = random_block(D, LENS_F32), *X = room(N * D, sizeof *X);
+    double *work = room(lens_metrics_match_worksize(N, D, LENS_F32, 3), sizeof *work);
+    uint64_t rows[N], columns[N];
+    lens_fault f;
+    for (size_t i = 0; i < N * D; i++)
+        X[i] = A[i % D] * (float)(1 << i / D % 5);
+    for (size_t c = 0; c < D; c++)
+        X[7 * D + c] = A[c] * (c < 300 ? 1.0F : 1.5F); /* the only one of its direction */
+    for (int threads = 1; threads < 4; threads++) {
+        CHECK(lens_metrics_match(rows, columns, &f, X, X, N, D, LENS_F32, threads, work) ==
+              LENS_OK);
+        for (size_t i = 0; i < N; i++)
+            CHECK(rows[i] == (i == 7 ? 7 : N) && columns[i] == rows[i]);
+    }
+    free(A), free(X), free(work);
+}
+
 static void test_match(void) {
-    for (int wide = 0; wide < 2; wide++) {
-        lens_dtype k = wide ? LENS_F64 : LENS_F32;
+    for (int dtype = 0; dtype < LENS_N_DTYPES; dtype++) {
+        lens_dtype k = (lens_dtype)dtype;
         unsigned char *A = random_block(N * D, k), *B = random_block(N * D, k);
-        size_t bytes = D * lens_dtype_size(k), count = lens_metrics_match_worksize(N);
+        size_t bytes = D * lens_dtype_size(k), count = lens_metrics_match_worksize(N, D, k, 3);
+        lens_fault f;
         memcpy(B + 130 * bytes, B + 3 * bytes, bytes); /* twins in two blocks and two chunks */
         memcpy(A + 129 * bytes, A + 5 * bytes, bytes);
         double *a = values(A, N * D, k), *b = values(B, N * D, k), *s = room(N * N, sizeof *s);
@@ -59,11 +89,11 @@ static void test_match(void) {
         uint64_t rows[N], columns[N], tied = 0;
         for (size_t i = 0; i < N; i++)
             for (size_t j = 0; j < N; j++)
-                for (size_t c = 0; c < D; c++)
-                    s[i * N + j] += a[i * D + c] * b[j * D + c];
+                s[i * N + j] = cosine(a + i * D, b + j * D);
         EACH_ISA({
             for (int threads = 1; threads < 4; threads++) {
-                CHECK(lens_metrics_match(rows, columns, A, B, N, D, k, threads, work) == LENS_OK);
+                CHECK(lens_metrics_match(rows, columns, &f, A, B, N, D, k, threads, work) ==
+                      LENS_OK);
                 for (size_t i = 0; i < N; i++) {
                     CHECK(rows[i] == strict_max(s + i * N, 1));
                     CHECK(columns[i] == strict_max(s + i, N));
@@ -109,8 +139,7 @@ static void test_nearest(void) {
 
 static void test_faults(void) {
     float X[3 * 4] = {1, 2, 3, 4, 0, 0, -0.0f, 0, 1, 1, 1, 1}, out[12], means[8] = {0};
-    uint64_t label[3], other[3];
-    double work[64];
+    uint64_t label[3];
     lens_fault f;
     CHECK(lens_metrics_unit(out, &f, X, 3, 4, LENS_F32, 1) == LENS_EDOMAIN && f.row == 1);
     X[2] = INFINITY;
@@ -122,19 +151,38 @@ static void test_faults(void) {
     CHECK(f.row == 0 && f.item == 1);
     CHECK(lens_metrics_nearest(label, &f, X, means, 3, 0, 4, LENS_F32, 1) == LENS_ESHAPE);
     CHECK(lens_metrics_nearest(label, &f, X, means, 3, 2, 4, LENS_N_DTYPES, 1) == LENS_EDTYPE);
-    CHECK(lens_metrics_match(label, other, X, X, 3, 4, LENS_N_DTYPES, 1, work) == LENS_EDTYPE);
-    CHECK(lens_metrics_match(label, other, X, X, 0, 4, LENS_F32, 1, work) == LENS_OK);
-    CHECK(lens_metrics_match(label, other, X + 8, X + 8, 1, 4, LENS_F32, 1, work) == LENS_OK);
+}
+
+static void test_match_faults(void) {
+    float X[3 * 4] = {1, 2, 3, 4, 0, 0, -0.0f, 0, 1, 1, 1, 1}, Y[12];
+    uint64_t label[3], other[3];
+    double *work = room(lens_metrics_match_worksize(3, 4, LENS_F32, 2), sizeof *work);
+    lens_fault f;
+    for (size_t i = 0; i < 12; i++)
+        Y[i] = (float)i + 1;
+    CHECK(lens_metrics_match(label, other, &f, X, Y, 3, 4, LENS_N_DTYPES, 1, work) == LENS_EDTYPE);
+    CHECK(lens_metrics_match(label, other, &f, X, Y, 0, 4, LENS_F32, 1, work) == LENS_OK);
+    CHECK(lens_metrics_match(label, other, &f, X, Y, 3, 4, LENS_F32, 1, work) == LENS_EDOMAIN);
+    CHECK(f.row == 1 && f.item == 0);
+    CHECK(lens_metrics_match(label, other, &f, Y, X, 3, 4, LENS_F32, 2, work) == LENS_EDOMAIN);
+    CHECK(f.row == 1 && f.item == 1);
+    X[5] = NAN;
+    CHECK(lens_metrics_match(label, other, &f, Y, X, 3, 4, LENS_F32, 2, work) == LENS_ENONFINITE);
+    CHECK(f.row == 1 && f.item == 1);
+    CHECK(lens_metrics_match(label, other, &f, X + 8, X, 1, 4, LENS_F32, 1, work) == LENS_OK);
     CHECK(label[0] == 0 && other[0] == 0);
-    CHECK(lens_metrics_match_worksize(0) == 0 && lens_metrics_match_worksize(64) == 128);
-    CHECK(lens_metrics_match_worksize(65) == 260);
-    CHECK(lens_metrics_match_worksize(SIZE_MAX / 2) == SIZE_MAX);
+    CHECK(lens_metrics_match_worksize(0, 4, LENS_F32, 2) < 100);
+    CHECK(lens_metrics_match_worksize(3, SIZE_MAX / 2, LENS_F32, 2) == SIZE_MAX);
+    CHECK(lens_metrics_match_worksize(SIZE_MAX / 2, 4, LENS_F32, 2) == SIZE_MAX);
+    free(work);
 }
 
 int main(void) {
     lens_isa_init();
     RUN(test_unit);
     RUN(test_match);
+    RUN(test_ties);
+    RUN(test_match_faults);
     RUN(test_nearest);
     RUN(test_faults);
     return REPORT();
