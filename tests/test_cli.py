@@ -134,6 +134,24 @@ def test_train_writes_a_checkpoint_that_loads(place: Path, tmp_path: Path) -> No
     assert [item.name for item in tmp_path.iterdir()] == ["out"]
 
 
+def test_train_adapters_from_a_kept_cache(place: Path, tmp_path: Path) -> None:
+    settings = {"train": "attention", "lora": 2, "dora": True, "cache": str(tmp_path / "cache"),
+                "max-memory": "1GB", "steps": 2, "keep_in_memory": True}  # fmt: skip
+    (tmp_path / "train.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    common = ("train", "--model", place / "model", "--space", place / "space.safetensors",
+              "--prompts", place / "text", "--config", tmp_path / "train.yaml")  # fmt: skip
+    logs = []
+    for name in ("one", "two"):
+        assert run(*common, "--out", tmp_path / name).exit_code == 0
+        logs.append((tmp_path / name / "metrics.jsonl").read_text())
+        adapter = json.loads((tmp_path / name / "adapter_config.json").read_text())
+        assert adapter["use_dora"] and adapter["r"] == 2 and adapter["lora_alpha"] == 4
+    assert logs[0] == logs[1]
+    assert len(list((tmp_path / "cache").iterdir())) == 3  # one file per language
+    facts = json.loads((tmp_path / "two" / "reproduce.json").read_text())
+    assert facts["trained"]["train"] == "attention"
+
+
 def test_steer_answers_and_compares(place: Path, tmp_path: Path) -> None:
     common = ("steer", "--model", place / "model", "--space", place / "space.safetensors",
               "--max-new-tokens", 6, "--json", "--compare")  # fmt: skip
@@ -292,6 +310,10 @@ def test_bad_models_and_layers(place: Path, tmp_path: Path) -> None:
     refused(*train, "--model", place / "model", "--layers", "7:9", words="3 blocks")
     refused(*train, "--model", place / "model", "--strength", "es=1", words="swh_Latn")
     refused(*train, "--model", place / "model", "--langs", "fr", words="fra_Latn")
+    refused(*train, "--model", place / "model", "--train", "attn", words="self_attn.q_proj")
+    refused(*train, "--model", place / "model", "--dora", words="--lora RANK")
+    refused(*train, "--model", place / "model", "--max-memory", "much", words="12GB")
+    refused(*train, "--model", place / "model", "--max-memory", "90kB", words="train fewer blocks")
     refused("probe", "--model", place / "model", "--data", place / "text", "--pivot", "fr",
             "--out", tmp_path / "s.safetensors", words="fra_Latn")  # fmt: skip
     refused("probe", "--model", place / "model", "--data", place / "text", "--langs", "en",

@@ -25,6 +25,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("Qwen2Config", GROUPED),
     "qwen3": ("Qwen3Config", {**GROUPED, "head_dim": 8}),
     "gemma2": ("Gemma2Config", {**GROUPED, "head_dim": 8}),
+    "gemma3": ("Gemma3TextConfig", {**GROUPED, "head_dim": 8, "sliding_window": 4}),
     "mistral": ("MistralConfig", GROUPED),
     "phi3": ("Phi3Config", GROUPED),
     "gpt_neox": ("GPTNeoXConfig", SIZES),
@@ -33,6 +34,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2Config", {**SIZES, "n_positions": 128}),
     "mixtral": ("MixtralConfig", {**GROUPED, "num_local_experts": 4}),
     "falcon": ("FalconConfig", SIZES),
+    "olmo2": ("Olmo2Config", GROUPED),
 }
 FAMILIES = tuple(CONFIGS)
 TEMPLATE = (

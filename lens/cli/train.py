@@ -39,8 +39,18 @@ from lens.cli._options import (
     type=Layers(),
     default="-2:",
     show_default=True,
-    help="Blocks to train: half-open slices.",
+    help="Blocks to train: half-open slices, such as 2:4,-2:",
 )
+@click.option(
+    "--train",
+    "what",
+    default="full",
+    show_default=True,
+    help="What of them: full, attention, mlp, bias, norm, or names inside a block.",
+)
+@click.option("--lora", type=click.IntRange(min=1), metavar="RANK", help="Train LoRA adapters.")
+@click.option("--lora-alpha", type=click.IntRange(min=1), help="Their scale; twice the rank.")
+@click.option("--dora", is_flag=True, help="Train DoRA adapters; needs --lora.")
 @click.option(
     "--losses", type=click.Choice(["corrected", "lens-v1"]), default="corrected", show_default=True
 )
@@ -58,9 +68,20 @@ from lens.cli._options import (
 @click.option("--batch-size", type=click.IntRange(min=1), help="Prompts per step.")
 @click.option("--limit", type=click.IntRange(min=2), help="Prompts per language.")
 @click.option(
-    "--low-memory",
-    is_flag=True,
-    help="Keep weights that training does not need in a temporary file.",
+    "--low-memory/--keep-in-memory",
+    default=True,
+    show_default=True,
+    help="Move weights that training does not need to a temporary file.",
+)
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder that keeps the frozen model's states for later runs.",
+)
+@click.option(
+    "--max-memory",
+    metavar="SIZE",
+    help="Weights, optimizer and states together, such as 12GB; states that pass it go to disk.",
 )
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Checkpoint folder.")
@@ -71,8 +92,10 @@ def command(
     model: str, revision: str | None, device: str, dtype: str, trust_remote_code: bool,
     space: Path, prompts: Path, langs: tuple[str, ...] | None, layers: str, losses: str,
     strength: float | dict[str, float], steps: int | None, learning_rate: float | None,
-    batch_size: int | None, limit: int | None, low_memory: bool, seed: int, out: Path,
-    force: bool, template: bool | None, system: str | None, thinking: bool | None, as_json: bool,
+    batch_size: int | None, limit: int | None, what: str, lora: int | None,
+    lora_alpha: int | None, dora: bool, low_memory: bool, cache: Path | None,
+    max_memory: str | None, seed: int, out: Path, force: bool, template: bool | None,
+    system: str | None, thinking: bool | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Train the top blocks so that the model answers in the language it is asked in.
 
@@ -80,22 +103,31 @@ def command(
     the log and reproduce.json.
     """
     from lens.data import read_parallel
+    from lens.errors import InputError
     from lens.io import refuse_existing
     from lens.space import Space
 
     refuse_existing(out, force=force)
+    if lora is None and (dora or lora_alpha):
+        raise InputError("--dora and --lora-alpha are settings of adapters; give --lora RANK too")
+    if max_memory is not None:
+        from lens.lsm.memory import size_in_bytes
+
+        size_in_bytes(max_memory)  # a typing error is told before a model is loaded
     read = Space.load(space)
     wanted = (read.pivot, *(code for code in langs or () if read.pivot != _code(code)))
     rows = read_parallel(prompts, languages=wanted if langs else None, limit=limit).rows
     loaded, tokenizer = load_model(
         model, revision=revision, device=device, dtype=dtype, trust_remote_code=trust_remote_code
     )
-    from lens.lsm import train
+    from lens.lsm import Lora, train
 
     result = train(
         loaded, tokenizer, read, rows, layers=layers, losses=losses, strength=strength,
         steps=steps, learning_rate=learning_rate, batch_size=batch_size, seed=seed,
         chat=chat_of(template, system, thinking), low_memory=low_memory,
+        train=what, lora=None if lora is None else Lora(lora, lora_alpha, dora), cache=cache,
+        max_memory=max_memory,
     )  # fmt: skip
     result.save(out, force=force)
     last = result.log[-1] if result.log else {}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from lens.lsm.adapters import Lora
 from lens.lsm.config import (
     PRESETS,
     Align,
@@ -28,6 +30,7 @@ __all__ = [
     "LanguageModel",
     "LensConfig",
     "LensTrainer",
+    "Lora",
     "Norm",
     "PivotKL",
     "Retain",
@@ -47,6 +50,8 @@ def train(
     prompts: Mapping[str, Sequence[str]],
     *,
     layers: str = "-2:",
+    train: str = "full",
+    lora: int | Lora | None = None,
     losses: str | LensConfig | dict[str, Any] = "corrected",
     strength: float | Mapping[str, float] = 1.0,
     texts: Mapping[str, Sequence[str]] | None = None,
@@ -57,6 +62,8 @@ def train(
     batch_size: int | None = None,
     seed: int = 0,
     low_memory: bool = False,
+    cache: str | Path | None = None,
+    max_memory: str | int | None = None,
 ) -> TrainResult:
     """Train a band of blocks with Lens, from prompts alone.
 
@@ -69,7 +76,13 @@ def train(
     prompts : mapping of str to sequence of str
         Parallel prompts per language, the pivot among them; no answers.
     layers : str
-        Blocks to train, a half-open slice such as ``"-2:"``.
+        Blocks to train: half-open slices such as ``"-2:"`` or ``"2:4,-2:"``.
+    train : str
+        What of them: ``"full"``, ``"attention"``, ``"mlp"``, ``"bias"``, ``"norm"``, a name
+        inside them, or several separated by commas.
+    lora : int or Lora, optional
+        Train adapters of this rank on their linear layers instead; the result is saved as a PEFT
+        adapter.
     losses : str, LensConfig or dict
         ``"corrected"``, ``"lens-v1"`` (as published) or settings of one's own.
     strength : float or mapping
@@ -86,6 +99,10 @@ def train(
         Decides the order of prompts.
     low_memory : bool
         Keep weights that training does not need in a temporary file, see `LensTrainer`.
+    cache : str or Path, optional
+        Folder that keeps cached states for later runs over the same model and prompts.
+    max_memory : str or int, optional
+        Limit such as ``"12GB"``; cached states that would pass it go to temporary files.
 
     Returns
     -------
@@ -111,11 +128,15 @@ def train(
         space,
         prompts,
         layers=layers,
+        train=train,
+        lora=lora,
         sites=config.sites,
         texts=texts,
         answers=answers,
         references=config.references,
         chat=chat,
         low_memory=low_memory,
+        cache=cache,
+        max_memory=max_memory,
     )
     return trainer.run(config, strength=strength, seed=seed)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import lens
 from lens.io import new_folder
+from lens.lsm import adapters
 from lens.models.loading import quiet_bars
 
 if TYPE_CHECKING:
@@ -61,7 +62,10 @@ def save(result: TrainResult, out: str | Path, *, force: bool = False) -> None:
     facts = reproduction(result)
     with new_folder(out, force=force) as folder:
         with quiet_bars():
-            result.model.save_pretrained(folder)
+            if result.adapter is None:
+                result.model.save_pretrained(folder)
+            else:
+                adapters.write(result.adapter, folder)
         result.tokenizer.save_pretrained(folder)
         lines = "".join(json.dumps(entry) + "\n" for entry in result.log)
         (folder / "metrics.jsonl").write_text(lines, encoding="utf-8")

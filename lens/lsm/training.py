@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -16,10 +17,13 @@ from torch import Tensor
 
 from lens.data.languages import canonical
 from lens.errors import InputError
+from lens.lsm.adapters import Lora
 from lens.lsm.config import LensConfig, resolve
 from lens.lsm.geometry import Geometry, geometries
+from lens.lsm.memory import memory_for_states
 from lens.lsm.optimizing import DivergedError, only_trainable, optimize
 from lens.lsm.step import Step
+from lens.lsm.trainable import Trainable
 from lens.models.blocks import locate
 from lens.models.capturing import check_rows
 from lens.models.chat import ChatOptions, Role, encode
@@ -47,6 +51,8 @@ class TrainResult:
         What decided the run.
     seconds : float
         Wall time of the steps, without the prefix pass.
+    adapter : peft.PeftModel or None
+        PEFT's view of the model when adapters were trained.
     """
 
     model: Any
@@ -59,6 +65,7 @@ class TrainResult:
     layers: tuple[int, ...]
     seconds: float
     about: dict[str, Any] = field(default_factory=dict)
+    adapter: Any = None
 
     def save(self, out: Any, *, force: bool = False) -> None:
         """Write a Hugging Face checkpoint, the log and ``reproduce.json`` to a new folder."""
@@ -79,7 +86,13 @@ class LensTrainer:
     prompts : mapping of str to sequence of str, or of token id sequences
         Parallel user prompts: row i says the same in every language. Must hold the pivot.
     layers : str
-        Blocks to train, such as ``"-2:"``.
+        Blocks to train, such as ``"-2:"``, or a set of bands, ``"2:4,-2:"``; what is cached
+        enters the lowest, and blocks in between run but are not trained.
+    train : str
+        What of these blocks: ``"full"``, ``"attention"``, ``"mlp"``, ``"bias"``, ``"norm"`` or
+        a name inside them, see `lens.lsm.trainable.Trainable`.
+    lora : int or Lora, optional
+        Train adapters of this rank on their linear layers instead, through PEFT.
     sites : sequence of str
         Sites that any later run may read.
     texts : mapping of str to sequence of str, optional
@@ -97,6 +110,11 @@ class LensTrainer:
     low_memory : bool
         Once the prefix is cached, move the weights that training does not need (blocks below the
         band, output head) to a temporary file; they come back when they are used.
+    cache : str or Path, optional
+        Folder that keeps cached states; later runs over the same model and rows read them there.
+    max_memory : str or int, optional
+        Limit such as ``"12GB"`` for weights, optimizer and cached states together; states that
+        would pass it go to temporary files.
 
     Raises
     ------
@@ -113,6 +131,8 @@ class LensTrainer:
         prompts: Mapping[str, Sequence[str]],
         *,
         layers: str = "-2:",
+        train: str = "full",
+        lora: int | Lora | None = None,
         sites: Sequence[str] = ("final",),
         texts: Mapping[str, Sequence[str]] | None = None,
         answers: Mapping[str, Sequence[str | None]] | None = None,
@@ -120,6 +140,8 @@ class LensTrainer:
         chat: ChatOptions | None = None,
         cache_batch: int = 32,
         low_memory: bool = False,
+        cache: str | Path | None = None,
+        max_memory: str | int | None = None,
     ) -> None:
         space.check_model(model)
         self.model, self.tokenizer, self.space = model, tokenizer, space
@@ -130,14 +152,16 @@ class LensTrainer:
         self.references = references
         self.parts = parts = locate(model)
         self.layers = resolve_layers(layers, len(parts.blocks))
-        self.parameters = {
-            f"{parts.blocks_name}.{i}.{name}": p
-            for i in self.layers
-            for name, p in parts.blocks[i].named_parameters()
-        }
-        self.original = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self.trainable = Trainable(model, parts, self.layers, train=train, lora=lora)
+        below = [*parts.blocks[: min(self.layers)], parts.lm_head] if low_memory else []
+        idle = [module for module in below if module is not None]
+        memory = memory_for_states(
+            model, trained_bytes=self.trainable.nbytes, idle=idle, max_memory=max_memory
+        )
         places = resolve_sites(list(sites), len(parts.blocks))
-        self.cache = PrefixCache(model, parts, first_block=min(self.layers), sites=places)
+        self.cache = PrefixCache(
+            model, parts, first_block=min(self.layers), sites=places, folder=cache, memory=memory
+        )
         self.rows: dict[str, range] = {}
         self.texts: dict[str, range] = {}
         self.answers: dict[str, list[int | None]] = {}
@@ -162,9 +186,9 @@ class LensTrainer:
         for lang, said in (answers or {}).items():
             self._add_answers(canonical(lang), said, rows, chat, cache_batch)
         model.train(was_training)
-        if low_memory:
-            idle = [*parts.blocks[: min(self.layers)], parts.lm_head]
-            spill(module for module in idle if module is not None)
+        spill(idle)
+        self.parameters = self.trainable.activate()
+        self.original = {name: p.detach().clone() for name, p in self.parameters.items()}
 
     def _add_answers(
         self,
@@ -201,6 +225,11 @@ class LensTrainer:
     def restore(self) -> None:
         """Put the original weights back."""
         self.load(self.original)
+
+    def release(self) -> None:
+        """Put the original weights back and take adapters off; the trainer is then spent."""
+        self.restore()
+        self.trainable.release()
 
     @torch.no_grad()
     def load(self, band: State) -> None:
@@ -272,10 +301,11 @@ class LensTrainer:
             "space": {"sha256": self.space.sha256, **self.space.to_dict()},
             "pivot": self.pivot,
             "prompts": self.count,
+            "trained": self.trainable.to_dict(),
         }
         return TrainResult(
             self.model, self.tokenizer, band, log, config, strengths, seed, self.layers, seconds,
-            about,
+            about, self.trainable.adapter,
         )  # fmt: skip
 
     def _encoded(

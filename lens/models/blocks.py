@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from lens.errors import InputError
+from lens.models.quantized import keep_layout
 
 # How the libraries we know name their block lists and final norms; any other name works too.
 BLOCK_NAMES = ("layers", "h", "blocks")
@@ -87,6 +88,7 @@ def locate(model: nn.Module, *, blocks: str | None = None) -> DecoderParts:
         parts = _parts(model, known)
         if id(parts.blocks) == identity:
             return parts
+    keep_layout(model)
     candidates = _candidates(model)
     names = [blocks] if blocks is not None else [name for name, _ in candidates]
     reasons: list[str] = []
