@@ -60,6 +60,8 @@ static int typenum(char kind, lens_dtype dtype) {
         return NPY_FLOAT32;
     case 'u':
         return NPY_UINT64;
+    case 'h':
+        return NPY_UINT16;
     default:
         return NPY_UINT8;
     }

@@ -22,6 +22,29 @@ static inline uint32_t lens_f32_to_bits(float f) {
     return u;
 }
 
+static inline double lens_bits_to_f64(uint64_t u) {
+    double d;
+    memcpy(&d, &u, sizeof d);
+    return d;
+}
+
+static inline uint64_t lens_f64_to_bits(double d) {
+    uint64_t u;
+    memcpy(&u, &d, sizeof u);
+    return u;
+}
+
+/* x, or the one quiet NaN for any NaN; by integers, so that the loop has no branch */
+static inline float lens_clean_f32(float x) {
+    uint32_t u = lens_f32_to_bits(x);
+    return lens_bits_to_f32((u & 0x7fffffffu) > 0x7f800000u ? 0x7fc00000u : u);
+}
+
+static inline double lens_clean_f64(double x) {
+    uint64_t u = lens_f64_to_bits(x);
+    return lens_bits_to_f64(u << 1 > 0xffe0000000000000u ? 0x7ff8000000000000u : u);
+}
+
 static inline float lens_load_f32(float x) {
     return x;
 }
@@ -71,11 +94,56 @@ static inline uint16_t lens_store_f16(float x) {
     return (uint16_t)(sign | half);
 }
 
+/* Ask for bytes that will be read soon, a line at a time. */
+static inline void lens_prefetch(const void *x, size_t bytes) {
+#if defined(__GNUC__)
+    for (size_t i = 0; i < bytes; i += 64)
+        __builtin_prefetch((const char *)x + i);
+#else
+    (void)x, (void)bytes;
+#endif
+}
+
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #include <immintrin.h>
 
+__attribute__((target("avx2"))) static inline void
+lens_loadn_bf16_avx2(float *out, const uint16_t *x, size_t n) {
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        __m128i half = _mm_loadu_si128((const __m128i *)(const void *)(x + i));
+        __m256i wide = _mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16);
+        _mm256_storeu_ps(out + i, _mm256_castsi256_ps(wide));
+    }
+    for (; i < n; i++)
+        out[i] = lens_load_bf16(x[i]);
+}
+
+__attribute__((target("avx512f"))) static inline void
+lens_loadn_bf16_avx512(float *out, const uint16_t *x, size_t n) {
+    size_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+        __m256i half = _mm256_loadu_si256((const __m256i *)(const void *)(x + i));
+        __m512i wide = _mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16);
+        _mm512_storeu_ps(out + i, _mm512_castsi512_ps(wide));
+    }
+    for (; i < n; i++)
+        out[i] = lens_load_bf16(x[i]);
+}
+
+__attribute__((target("avx512f"))) static inline void
+lens_loadn_f16_avx512(float *out, const uint16_t *x, size_t n) {
+    size_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+        __m256i half = _mm256_loadu_si256((const __m256i *)(const void *)(x + i));
+        _mm512_storeu_ps(out + i, _mm512_cvtph_ps(half));
+    }
+    for (; i < n; i++)
+        out[i] = lens_load_f16(x[i]);
+}
+
 __attribute__((target("avx,f16c"))) static inline void
-lens_loadn_f16c(float *out, const uint16_t *x, size_t n) {
+lens_loadn_f16_avx2(float *out, const uint16_t *x, size_t n) {
     size_t i = 0;
     for (; i + 8 <= n; i += 8) {
         __m128i half = _mm_loadu_si128((const __m128i *)(const void *)(x + i));

@@ -14,6 +14,8 @@
 
 #include "weights.inc.h"
 
+#include "combine.inc.h"
+
 #undef SUFFIX
 #undef T
 #undef ACC
@@ -22,5 +24,6 @@
 #undef STORE
 #undef LOADN
 #undef STOREN
+#undef CLEAN
 #undef COUNT
 #undef INFINITE

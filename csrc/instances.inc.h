@@ -9,6 +9,7 @@
 #define SUFFIX f32
 #define T float
 #define ACC float
+#define CLEAN lens_clean_f32
 #define DIRECT
 #define COUNT uint32_t
 #include "families.inc.h"
@@ -16,6 +17,7 @@
 #define SUFFIX f64
 #define T double
 #define ACC double
+#define CLEAN lens_clean_f64
 #define DIRECT
 #define COUNT uint64_t
 #include "families.inc.h"
@@ -25,10 +27,11 @@
 #define ACC float
 #define LOAD lens_load_f16
 #define STORE lens_store_f16
+#define CLEAN lens_clean_f32
 #define COUNT uint16_t
 #define INFINITE 0x7c00
 #ifdef ISA_F16C
-#define LOADN lens_loadn_f16c
+#define LOADN PASTE(lens_loadn, f16, ISA)
 #define STOREN lens_storen_f16c
 #endif
 #include "families.inc.h"
@@ -38,39 +41,45 @@
 #define ACC float
 #define LOAD lens_load_bf16
 #define STORE lens_store_bf16
+#define CLEAN lens_clean_f32
 #define COUNT uint16_t
 #define INFINITE 0x7f80
+#ifdef ISA_F16C
+#define LOADN PASTE(lens_loadn, bf16, ISA)
+#endif
 #include "families.inc.h"
 
 #define KERNEL(name, suffix) .name = PASTE(name, suffix, ISA)
-#define TABLE(suffix)                     \
-    {                                     \
-        KERNEL(load, suffix),             \
-        KERNEL(store, suffix),            \
-        KERNEL(first_nonfinite, suffix),  \
-        KERNEL(add, suffix),              \
-        KERNEL(welford, suffix),          \
-        KERNEL(project, suffix),          \
-        KERNEL(separate, suffix),         \
-        KERNEL(align_mean, suffix),       \
-        KERNEL(align_complement, suffix), \
-        KERNEL(retain, suffix),           \
-        KERNEL(add_difference, suffix),   \
-        KERNEL(spread, suffix),           \
-        KERNEL(positive, suffix),         \
-        KERNEL(first_nan, suffix),        \
-        KERNEL(scale, suffix),            \
-        KERNEL(unit, suffix),             \
-        KERNEL(accumulate, suffix),       \
-        KERNEL(reaches, suffix),          \
-        KERNEL(similarity, suffix),       \
-        KERNEL(distance, suffix),         \
-        KERNEL(delta, suffix),            \
-        KERNEL(delta_dots, suffix),       \
-        KERNEL(delta_histogram, suffix),  \
-        KERNEL(delta_select, suffix),     \
-        KERNEL(round, suffix),            \
-        KERNEL(count_nonfinite, suffix)}
+#define TABLE(suffix)                  \
+    {KERNEL(load, suffix),             \
+     KERNEL(store, suffix),            \
+     KERNEL(first_nonfinite, suffix),  \
+     KERNEL(add, suffix),              \
+     KERNEL(welford, suffix),          \
+     KERNEL(project, suffix),          \
+     KERNEL(separate, suffix),         \
+     KERNEL(align_mean, suffix),       \
+     KERNEL(align_complement, suffix), \
+     KERNEL(retain, suffix),           \
+     KERNEL(add_difference, suffix),   \
+     KERNEL(spread, suffix),           \
+     KERNEL(positive, suffix),         \
+     KERNEL(first_nan, suffix),        \
+     KERNEL(scale, suffix),            \
+     KERNEL(unit, suffix),             \
+     KERNEL(accumulate, suffix),       \
+     KERNEL(reaches, suffix),          \
+     KERNEL(similarity, suffix),       \
+     KERNEL(distance, suffix),         \
+     KERNEL(delta, suffix),            \
+     KERNEL(delta_dots, suffix),       \
+     KERNEL(delta_histogram, suffix),  \
+     KERNEL(delta_select, suffix),     \
+     KERNEL(delta_size, suffix),       \
+     KERNEL(add_sizes, suffix),        \
+     KERNEL(count_nonfinite, suffix),  \
+     KERNEL(sum, suffix),              \
+     KERNEL(round, suffix)}
 
 #define TABLES_(isa) lens_kernels_##isa
 #define TABLES(isa) TABLES_(isa)

@@ -9,6 +9,7 @@
 
 #define LENS_LANES 16  /* fixed partial sums of every reduction */
 #define LENS_PIECE 512 /* columns reduced in ACC before their sum joins a double: 32 adds a lane */
+#define LENS_STRIP 128 /* columns of four rows taken together */
 #define LENS_TILE 2048 /* columns counted together */
 #define LENS_COUNT_ROWS 32768 /* rows counted before narrow counters are emptied */
 
@@ -70,12 +71,20 @@ typedef struct {
                        size_t n);
     /* counts[key >> LENS_BUCKET_BITS]++ where x != 0;  index of the first x not finite, or n */
     size_t (*delta_histogram)(uint64_t *counts, const void *a, const void *b, size_t n);
-    /* mask = 1 where key >= high, else 2 where key >= low, else 0;  returns the number of 1s */
-    size_t (*delta_select)(uint8_t *mask, const void *a, const void *b, size_t n, uint32_t low,
-                           uint32_t high);
-    /* out[n] = x[n] rounded once;  counts[2] += NaN, infinite */
-    void (*round)(void *out, const double *x, size_t n);
+    /* marks = 1 where key >= high, else 2 where key >= low, else 0;  lows = the low bits of the
+     * keys marked 2, in order, and returns how many;  counts[2] += marked 1, in high's bucket */
+    size_t (*delta_select)(uint8_t *marks, uint16_t *lows, uint64_t *counts, const void *a,
+                           const void *b, size_t n, uint32_t low, uint32_t high);
+    /* sum of |x|;  acc[n] += |x|, both in double */
+    double (*delta_size)(const void *a, const void *b, size_t n);
+    void (*add_sizes)(double *acc, const void *a, const void *b, size_t n);
+    /* counts[2] += NaN, infinite */
     void (*count_nonfinite)(uint64_t *counts, const void *x, size_t n);
+    /* sum[m] = sum_s w[s] sources[s][i..i+m), m <= LENS_PIECE, after what is there if more != 0 */
+    void (*sum)(double *sum, const void *const *sources, const double *w, size_t n_sources,
+                int more, size_t i, size_t m);
+    /* out[n] = x[n] rounded once */
+    void (*round)(void *out, const double *x, size_t n);
 } lens_kernels;
 
 /* Kernels of a valid dtype for the instruction set in use. */

@@ -282,11 +282,26 @@ lens_status lens_weights_histogram(uint64_t *counts, lens_fault *fault, const vo
                                    uint64_t *work);
 size_t lens_weights_histogram_worksize(size_t n, int n_threads);
 
-/* mask = 1 where key >= high, 2 where low <= key < high, else 0;  chosen: how many are 1.
- * mask: (n,).  LENS_EDOMAIN unless 0 < low <= high. */
-lens_status lens_weights_select(uint8_t *mask, uint64_t *chosen, const void *a, const void *b,
-                                size_t n, uint32_t low, uint32_t high, lens_dtype dtype,
-                                int n_threads);
+/* marks = 1 where key >= high, 2 where low <= key < high, else 0;  lows[0..c) = the low
+ * LENS_BUCKET_BITS of the keys marked 2, in order, c = counts[2];  counts[0] = how many are marked 1,
+ * counts[1] = how many nonzero keys are in the bucket that ends at high, at least c.  marks: (n,),
+ * lows: (n,), of which the rest is scratch, counts: (3,).  LENS_EDOMAIN unless 0 < low <= high <= 2^31
+ * and all from low to high - 1 is in one bucket.  The worksize is in size_t. */
+lens_status lens_weights_select(uint8_t *marks, uint16_t *lows, uint64_t *counts, const void *a,
+                                const void *b, size_t n, uint32_t low, uint32_t high,
+                                lens_dtype dtype, int n_threads, size_t *work);
+size_t lens_weights_select_worksize(size_t n);
+
+/* In place: the k-th 2 in marks becomes keep[k] != 0.  marks: (n,), keep: (n_keep,).  LENS_ESHAPE
+ * unless there are n_keep of them; marks are as before then. */
+lens_status lens_weights_settle(uint8_t *marks, const uint8_t *keep, size_t n, size_t n_keep);
+
+/* out[i] = mean_k |x[i,k]|, and out[k] = mean_i |x[i,k]|, in double.  out: (n,) and (d,), a, b: (n,d).
+ * LENS_ESHAPE for a mean of nothing, LENS_ENONFINITE (row, column). */
+lens_status lens_weights_row_means(double *out, lens_fault *fault, const void *a, const void *b,
+                                   size_t n, size_t d, lens_dtype dtype, int n_threads);
+lens_status lens_weights_column_means(double *out, lens_fault *fault, const void *a, const void *b,
+                                      size_t n, size_t d, lens_dtype dtype, int n_threads);
 
 /* out = sum_s weights[s] sources[s], in double and in order, then rounded once to dtype.  Source s
  * has n elements in dtypes[s].  Sources of weight 0 are not read; one alone of weight 1 and of the

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  * moments.c: count, mean and sum of squared deviations of each column, mergeable.  Level 3.
- * Welford within a block of rows, Chan across blocks.  The caller keeps the tree of blocks. */
+ * Welford (in West's form) within a block of rows, Chan across blocks.  The caller keeps the tree of blocks. */
 #include "kernels.h"
 #include "parallel.h"
 
@@ -10,15 +10,15 @@
 typedef struct {
     double *mean, *m2;
     const unsigned char *X;
-    size_t n, d, size;
+    size_t n, d, size, tile;
     uint64_t count;
     const lens_kernels *k;
 } moments_job;
 
-/* A chunk is a tile of LENS_PIECE columns, all rows: mean and m2 of the tile stay in L1. */
+/* A chunk is a tile of columns, all rows. */
 static lens_status moments_chunk(void *ctx, size_t chunk, size_t thread) {
     const moments_job *j = ctx;
-    size_t i = chunk * LENS_PIECE, m = j->d - i < LENS_PIECE ? j->d - i : LENS_PIECE;
+    size_t i = chunk * j->tile, m = j->d - i < j->tile ? j->d - i : j->tile;
     (void)thread;
     j->k->welford(j->mean + i, j->m2 + i, j->X + i * j->size, j->n, j->d, m, j->count);
     for (size_t c = i; c < i + m; c++)
@@ -47,7 +47,11 @@ lens_status lens_moments_update(double *mean_out, double *m2_out, lens_fault *fa
                      .count = count,
                      .size = lens_dtype_size(dtype),
                      .k = lens_kernels_of(dtype)};
-    lens_status status = lens_parallel(moments_chunk, &j, lens_n_chunks(d, LENS_PIECE), n_threads);
+    /* Columns are independent, so tiles may follow the threads: the wider, the longer the runs in
+     * memory, as long as mean and m2 stay in cache. */
+    size_t pieces = lens_n_chunks(d, LENS_PIECE), share = pieces / lens_threads(pieces, n_threads);
+    j.tile = LENS_PIECE * (share < 1 ? 1 : share > 8 ? 8 : share);
+    lens_status status = lens_parallel(moments_chunk, &j, lens_n_chunks(d, j.tile), n_threads);
     for (size_t row = 0; status == LENS_ENONFINITE && row < n; row++) {
         size_t column = j.k->first_nonfinite(j.X + row * d * j.size, d);
         if (column < d) {

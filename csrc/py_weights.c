@@ -43,15 +43,46 @@ SHIM(weights_histogram) {
 SHIM(weights_select) {
     lens_args v;
     lens_status status;
-    uint64_t chosen = 0;
+    uint64_t counts[3] = {0};
     if (PARSE(v, weights_select))
         return NULL;
-    if (v.integer[3] > UINT32_MAX || v.integer[4] > UINT32_MAX)
+    if (v.integer[4] > UINT32_MAX || v.integer[5] > UINT32_MAX)
         return lens_return(&v, LENS_EDOMAIN, NULL);
-    WITHOUT_GIL(lens_weights_select(v.ptr[0], &chosen, v.ptr[1], v.ptr[2], v.dim['n'],
-                                    (uint32_t)v.integer[3], (uint32_t)v.integer[4], v.dtype,
-                                    threads(&v, 6)))
-    return lens_return(&v, status, PyLong_FromUnsignedLongLong(chosen));
+    if (lens_workspace(&v, lens_weights_select_worksize(v.dim['n'])) < 0)
+        return NULL;
+    WITHOUT_GIL(lens_weights_select(v.ptr[0], v.ptr[1], counts, v.ptr[2], v.ptr[3], v.dim['n'],
+                                    (uint32_t)v.integer[4], (uint32_t)v.integer[5], v.dtype,
+                                    threads(&v, 7), (size_t *)(void *)v.work))
+    return lens_return(&v, status, Py_BuildValue("(KKK)", counts[0], counts[1], counts[2]));
+}
+
+SHIM(weights_settle) {
+    lens_args v;
+    lens_status status;
+    if (PARSE(v, weights_settle))
+        return NULL;
+    WITHOUT_GIL(lens_weights_settle(v.ptr[0], v.ptr[1], v.dim['n'], v.dim['k']))
+    return lens_return(&v, status, NULL);
+}
+
+SHIM(weights_row_means) {
+    lens_args v;
+    lens_status status;
+    if (PARSE(v, weights_row_means))
+        return NULL;
+    WITHOUT_GIL(lens_weights_row_means(v.ptr[0], &v.fault, v.ptr[1], v.ptr[2], v.dim['n'],
+                                       v.dim['d'], v.dtype, threads(&v, 4)))
+    return lens_return(&v, status, NULL);
+}
+
+SHIM(weights_column_means) {
+    lens_args v;
+    lens_status status;
+    if (PARSE(v, weights_column_means))
+        return NULL;
+    WITHOUT_GIL(lens_weights_column_means(v.ptr[0], &v.fault, v.ptr[1], v.ptr[2], v.dim['n'],
+                                          v.dim['d'], v.dtype, threads(&v, 4)))
+    return lens_return(&v, status, NULL);
 }
 
 SHIM(weights_combine) {

@@ -3,45 +3,42 @@
  * b = NULL stands for zeros.  The key of a delta is the bits of |delta| in float32: 31 bits that
  * sort as |delta| does. */
 
-/* buf[m] = a - b in ACC; m <= LENS_PIECE. */
-static inline const ACC *FN(delta_view)(ACC *buf, const T *a, const T *b, size_t m) {
-    if (b == NULL)
-        return FN(view)(buf, a, m);
-    FN(difference)(buf, a, b, m);
-    return buf;
+static const T FN(zeros)[LENS_PIECE];
+
+/* b from i on; zeros where there is no b: x - 0 is x, even for x = -0. */
+static inline const T *FN(or_zeros)(const T *b, size_t i) {
+    return b ? b + i : FN(zeros);
 }
 
-/* key[m] of a - b; returns the largest. */
-static inline uint32_t FN(delta_keys)(uint32_t *key, const T *a, const T *b, size_t m) {
-    ACC buf[LENS_PIECE];
-    const ACC *v = FN(delta_view)(buf, a, b, m);
-    uint32_t most = 0;
-    for (size_t k = 0; k < m; k++) {
-        key[k] = lens_f32_to_bits((float)v[k]) & 0x7fffffffu;
-        most = key[k] > most ? key[k] : most;
-    }
-    return most;
-}
-
-static void FN(delta)(float *out, const void *a_, const void *b_, size_t n) {
+static void FN(delta)(float *restrict out, const void *a_, const void *b_, size_t n) {
     const T *a = a_, *b = b_;
-    ACC buf[LENS_PIECE];
+    ACC ba[LENS_PIECE], bb[LENS_PIECE];
     for (size_t i = 0, m; i < n; i += m) {
         m = FN(piece)(i, n);
-        const ACC *v = FN(delta_view)(buf, a + i, b ? b + i : NULL, m);
+        const ACC *x = FN(view)(ba, a + i, m), *y = FN(view)(bb, FN(or_zeros)(b, i), m);
         for (size_t k = 0; k < m; k++)
-            out[i + k] = (float)v[k];
+            out[i + k] = (float)(x[k] - y[k]);
     }
 }
 
-/* Lanes of double: the square of a tiny float32 does not vanish and that of a large one is finite. */
-static inline void FN(products)(double *lane, const ACC *x, const ACC *y, size_t m) {
-    size_t i = 0;
-    for (; i + LENS_LANES <= m; i += LENS_LANES)
-        for (size_t l = 0; l < LENS_LANES; l++)
-            lane[l] += (double)x[i + l] * (double)y[i + l];
-    for (size_t l = 0; i + l < m; l++)
-        lane[l] += (double)x[i + l] * (double)y[i + l];
+/* Lanes of double: the square of a tiny float32 does not vanish and that of a large one is finite.
+ * width <= LENS_LANES. */
+static inline void FN(add_dots)(double *lanes, const ACC *a, const ACC *b, const ACC *c,
+                                const ACC *d, size_t width) {
+    double *xx = lanes, *yy = lanes + LENS_LANES, *xy = lanes + 2 * LENS_LANES;
+    for (size_t l = 0; l < width; l++) {
+        double x = (double)(a[l] - b[l]), y = (double)(c[l] - d[l]);
+        xx[l] += x * x;
+        yy[l] += y * y;
+        xy[l] += x * y;
+    }
+}
+
+static inline void FN(add_squares)(double *lane, const ACC *a, const ACC *b, size_t width) {
+    for (size_t l = 0; l < width; l++) {
+        double x = (double)(a[l] - b[l]);
+        lane[l] += x * x;
+    }
 }
 
 static inline double FN(fold_double)(double *lane) {
@@ -54,34 +51,58 @@ static inline double FN(fold_double)(double *lane) {
 static void FN(delta_dots)(double *sums, const void *a_, const void *b_, const void *c_,
                            const void *d_, size_t n) {
     const T *a = a_, *b = b_, *c = c_, *d = d_;
-    ACC bx[LENS_PIECE], by[LENS_PIECE];
-    double xx[LENS_LANES] = {0}, yy[LENS_LANES] = {0}, xy[LENS_LANES] = {0};
-    for (size_t i = 0, m; i < n; i += m) {
+    ACC buf[4][LENS_PIECE];
+    double lanes[3 * LENS_LANES] = {0};
+    for (size_t i = 0, m, k; i < n; i += m) {
         m = FN(piece)(i, n);
-        const ACC *x = FN(delta_view)(bx, a + i, b ? b + i : NULL, m);
-        FN(products)(xx, x, x, m);
-        if (c == NULL)
+        const ACC *x = FN(view)(buf[0], a + i, m);
+        const ACC *y = FN(view)(buf[1], FN(or_zeros)(b, i), m);
+        if (c == NULL) {
+            for (k = 0; k + LENS_LANES <= m; k += LENS_LANES)
+                FN(add_squares)(lanes, x + k, y + k, LENS_LANES);
+            FN(add_squares)(lanes, x + k, y + k, m - k);
             continue;
-        const ACC *y = FN(delta_view)(by, c + i, d ? d + i : NULL, m);
-        FN(products)(yy, y, y, m);
-        FN(products)(xy, x, y, m);
+        }
+        const ACC *z = FN(view)(buf[2], c + i, m);
+        const ACC *t = FN(view)(buf[3], FN(or_zeros)(d, i), m);
+        for (k = 0; k + LENS_LANES <= m; k += LENS_LANES)
+            FN(add_dots)(lanes, x + k, y + k, z + k, t + k, LENS_LANES);
+        FN(add_dots)(lanes, x + k, y + k, z + k, t + k, m - k);
     }
-    sums[0] = FN(fold_double)(xx);
-    sums[1] = FN(fold_double)(yy);
-    sums[2] = FN(fold_double)(xy);
+    for (size_t k = 0; k < 3; k++)
+        sums[k] = FN(fold_double)(lanes + k * LENS_LANES);
 }
 
+/* key[m] of a - b; returns the largest. */
+static inline uint32_t FN(delta_keys)(uint32_t *restrict key, const T *a, const T *b, size_t m) {
+    ACC ba[LENS_PIECE], bb[LENS_PIECE];
+    const ACC *x = FN(view)(ba, a, m), *y = FN(view)(bb, b, m);
+    uint32_t most = 0;
+    for (size_t k = 0; k < m; k++) {
+        key[k] = lens_f32_to_bits((float)(x[k] - y[k])) & 0x7fffffffu;
+        most = key[k] > most ? key[k] : most;
+    }
+    return most;
+}
+
+/* Counting leaves the memory idle unless the next strip is asked for before. */
 static size_t FN(delta_histogram)(uint64_t *counts, const void *a_, const void *b_, size_t n) {
     const T *a = a_, *b = b_;
-    uint32_t key[LENS_PIECE];
-    for (size_t i = 0, m; i < n; i += m) {
-        m = FN(piece)(i, n);
-        uint32_t most = FN(delta_keys)(key, a + i, b ? b + i : NULL, m), zeros = 0;
+    uint32_t key[LENS_STRIP];
+    for (size_t i = 0, m, next; i < n; i += m) {
+        m = n - i < LENS_STRIP ? n - i : LENS_STRIP;
+        next = n - i - m < LENS_STRIP ? n - i - m : LENS_STRIP;
+        lens_prefetch(a + i + m, next * sizeof(T));
+        if (b != NULL)
+            lens_prefetch(b + i + m, next * sizeof(T));
+        uint32_t most = FN(delta_keys)(key, a + i, FN(or_zeros)(b, i), m), zeros = 0;
         if (most >= 0x7f800000u) {
             for (size_t k = 0; k < m; k++)
                 if (key[k] >= 0x7f800000u)
                     return i + k;
         }
+        if (most == 0)
+            continue;
         for (size_t k = 0; k < m; k++)
             zeros += key[k] == 0;
         for (size_t k = 0; k < m; k++)
@@ -91,50 +112,62 @@ static size_t FN(delta_histogram)(uint64_t *counts, const void *a_, const void *
     return n;
 }
 
-static size_t FN(delta_select)(uint8_t *mask, const void *a_, const void *b_, size_t n,
-                               uint32_t low, uint32_t high) {
+static size_t FN(delta_select)(uint8_t *restrict marks, uint16_t *restrict lows, uint64_t *counts,
+                               const void *a_, const void *b_, size_t n, uint32_t low,
+                               uint32_t high) {
     const T *a = a_, *b = b_;
-    uint32_t key[LENS_PIECE];
-    size_t chosen = 0;
+    uint32_t key[LENS_PIECE], floor = (high - 1u) >> LENS_BUCKET_BITS << LENS_BUCKET_BITS;
+    size_t found = 0;
+    floor = floor > 0 ? floor : 1u; /* a key of 0 is in no bucket */
     for (size_t i = 0, m; i < n; i += m) {
         m = FN(piece)(i, n);
-        FN(delta_keys)(key, a + i, b ? b + i : NULL, m);
-        uint32_t above = 0;
-        for (size_t k = 0; k < m; k++)
-            above += key[k] >= high;
-        for (size_t k = 0; k < m; k++)
-            mask[i + k] = (uint8_t)(key[k] >= high ? 1 : key[k] >= low ? 2 : 0);
-        chosen += above;
-    }
-    return chosen;
-}
-
-#if !defined(DIRECT)
-/* The float next to x on the side of zero, made odd unless x is a float: rounding that to 16 bits
- * gives what rounding x itself would, as a float has more than two bits to spare. */
-static inline ACC FN(round_to_odd)(double x) {
-    float near = (float)x;
-    uint32_t bits = lens_f32_to_bits(near);
-    bits -= fabs((double)near) > fabs(x);
-    bits |= (double)near != x;
-    return lens_bits_to_f32(bits);
-}
-#endif
-
-static void FN(round)(void *out_, const double *x, size_t n) {
-    T *out = out_;
-    ACC buf[LENS_PIECE];
-    for (size_t i = 0, m; i < n; i += m) {
-        m = FN(piece)(i, n);
-        for (size_t k = 0; k < m; k++) {
-            double v = isnan(x[i + k]) ? (double)NAN : x[i + k]; /* which NaN is left to chance */
-#if defined(DIRECT)
-            buf[k] = (ACC)v;
-#else
-            buf[k] = FN(round_to_odd)(v);
-#endif
+        uint32_t most = FN(delta_keys)(key, a + i, FN(or_zeros)(b, i), m);
+        uint32_t above = 0, bucket = 0, open = 0;
+        if (most < floor) {
+            memset(marks + i, 0, m);
+            continue;
         }
-        FN(flush)(out + i, buf, m);
+        for (size_t k = 0; k < m; k++) {
+            above += key[k] >= high;
+            bucket += key[k] >= floor;
+            open += key[k] >= low;
+        }
+        for (size_t k = 0; k < m; k++)
+            marks[i + k] = (uint8_t)(key[k] >= high ? 1 : key[k] >= low ? 2 : 0);
+        counts[0] += above;
+        counts[1] += bucket - above;
+        for (size_t k = 0, end = found + open - above; found < end; k++) {
+            lows[found] = (uint16_t)(key[k] & ((1u << LENS_BUCKET_BITS) - 1u));
+            found += marks[i + k] == 2;
+        }
+    }
+    return found;
+}
+
+static double FN(delta_size)(const void *a_, const void *b_, size_t n) {
+    const T *a = a_, *b = b_;
+    ACC ba[LENS_PIECE], bb[LENS_PIECE];
+    double lane[LENS_LANES] = {0};
+    for (size_t i = 0, m, k; i < n; i += m) {
+        m = FN(piece)(i, n);
+        const ACC *x = FN(view)(ba, a + i, m), *y = FN(view)(bb, FN(or_zeros)(b, i), m);
+        for (k = 0; k + LENS_LANES <= m; k += LENS_LANES)
+            for (size_t l = 0; l < LENS_LANES; l++)
+                lane[l] += fabs((double)(x[k + l] - y[k + l]));
+        for (size_t l = 0; k + l < m; l++)
+            lane[l] += fabs((double)(x[k + l] - y[k + l]));
+    }
+    return FN(fold_double)(lane);
+}
+
+static void FN(add_sizes)(double *restrict acc, const void *a_, const void *b_, size_t n) {
+    const T *a = a_, *b = b_;
+    ACC ba[LENS_PIECE], bb[LENS_PIECE];
+    for (size_t i = 0, m; i < n; i += m) {
+        m = FN(piece)(i, n);
+        const ACC *x = FN(view)(ba, a + i, m), *y = FN(view)(bb, FN(or_zeros)(b, i), m);
+        for (size_t k = 0; k < m; k++)
+            acc[i + k] += fabs((double)(x[k] - y[k]));
     }
 }
 

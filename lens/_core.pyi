@@ -139,8 +139,23 @@ def weights_histogram(
     counts: NDArray[np.uint64], a: _Any, b: _Any | None, dtype: int, n_threads: int, /
 ) -> None: ...
 def weights_select(
-    mask: _U8, a: _Any, b: _Any | None, low: int, high: int, dtype: int, n_threads: int, /
-) -> int: ...
+    marks: _U8,
+    lows: NDArray[np.uint16],
+    a: _Any,
+    b: _Any | None,
+    low: int,
+    high: int,
+    dtype: int,
+    n_threads: int,
+    /,
+) -> tuple[int, int, int]: ...
+def weights_settle(marks: _U8, keep: _U8, /) -> None: ...
+def weights_row_means(
+    out: _F64, a: _Any, b: _Any | None, dtype: int, n_threads: int, /
+) -> None: ...
+def weights_column_means(
+    out: _F64, a: _Any, b: _Any | None, dtype: int, n_threads: int, /
+) -> None: ...
 def weights_combine(
     out: _Any, sources: tuple[_Any, ...], weights: _F64, dtype: int, n_threads: int, /
 ) -> None: ...

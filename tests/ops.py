@@ -55,6 +55,7 @@ SIZES: dict[str, dict[str, Callable[[dict[str, int]], int]]] = {
     },
     "weights_dots": {"k": lambda z: 3},
     "weights_histogram": {"k": lambda z: 1 << 16},
+    "weights_settle": {"k": lambda z: 0},  # marks of a valid call hold no 2
     "weights_combine": {"s": lambda z: min(z["s"], 5)},
 }
 """Sizes that depend on others, or that are bounded, in this order."""
@@ -86,6 +87,9 @@ WITH_BLAS = {
 }  # fmt: skip
 """Operations equal to rounding only on another instruction set: the CPU chooses BLAS's kernels."""
 
+IN_PART = {"weights_select", "weights_settle"}
+"""They write a part of an output only: the first places, or some of what it holds."""
+
 FOR_TESTS = {"fail_allocation", "live_blocks", "force_isa"}
 """They change or show the state of the module itself."""
 
@@ -110,7 +114,7 @@ class Arg:
             return np.dtype(("f4", "f8", "f2", "u2")[code])
         if self.kind == "a":
             return np.dtype("f8" if ref.DTYPES[code] == "float64" else "f4")
-        return np.dtype({"d": "f8", "f": "f4", "u": "u8", "b": "u1"}[self.kind])
+        return np.dtype({"d": "f8", "f": "f4", "u": "u8", "h": "u2", "b": "u1"}[self.kind])
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +183,7 @@ def _random(rng, arg, shape, code, fill):
         return np.full(shape, fill, dtype)
     if arg.kind == "b":
         return np.ones(shape, dtype)
-    if arg.kind == "u":
+    if arg.kind in "uh":
         return rng.integers(0, 5, shape).astype(dtype)
     if arg.kind == "x":
         return ref.store(rng.normal(size=shape), ref.DTYPES[code])

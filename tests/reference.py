@@ -213,10 +213,10 @@ def delta_histogram(x):
     return np.bincount(size[size != 0].view(np.uint32) >> 15, minlength=1 << 16)
 
 
-def topk(deltas, k):
+def topk(deltas, k, keys=np.float32):
     """Masks of the k largest |delta| other than zero, by one stable sort over sorted names."""
     names = sorted(deltas)
-    size = np.concatenate([np.abs(deltas[n].astype(np.float32)).ravel() for n in names])
+    size = np.concatenate([np.abs(deltas[n].astype(keys)).ravel() for n in names])
     order = np.argsort(-size, kind="stable")[:k]
     mask = np.zeros(size.size, bool)
     mask[order[size[order] > 0]] = True

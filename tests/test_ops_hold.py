@@ -50,7 +50,7 @@ def test_every_output_is_written_and_nothing_beside_it(op):
         op.call(*args.values())
         assert all((r[:64] == fill).all() and (r[-64:] == fill).all() for r in rooms)
         results.append([x.tobytes() for x in ops.outputs(op, args)])
-    assert results[0] == results[1]
+    assert results[0] == results[1] or op.name in ops.IN_PART
 
 
 def failing(op):

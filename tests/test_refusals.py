@@ -149,6 +149,9 @@ CASES = {
     ),
     "weights.histogram": Case(weights.histogram, PAIR, {"a": "state *n", "b": "state *n none"}),
     "weights.topk_masks": Case(top_k, PAIR, {"a": "state *n", "b": "state *n none"}),
+    "weights.importance": Case(
+        lambda a, b: weights.importance(a, b), PAIR, {"a": "state *n", "b": "state *n none"}
+    ),
     "weights.count_nonfinite": Case(
         weights.count_nonfinite, {"x": states(3, 4)}, {"x": "any *n"}
     ),
@@ -160,8 +163,8 @@ CASES = {
 }  # fmt: skip
 SPOKEN = {"first": "sources[0]", "second": "sources[1]", "weights_": "weights"}
 """What a message calls an argument that has another name here."""
-ELSEWHERE = {"TopK", "mexa_layers"}
-"""A class whose methods a function of the table calls; `mexa` layer by layer (test_metrics.py)."""
+ELSEWHERE = {"Pair", "Unit", "TopK", "mexa_layers", "topk_units"}
+"""Tested beside what they are made of: in test_weights.py, test_metrics.py, test_masks.py."""
 
 ROWS = [
     pytest.param(case, name, *spec.split()[:2], id=f"{label} {name}")

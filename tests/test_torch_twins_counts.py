@@ -191,8 +191,15 @@ def test_topk(sizes, dtype, ties, seed, share):
         np.testing.assert_array_equal(far[name], mask)
 
 
+def test_importance_and_given_memory():
+    a, b = (normal(np.random.default_rng(i), (7, 90), "bfloat16") for i in range(2))
+    for unit in ("row", "column", "element"):
+        core, far = both(weights.importance, a, b, unit=unit)
+        np.testing.assert_array_equal(far, core)
+
+
 def test_topk_in_many_pieces(monkeypatch):
-    for module in (weights, tensors.weights):
+    for module in (weights._topk, tensors.weights):
         monkeypatch.setattr(module, "_PIECE", 64)
     x = {f"{i:02}": lumpy(np.random.default_rng(i), (7, 90), "bfloat16") for i in range(9)}
     for k in (0, 1, 100, 5000, 10**9):

@@ -1,7 +1,5 @@
 """Deltas of weights against NumPy: values, largest elements, ties, combinations, refused input."""
 
-import math
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -84,52 +82,38 @@ def test_cosine():
     assert weights.compare((tiny, None), (huge, None)).cosine == pytest.approx(1, abs=1e-15)
 
 
-@settings(max_examples=80, deadline=None)
-@given(
-    st.lists(st.sampled_from([0, 1, 15, 17, 60, 513]), min_size=1, max_size=5),
-    st.sampled_from(ref.DTYPES), st.booleans(), st.integers(0, 2**32 - 1), st.floats(0, 1),
-)  # fmt: skip
-def test_topk_is_a_full_stable_sort(sizes, dtype, ties, seed, share):
-    rng = np.random.default_rng(seed)
-    names = [f"t{i}" for i in rng.permutation(12)[: len(sizes)]]  # t10 sorts before t2
-    make = lumpy if ties else tensors
-    pairs = {name: make(rng, n, dtype) for name, n in zip(names, sizes, strict=True)}
-    a, b = ({name: pair[i] for name, pair in pairs.items()} for i in range(2))
-    deltas = {name: ref.delta(a[name], b[name], dtype) for name in names}
-    k = math.floor(share * sum(sizes) + 0.5)
-    for how in ({"k": k}, {"share": share}):
-        masks = weights.topk_masks(a, b, **how, **ref.raw(dtype))
-        expected = ref.topk(deltas, k)
-        assert list(masks) == sorted(names)
-        for name in names:
-            np.testing.assert_array_equal(masks[name], expected[name])
+def test_write_into_given_memory():
+    rng = np.random.default_rng(12)
+    a, b = tensors(rng, (3, 5), "float32")
+    out = np.empty((3, 5), np.float32)
+    assert weights.delta(a, b, out=out) is out
+    np.testing.assert_array_equal(out, a - b)
+    half = np.empty((3, 5), np.uint16)
+    assert weights.combine([a, b], [1, 2], out=half, out_dtype="bfloat16") is half
+    np.testing.assert_array_equal(half, weights.combine([a, b], [1, 2], out_dtype="bfloat16"))
+    with pytest.raises(InputError, match="shares memory"):
+        weights.combine([a, b], [1, 2], out=a)
+    with pytest.raises(DtypeError, match="out: got float64"):
+        weights.delta(a, b, out=np.empty((3, 5)))
+    with pytest.raises(ShapeError, match=r"out: shape \(15,\)"):
+        weights.delta(a, b, out=np.empty(15, np.float32))
+    with pytest.raises(InputError, match="out: expected a C-contiguous"):
+        weights.delta(a, b, out=np.empty((5, 3), np.float32).T)
 
 
-def test_topk_streams_and_names_its_threshold(monkeypatch):
-    monkeypatch.setattr(weights, "_PIECE", 64)  # prune early, search in many pieces
-    rng = np.random.default_rng(3)
-    x = {f"{i:02}": rng.integers(-500, 501, size=(7, 90)).astype(np.float32) for i in range(20)}
-    x["03"][:] = 0
-    for k in (0, 1, 5, 4000, 12000, 10**9):
-        top = weights.TopK(k, n_threads=2)
-        for name in sorted(x):
-            top.add(name, x[name])
-        masks = {name: top.select(name, x[name]) for name in sorted(x)}
-        result = top.finish()
-        for name in sorted(x):
-            result.apply(name, masks[name])
-        expected = ref.topk(x, k)
-        for name, mask in masks.items():
-            np.testing.assert_array_equal(mask, expected[name])
-        chosen = np.concatenate([np.abs(x[n][expected[n]]) for n in sorted(x)])
-        assert result.selected == chosen.size
-        assert result.threshold == chosen.min(initial=np.inf)
-
-
-def test_topk_of_subnormal_deltas():
-    x = (np.arange(6, dtype=np.uint32) % 5).view(np.float32)
-    masks = weights.topk_masks({"x": x}, k=3)
-    assert masks["x"].tolist() == [False, False, True, True, True, False]
+@pytest.mark.parametrize("dtype", ref.DTYPES)
+def test_combine_at_every_rounding_point(dtype):
+    """Sums at, just below and just above what rounds to even, from subnormal to infinite."""
+    bits = np.arange(0, 0x7F80 if dtype == "bfloat16" else 0x7C00, dtype=np.uint16)
+    grid = ref.value(bits if dtype == "bfloat16" else bits.view(np.float16), "bfloat16"
+                     if dtype == "bfloat16" else "float16")  # fmt: skip
+    middle = (grid[:-1] + grid[1:]) / 2
+    x = np.concatenate([grid, middle, np.nextafter(middle, 0), np.nextafter(middle, np.inf)])
+    x = np.concatenate([x, -x, [5e-324, -5e-324, 1e-310, 3.5e38, -1e39, np.inf, -np.inf]])
+    out = weights.combine([x], [1], out_dtype=dtype)
+    with np.errstate(over="ignore"):
+        expected = ref.combine([x], [1], dtype)
+    assert out.tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize("out_dtype", ref.DTYPES)
@@ -203,6 +187,8 @@ def everything(dtype, n_threads=1, n=2 * CHUNK + 77):
     out.append(weights.histogram(a, b, **kw))
     out += [weights.combine([a, b, c], [0.3, 1, -2.2], out_dtype=kind, **kw) for kind in ref.DTYPES]
     out.append(weights.topk_masks({"x": a, "y": c}, {"x": b, "y": d}, share=0.05, **kw)["y"])
+    for unit in ("row", "column"):
+        out.append(weights.importance(a[None], b[None], unit=unit, **kw))
     a[::7] = ref.store([np.nan], dtype)
     out.append(weights.combine([a, b], [1, -1], **kw))
     out.append(np.array([weights.count_nonfinite(a, **kw).nan]))
@@ -287,6 +273,17 @@ BAD = np.array([1, 2, np.inf, np.nan], np.float32)
         (lambda: weights.TopK(1.5), InputError, "k: got 1.5"),
         (lambda: weights.TopK(share=1.5), InputError, "share: got 1.5"),
         (lambda: weights.topk_masks({"a": W}, {"b": W}, k=1), InputError, "tensor 'a' is in one"),
+        (lambda: weights.topk_masks({"a": W}, k=1, unit="rows"), InputError, "unit: got 'rows'"),
+        (lambda: weights.topk_masks({}, unit="row"), InputError, "exactly one"),
+        (lambda: weights.importance(W, unit=None), InputError, "unit: got None"),
+        (lambda: weights.importance(W, W[:2]), ShapeError, r"b: shape \(2, 4\)"),
+        (lambda: weights.importance(BAD[None]), InputError, "row 0, column 2"),
+        (lambda: weights.importance(BAD[:, None], unit="column"), InputError, "row 2, column 0"),
+        (lambda: weights.importance(BAD), InputError, "a - b: NaN or infinite value, element 2"),
+        (lambda: weights.importance(W[:, :0]), InputError, r"a: shape \(3, 0\)"),
+        (lambda: weights.topk_units({"w": -W}, k=1), InputError, "negative importance"),
+        (lambda: weights.topk_units({"w": BAD}, k=1), InputError, r"sizes\['w'\]: NaN"),
+        (lambda: weights.topk_units({"w": [1.0]}, k=1), DtypeError, "got list"),
     ],
 )  # fmt: skip
 def test_bad_input(call, error, message):
@@ -294,24 +291,9 @@ def test_bad_input(call, error, message):
         call()
 
 
-def test_topk_refuses_a_wrong_order():
-    top = weights.TopK(2)
-    top.add("b", W)
-    with pytest.raises(InputError, match="'a' came after 'b'"):
-        top.add("a", W)
-    top.add("c", W)
-    with pytest.raises(InputError, match="next is 'b'"):
-        top.select("c", W)
-    with pytest.raises(InputError, match="first"):
-        top.add("d", W)
-    top.select("b", W)
-    with pytest.raises(InputError, match="'c' was not selected"):
-        top.finish()
-    with pytest.raises(InputError, match="of 8 elements"):
-        top.select("c", W[:2])
-    top.select("c", 2 * W)
-    with pytest.raises(InputError, match="changed"):
-        top.finish()
+def rooms(n):
+    """Marks and low bits to be written."""
+    return np.empty(n, np.uint8), np.empty(n, np.uint16)
 
 
 def test_core_refuses_what_does_not_fit():
@@ -337,7 +319,17 @@ def test_core_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match="size k of"):
         _core.weights_histogram(np.empty(5, np.uint64), x, x, 0, 1)
     with pytest.raises(ValueError, match="outside the domain"):
-        _core.weights_select(np.empty(4, np.uint8), x, x, 1, 2**40, 0, 1)
+        _core.weights_select(*rooms(4), x, x, 1, 2**40, 0, 1)
+    with pytest.raises(ValueError, match="outside the domain"):
+        _core.weights_select(*rooms(4), x, x, 1, 2**16, 0, 1)  # more than one bucket
+    with pytest.raises(TypeError, match="'lows' has dtype uint8, expected uint16"):
+        _core.weights_select(*[np.empty(4, np.uint8)] * 2, x, x, 1, 2, 0, 1)
+    with pytest.raises(ValueError, match="sizes do not fit"):
+        _core.weights_settle(np.array([0, 2, 1], np.uint8), np.ones(2, np.uint8))
+    with pytest.raises(ValueError, match="sizes do not fit"):
+        _core.weights_row_means(np.empty(3), np.empty((3, 0), np.float32), None, 0, 1)
+    with pytest.raises(ValueError, match="sizes do not fit"):
+        _core.weights_column_means(np.empty(3), np.empty((0, 3), np.float32), None, 0, 1)
 
 
 def test_results_to_dict():

@@ -5,7 +5,7 @@ float64.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,9 @@ from lens.arrays import Array, host
 from lens.errors import DtypeError, InputError, ShapeError
 from lens.tensors import pairs
 from lens.tensors.checks import DTYPES, NAMES, accumulator, first, same, small, tensor, wide
-from lens.weights import MAX_SOURCES, Comparison, NonFinite, Pair, check_pairs, comparison
+from lens.weights import MAX_SOURCES, Comparison, NonFinite, Pair
+from lens.weights._deltas import check_pairs, comparison
+from lens.weights._topk import wrong_marks
 
 _PIECE = 1 << 22
 _INFINITE = 0x7F800000  # keys from here on are of NaN and infinity
@@ -42,10 +44,29 @@ def _pieces(x: Tensor, y: Tensor | None) -> Iterator[tuple[int, Tensor]]:
         yield i, _subtract(x[i : i + _PIECE], None if y is None else y[i : i + _PIECE])
 
 
-def delta(a: Tensor, b: Any = None, *, n_threads: int = 1, dtype: str | None = None) -> Tensor:
+def delta(
+    a: Tensor,
+    b: Any = None,
+    *,
+    out: Tensor | None = None,
+    n_threads: int = 1,
+    dtype: str | None = None,
+) -> Tensor:
     """Difference of two tensors in float32: `lens.weights.delta`."""
     x, y = _flat(a, b, dtype=dtype)
-    return _subtract(x, y).to(torch.float32, copy=y is None).reshape(a.shape)
+    return _into(out, _subtract(x, y).to(torch.float32, copy=y is None).reshape(a.shape))
+
+
+def _into(out: Tensor | None, result: Tensor) -> Tensor:
+    """Copy a result to where it was asked for."""
+    if out is None:
+        return result
+    if out.shape != result.shape or out.dtype != result.dtype or out.device != result.device:
+        raise ShapeError(
+            f"out: {tuple(out.shape)} of {out.dtype} on '{out.device}', expected "
+            f"{tuple(result.shape)} of {result.dtype} on '{result.device}'"
+        )
+    return out.copy_(result)
 
 
 def sum_of_squares(
@@ -118,41 +139,45 @@ def histogram(a: Tensor, b: Any = None, *, n_threads: int = 1, dtype: str | None
 
 
 def select(
-    a: Tensor,
-    b: Any,
-    low: int,
-    high: int,
-    spill: Callable[[Array, Array], None],
-    *,
-    dtype: str | None = None,
-) -> tuple[Tensor, int]:
-    """Mask of the deltas whose key is at least high, for `lens.weights.TopK`.
+    a: Tensor, b: Any, low: int, high: int, *, dtype: str | None = None
+) -> tuple[Tensor, int, int, Array]:
+    """Mark a tensor for `lens.weights.TopK`: 1 from key high on, 2 from low to below high.
 
     Parameters
     ----------
     a, b : Tensor
         As in `lens.weights.delta`.
     low, high : int
-        Keys from low to below high are not decided yet.
-    spill : callable
-        Takes the flat indices and the keys of the undecided, piece by piece, on the host.
+        Keys from low to below high are not decided yet; high is where a bucket ends.
     dtype : str, optional
         Name of the tensor's dtype.
 
     Returns
     -------
-    tuple of Tensor, bool, in the shape of a, and int
-        The mask, and how many it holds.
+    tuple
+        The marks, uint8, in the shape of a; how many are 1; how many keys are in the bucket; the
+        low bits of the keys marked 2, in order, on the host.
     """
     x, y = _flat(a, b, dtype=dtype)
-    mask = torch.empty(len(x), dtype=torch.bool, device=x.device)
+    floor = max(1, (high - 1) >> _BUCKET_BITS << _BUCKET_BITS)
+    marks = torch.empty(len(x), dtype=torch.uint8, device=x.device)
+    inside, lows = 0, [np.empty(0, np.uint16)]
     for i, u in _pieces(x, y):
         keys = _keys(u).long()
-        mask[i : i + _PIECE] = keys >= high
-        found = ((keys >= low) & (keys < high)).nonzero()[:, 0]
-        if len(found):
-            spill(host(found + i), host(keys[found]).astype(np.uint32))
-    return mask.reshape(a.shape), int(mask.sum())
+        undecided = (keys >= low) & (keys < high)
+        marks[i : i + _PIECE] = (keys >= high).to(torch.uint8) + 2 * undecided.to(torch.uint8)
+        inside += int(((keys >= floor) & (keys < high)).sum())
+        lows.append(host(keys[undecided] & ((1 << _BUCKET_BITS) - 1)).astype(np.uint16))
+    return marks.reshape(a.shape), int((marks == 1).sum()), inside, np.concatenate(lows)
+
+
+def settle(marks: Tensor, keep: Array, name: str) -> Tensor:
+    """Turn marks into a mask: `lens.weights.TopKResult.apply`."""
+    undecided = marks == 2
+    if int(undecided.sum()) != keep.size:
+        raise wrong_marks(name, keep.size)
+    marks[undecided] = torch.from_numpy(keep).to(marks.device)
+    return marks.bool()
 
 
 def count_nonfinite(x: Tensor, *, n_threads: int = 1, dtype: str | None = None) -> NonFinite:
@@ -165,6 +190,7 @@ def combine(
     sources: Sequence[Tensor],
     weights: Any,
     *,
+    out: Tensor | None = None,
     out_dtype: str | None = None,
     n_threads: int = 1,
     dtype: str | None = None,
@@ -190,12 +216,12 @@ def combine(
     if out_kind == torch.float64 != wide(data[0]):
         raise DtypeError(f"out_dtype: device '{data[0].device}' has no float64")
     used = [(x.reshape(-1), v) for x, v in zip(data, w, strict=True) if v != 0.0]
-    out = torch.zeros(data[0].numel(), dtype=out_kind, device=data[0].device)
     if len(data) == 1 and w == [1.0] and data[0].dtype == out_kind:
-        return data[0].clone()  # to the last bit
-    for i in range(0, len(out) if used else 0, _PIECE):
-        out[i : i + _PIECE] = _weighted_sum([(x[i : i + _PIECE], v) for x, v in used], out_kind)
-    return out.reshape(data[0].shape)
+        return _into(out, data[0].clone())  # to the last bit
+    total = torch.zeros(data[0].numel(), dtype=out_kind, device=data[0].device)
+    for i in range(0, len(total) if used else 0, _PIECE):
+        total[i : i + _PIECE] = _weighted_sum([(x[i : i + _PIECE], v) for x, v in used], out_kind)
+    return _into(out, total.reshape(data[0].shape))
 
 
 def _weighted_sum(terms: list[tuple[Tensor, float]], kind: torch.dtype) -> Tensor:

@@ -18,6 +18,8 @@ BENCHMARKS = (
     "losses",
     "lape_count",
     "kernels",
+    "moments",
+    "weights",
     "lens_step",
 )
 

@@ -81,6 +81,13 @@ def memcpy_of(moved: int) -> Callable[[], None]:
     return lambda: np.copyto(target, source)
 
 
+def against_copy(name: str, action: Callable[[], object], moved: int, goal: float) -> Row:
+    """Bandwidth of ``action``, which reads and writes ``moved`` bytes, over that of a copy."""
+    mine, theirs = side_by_side(action, memcpy_of(moved), turns=7, each=1, settle=0)
+    detail = f"{moved / mine / 1e9:.1f} GB/s against {moved / theirs / 1e9:.1f} GB/s, one thread"
+    return Row(name, f"memcpy, {moved >> 20} MiB moved", theirs / mine, f">= {goal}", detail)
+
+
 def child(module: str, *arguments: str) -> dict[str, float]:
     """Run ``python -m module arguments`` alone and return the JSON object it prints last.
 

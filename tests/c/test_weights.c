@@ -48,6 +48,27 @@ static void test_delta_and_dots(void) {
     }
 }
 
+/* Marks, low bits and counts of the bucket that ends at high, of which keys from low are open. */
+static void check_select(const void *a, const void *b, const double *x, uint32_t low, uint32_t high,
+                         lens_dtype dtype) {
+    size_t *work = room(lens_weights_select_worksize(N), sizeof *work);
+    uint8_t *marks = room(N, 1);
+    uint16_t *lows = room(N, sizeof *lows);
+    uint64_t counts[3], above = 0, inside = 0, found = 0;
+    uint32_t floor = ((high - 1) >> LENS_BUCKET_BITS) << LENS_BUCKET_BITS;
+    CHECK(lens_weights_select(marks, lows, counts, a, b, N, low, high, dtype, 3, work) == LENS_OK);
+    for (size_t i = 0; i < N; i++) {
+        uint32_t key = key_of(x[i]);
+        CHECK(marks[i] == (key >= high ? 1 : key >= low ? 2 : 0));
+        above += key >= high;
+        inside += key > 0 && key >= floor && key < high;
+        if (key >= low && key < high)
+            CHECK(lows[found++] == (key & ((1u << LENS_BUCKET_BITS) - 1)));
+    }
+    CHECK(counts[0] == above && counts[1] == inside && counts[2] == found);
+    free(work), free(marks), free(lows);
+}
+
 static void test_histogram_and_select(void) {
     for (int t = 0; t < LENS_N_DTYPES; t++) {
         lens_dtype dtype = (lens_dtype)t;
@@ -55,24 +76,88 @@ static void test_histogram_and_select(void) {
         memcpy(b, a, 40 * lens_dtype_size(dtype)); /* zero deltas */
         double *x = deltas(a, b, N, dtype);
         uint64_t *counts = room(LENS_BUCKETS, sizeof *counts), *want = room(LENS_BUCKETS, 8);
-        uint64_t *work = room(lens_weights_histogram_worksize(N, 3), sizeof *work), chosen = 0;
-        uint8_t *mask = room(N, 1);
-        uint32_t high = key_of(0.5), low = key_of(0.25);
-        uint64_t above = 0;
+        uint64_t *work = room(lens_weights_histogram_worksize(N, 3), sizeof *work);
         lens_fault fault;
         for (size_t i = 0; i < N; i++)
             want[key_of(x[i]) >> LENS_BUCKET_BITS] += x[i] != 0.0;
         CHECK(lens_weights_histogram(counts, &fault, a, b, N, dtype, 3, work) == LENS_OK);
         CHECK(memcmp(counts, want, LENS_BUCKETS * sizeof *counts) == 0);
-        CHECK(lens_weights_select(mask, &chosen, a, b, N, low, high, dtype, 3) == LENS_OK);
-        for (size_t i = 0; i < N; i++) {
-            uint32_t key = key_of(x[i]);
-            CHECK(mask[i] == (key >= high ? 1 : key >= low ? 2 : 0));
-            above += key >= high;
-        }
-        CHECK(chosen == above);
-        free(a), free(b), free(x), free(counts), free(want), free(work), free(mask);
+        check_select(a, b, x, key_of(0.5), key_of(0.5) + (1u << LENS_BUCKET_BITS), dtype);
+        check_select(a, b, x, key_of(0.25) + 9, key_of(0.25) + (1u << LENS_BUCKET_BITS), dtype);
+        check_select(a, b, x, 1, 1u << LENS_BUCKET_BITS, dtype);
+        check_select(a, b, x, 1u << 31, 1u << 31, dtype);
+        free(a), free(b), free(x), free(counts), free(want), free(work);
     }
+}
+
+static void test_settle(void) {
+    uint8_t marks[] = {2, 0, 1, 2, 2, 1, 0, 2}, before[sizeof marks];
+    const uint8_t keep[] = {1, 0, 7, 0}, want[] = {1, 0, 1, 0, 1, 1, 0, 0};
+    memcpy(before, marks, sizeof marks);
+    CHECK(lens_weights_settle(marks, keep, sizeof marks, 3) == LENS_ESHAPE);
+    CHECK(memcmp(marks, before, sizeof marks) == 0);
+    CHECK(lens_weights_settle(marks, keep, sizeof marks, 4) == LENS_OK);
+    CHECK(memcmp(marks, want, sizeof marks) == 0);
+    CHECK(lens_weights_settle(marks, NULL, sizeof marks, 0) == LENS_OK);
+    CHECK(lens_weights_settle(NULL, NULL, 0, 0) == LENS_OK);
+}
+
+static void test_means(void) {
+    const size_t shapes[][2] = {{1, 1}, {3, 15}, {17, 16}, {5, 513}, {33, 2049}, {70, 1000}};
+    for (int t = 0; t < LENS_N_DTYPES; t++)
+        for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
+            size_t n = shapes[s][0], d = shapes[s][1];
+            lens_dtype dtype = (lens_dtype)t;
+            void *a = random_block(n * d, dtype), *b = random_block(n * d, dtype);
+            double *x = deltas(a, b, n * d, dtype), *rows = room(n, 8), *columns = room(d, 8);
+            double *first = room(n + d, 8);
+            lens_fault fault;
+            EACH_ISA({
+                for (int n_threads = 1; n_threads < 4; n_threads++) {
+                    CHECK(lens_weights_row_means(rows, &fault, a, b, n, d, dtype, n_threads) ==
+                          LENS_OK);
+                    CHECK(lens_weights_column_means(columns, &fault, a, b, n, d, dtype,
+                                                    n_threads) == LENS_OK);
+                    if (isa_ == 0 && n_threads == 1) {
+                        memcpy(first, rows, n * 8);
+                        memcpy(first + n, columns, d * 8);
+                    }
+                    CHECK(memcmp(first, rows, n * 8) == 0);
+                    CHECK(memcmp(first + n, columns, d * 8) == 0);
+                }
+            })
+            for (size_t i = 0; i < n; i++) {
+                for (size_t k = 0; k < d; k++)
+                    rows[i] -= fabs(x[i * d + k]) / (double)d;
+                CHECK_NEAR(rows[i], 0, 1e-13);
+            }
+            for (size_t k = 0; k < d; k++) {
+                for (size_t i = 0; i < n; i++)
+                    columns[k] -= fabs(x[i * d + k]) / (double)n;
+                CHECK_NEAR(columns[k], 0, 1e-13);
+            }
+            free(a), free(b), free(x), free(rows), free(columns), free(first);
+        }
+}
+
+static void test_mean_faults(void) {
+    float x[6] = {0, 1, -2, 3, NAN, 5}, big[2] = {3e38f, 1.0f}, minus[2] = {-3e38f, 1.0f};
+    double out[3];
+    lens_fault fault;
+    CHECK(lens_weights_row_means(out, &fault, x, NULL, 2, 3, LENS_F32, 2) == LENS_ENONFINITE);
+    CHECK(fault.row == 1 && fault.item == 1);
+    CHECK(lens_weights_column_means(out, &fault, x, NULL, 2, 3, LENS_F32, 2) == LENS_ENONFINITE);
+    CHECK(fault.row == 1 && fault.item == 1);
+    CHECK(lens_weights_row_means(out, &fault, x, NULL, 1, 3, LENS_F32, 1) == LENS_OK);
+    CHECK(out[0] == 1.0);
+    CHECK(lens_weights_row_means(out, &fault, big, minus, 1, 2, LENS_F32, 1) == LENS_ENONFINITE);
+    CHECK(fault.row == LENS_NOWHERE && fault.item == LENS_NOWHERE); /* the difference overflows */
+    CHECK(lens_weights_row_means(out, &fault, x, NULL, 0, 3, LENS_F32, 1) == LENS_OK);
+    CHECK(lens_weights_column_means(out, &fault, x, NULL, 3, 0, LENS_F32, 1) == LENS_OK);
+    CHECK(lens_weights_row_means(out, &fault, x, NULL, 3, 0, LENS_F32, 1) == LENS_ESHAPE);
+    CHECK(lens_weights_column_means(out, &fault, x, NULL, 0, 3, LENS_F32, 1) == LENS_ESHAPE);
+    CHECK(lens_weights_row_means(out, &fault, x, NULL, 2, 3, LENS_N_DTYPES, 1) == LENS_EDTYPE);
+    CHECK(lens_weights_column_means(out, &fault, x, NULL, 2, 3, LENS_N_DTYPES, 1) == LENS_EDTYPE);
 }
 
 static void test_combine(void) {
@@ -116,11 +201,30 @@ static void test_combine_rounds_once(void) {
     CHECK(out[0] == 0x3c04);
 }
 
+/* Doubles that are subnormal as float take another way than the others of their piece. */
+static void test_combine_rounds_tiny_numbers(void) {
+    const double x[6] = {0x1.02p-127, 0x1.06p-127, 0x1.02p-127 + 0x1p-170,
+                         0x1p-134,    -0x1p-140,   0x1.010001p0};
+    const uint16_t want[6] = {0x0040, 0x0042, 0x0041, 0, 0x8000, 0x3f81};
+    const void *in[1] = {x};
+    lens_dtype dtype = LENS_F64;
+    double one = 1.0;
+    uint16_t out[6];
+    EACH_ISA({
+        CHECK(lens_weights_combine(out, in, &dtype, &one, 1, 6, LENS_BF16, 1) == LENS_OK);
+        CHECK(memcmp(out, want, sizeof want) == 0);
+        CHECK(lens_weights_combine(out, in, &dtype, &one, 1, 5, LENS_F16, 1) == LENS_OK);
+        CHECK(out[0] == 0 && out[4] == 0x8000);
+    })
+}
+
 static void test_faults(void) {
-    float x[70000] = {0}, out[4];
+    float x[70000] = {0}, out[4] = {0};
     double sums[3], work[6], weight = NAN, weights[LENS_MAX_SOURCES + 1] = {0};
     uint64_t *counts = room(LENS_BUCKETS, 8), *room_ = room(2 * LENS_BUCKETS, 8), nan, inf;
     uint8_t mask[4];
+    uint16_t lows[4];
+    size_t found[1];
     const void *in[LENS_MAX_SOURCES + 1] = {x};
     lens_dtype dtypes[LENS_MAX_SOURCES + 1] = {LENS_F32};
     lens_fault fault;
@@ -134,8 +238,10 @@ static void test_faults(void) {
     CHECK(fault.row == 66000);
     CHECK(lens_weights_nonfinite(&nan, &inf, x, 70000, LENS_F32, 2) == LENS_OK);
     CHECK(nan == 1 && inf == 1);
-    CHECK(lens_weights_select(mask, &nan, x, x, 4, 0, 1, LENS_F32, 1) == LENS_EDOMAIN);
-    CHECK(lens_weights_select(mask, &nan, x, x, 4, 2, 1, LENS_F32, 1) == LENS_EDOMAIN);
+    const uint32_t bad[][2] = {{0, 1}, {2, 1}, {1, 70000}, {32767, 32769}, {~0u - 1, ~0u}};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
+        CHECK(lens_weights_select(mask, lows, counts, x, x, 4, bad[i][0], bad[i][1], LENS_F32, 1,
+                                  found) == LENS_EDOMAIN);
     CHECK(lens_weights_combine(out, in, dtypes, &weight, 1, 4, LENS_F32, 1) == LENS_EDOMAIN);
     CHECK(lens_weights_combine(out, in, dtypes, weights, LENS_MAX_SOURCES + 1, 4, LENS_F32, 1) ==
           LENS_ESHAPE);
@@ -145,7 +251,8 @@ static void test_faults(void) {
     CHECK(lens_weights_delta(out, x, x, 4, LENS_N_DTYPES, 1) == LENS_EDTYPE);
     CHECK(lens_weights_dots(sums, &fault, x, x, x, x, 4, LENS_N_DTYPES, 1, work) == LENS_EDTYPE);
     CHECK(lens_weights_histogram(counts, &fault, x, x, 4, LENS_N_DTYPES, 1, room_) == LENS_EDTYPE);
-    CHECK(lens_weights_select(mask, &nan, x, x, 4, 1, 2, LENS_N_DTYPES, 1) == LENS_EDTYPE);
+    CHECK(lens_weights_select(mask, lows, counts, x, x, 4, 1, 2, LENS_N_DTYPES, 1, found) ==
+          LENS_EDTYPE);
     CHECK(lens_weights_nonfinite(&nan, &inf, x, 4, LENS_N_DTYPES, 1) == LENS_EDTYPE);
     free(counts), free(room_);
 }
@@ -177,6 +284,7 @@ static void test_same_bits_for_any_isa_and_thread_count(void) {
 static void test_worksizes(void) {
     CHECK(lens_weights_dots_worksize(0) == 0);
     CHECK(lens_weights_dots_worksize(65537) == 6);
+    CHECK(lens_weights_select_worksize(0) == 0 && lens_weights_select_worksize(65537) == 2);
     CHECK(lens_weights_histogram_worksize(0, 8) == LENS_BUCKETS);
     CHECK(lens_weights_histogram_worksize(N, 8) == 3 * LENS_BUCKETS);
 }
@@ -185,8 +293,12 @@ int main(void) {
     lens_isa_init();
     RUN(test_delta_and_dots);
     RUN(test_histogram_and_select);
+    RUN(test_settle);
+    RUN(test_means);
+    RUN(test_mean_faults);
     RUN(test_combine);
     RUN(test_combine_rounds_once);
+    RUN(test_combine_rounds_tiny_numbers);
     RUN(test_faults);
     RUN(test_same_bits_for_any_isa_and_thread_count);
     RUN(test_worksizes);
