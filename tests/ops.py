@@ -78,7 +78,7 @@ WORK: dict[str, Callable[[dict[str, int]], int]] = {
     "match_rows": lambda z: z["n"] ** 2 * (z["d"] + 1),
     "resample_gram": lambda z: z["S"] * z["N"] ** 2 * z["d"],
     "resample_refits": lambda z: (z["R"] + z["F"]) * z["N"] ** 2,
-    "resample_labels": lambda z: z["P"] * z["N"] ** 2,
+    "resample_labels": lambda z: (z["P"] + 1) * z["N"] ** 2,
 }
 """Steps of a call where they are not the product of its sizes."""
 
