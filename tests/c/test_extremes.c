@@ -19,7 +19,7 @@ static void test_sizes_saturate(void) {
     CHECK(lens_loss_retain_token_worksize(big, big) == most);
     CHECK(lens_loss_retain_mean_worksize(big, big) == most);
     CHECK(lens_loss_align_mean_worksize(most) == most);
-    CHECK(lens_metrics_match_worksize(most) == most);
+    CHECK(lens_metrics_match_worksize(most, 8, LENS_F32, 1) == most);
     CHECK(lens_weights_dots_worksize(most) >= most / 65536 * 3);
     CHECK(lens_weights_histogram_worksize(most, 1000) == (size_t)64 * LENS_BUCKETS);
     CHECK(lens_subspace_fit_worksize(1, 2, big, 1) == most);
