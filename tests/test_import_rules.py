@@ -27,6 +27,7 @@ LAYERS = (
     {"lsm", "steering"},
     {"evaluate"},
     {"report"},
+    {"recipes"},
     {"sweeps"},
     {"world", "cli", "__main__"},
     {"__init__"},  # the front door

@@ -32,7 +32,12 @@ PROMPTS = {
     "ind_Latn": ["apa merah?", "siapa dia?", "di mana?", "kapan teh?"],
 }
 TEXTS = {"spa_Latn": ["hola que tal", "adios"], "ind_Latn": ["apa kabar", "selamat"]}
-ANSWERS = {"spa_Latn": ["es rojo", None, "aqui", "hoy"], "ind_Latn": [None, "saya", None, None]}
+PIVOT_ANSWERS = ["red", None, "here", "now"]
+ANSWERS = {
+    "eng_Latn": PIVOT_ANSWERS,
+    "spa_Latn": ["es rojo", None, "aqui", "hoy"],
+    "ind_Latn": [None, "saya", None, None],
+}
 STRENGTH = {"spa_Latn": 1.5, "ind_Latn": 0.5}
 DRAWN = [2, 0, 3]
 
@@ -171,6 +176,42 @@ def test_language_model_on_text_predicts_every_token_but_the_first(made):
         logits = states(trainer.model, ids, "final")[1][:-1]
         each.append(cross_entropy(logits, torch.tensor(ids[1:]), reduction="none"))
     assert float(total.detach()) == pytest.approx(float(torch.cat(each).mean()), rel=1e-4)
+
+
+def test_pivot_kl_at_the_answers(made):
+    trainer, frozen = made
+    total, _ = loss_of(trainer, PivotKL(rows="answers"))
+    each = []
+    for i in DRAWN:  # all three have an answer
+        ids = trainer.cache.rows[trainer.answers["eng_Latn"][i]].input_ids.tolist()
+        before = log_softmax(states(frozen, ids, "final")[1], -1)
+        now = log_softmax(states(trainer.model, ids, "final")[1], -1)
+        each.append((before.exp() * (before - now)).sum(-1))
+    assert float(total.detach()) == pytest.approx(float(torch.cat(each).mean()), rel=1e-4)
+
+
+def test_the_pivots_answers_count_as_text_only_when_asked(made):
+    trainer, _ = made
+    without, with_pivot = (
+        float(loss_of(trainer, LanguageModel(pivot=pivot))[0].detach()) for pivot in (False, True)
+    )
+    assert without != with_pivot
+
+
+@pytest.mark.parametrize("rows", ["prompts", "answers"])
+def test_passes_over_parts_of_a_step_add_up(made, rows):
+    from lens.lsm.shares import weight_of_part
+
+    trainer, _ = made
+    for term in (PivotKL(rows=rows), LanguageModel(pivot=rows == "answers")):
+        whole = float(loss_of(trainer, term)[0].detach())
+        config = LensConfig(terms=(term,), rank="full")
+        step = Step(trainer, config, {}, STRENGTH)
+        parts = 0.0
+        for part in ([2], [0, 3]):
+            share = weight_of_part(term, trainer, part, DRAWN) * len(part) / len(DRAWN)
+            parts += share * float(step(part)[0].detach())
+        assert parts == pytest.approx(whole, rel=1e-4)
 
 
 def test_a_batch_without_answers_has_no_language_model_loss(made):
@@ -316,6 +357,8 @@ def test_what_does_not_fit_is_refused(made):
     with pytest.raises(InputError, match=r"unknown site 'block\.9'"):
         trainer.run(LensConfig(terms=(Separate(site="block.9"),), rank="full"))
     plain = LensTrainer(*args)
+    with pytest.raises(InputError, match="needs the pivot's answers"):
+        plain.run(LensConfig(terms=(PivotKL(rows="answers"),), rank="full"))
     with pytest.raises(InputError, match="needs answers"):
         plain.run(LensConfig(terms=(LanguageModel(),), rank="full"))
     with pytest.raises(InputError, match='references="all"'):

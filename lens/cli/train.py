@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lens.cli._answers import SelfMade
 from lens.cli._options import (
     Layers,
     Listed,
@@ -58,7 +59,10 @@ if TYPE_CHECKING:
 @click.option("--lora-alpha", type=click.IntRange(min=1), help="Their scale; twice the rank.")
 @click.option("--dora", is_flag=True, help="Train DoRA adapters; needs --lora.")
 @click.option(
-    "--losses", type=click.Choice(["corrected", "lens-v1"]), default="corrected", show_default=True
+    "--losses",
+    type=click.Choice(["corrected", "lens-v1", "self-translation"]),
+    default="corrected",
+    show_default=True,
 )
 @click.option(
     "--strength",
@@ -67,6 +71,17 @@ if TYPE_CHECKING:
     show_default=True,
     help="Length of the language step, for all or per language.",
 )
+@click.option(
+    "--answers",
+    type=click.Path(path_type=Path),
+    help="Answers to the prompts, line by line, for --losses self-translation; else they are made.",
+)
+@click.option(
+    "--texts",
+    type=click.Path(path_type=Path),
+    help="Parallel plain text: examples of translation for --losses self-translation.",
+)
+@click.option("--translator", help="Model that translates with the same tokenizer; else --model.")
 @click.option("--steps", type=click.IntRange(min=1), help="Optimizer steps.")
 @click.option(
     "--lr", "learning_rate", type=click.FloatRange(min=0, min_open=True), help="Learning rate."
@@ -99,15 +114,17 @@ def command(
     model: str, revision: str | None, device: str, dtype: str, trust_remote_code: bool,
     space: Path, prompts: Path, langs: tuple[str, ...] | None, layers: str, losses: str,
     strength: float | dict[str, float], steps: int | None, learning_rate: float | None,
-    batch_size: int | None, limit: int | None, what: str, lora: int | None,
+    batch_size: int | None, limit: int | None, answers: Path | None, texts: Path | None,
+    translator: str | None, what: str, lora: int | None,
     lora_alpha: int | None, dora: bool, low_memory: bool, cache: Path | None,
     max_memory: str | None, seed: int, out: Path, force: bool, template: bool | None,
     system: str | None, thinking: bool | None, run: RunOptions, as_json: bool,
 ) -> None:  # fmt: skip
     """Train the top blocks so that the model answers in the language it is asked in.
 
-    Needs prompts alone, the same ones in every language. Writes a Hugging Face checkpoint with
-    the log and reproduce.json.
+    Needs prompts alone, the same ones in every language. With --losses self-translation the model
+    learns from its own pivot answers, which it (or --translator) translates; that needs --texts.
+    Writes a Hugging Face checkpoint with the log and reproduce.json.
     """
     from lens.data import read_parallel
     from lens.errors import InputError
@@ -127,6 +144,8 @@ def command(
     wanted = (read.pivot, *(code for code in langs or () if read.pivot != _code(code)))
     rows = read_parallel(prompts, languages=wanted if langs else None, limit=limit).rows
     validation = run.validation_rows(tuple(rows))
+    made = SelfMade(losses, answers, texts, translator)
+    made.check()
     from lens.lsm import Lora, distribution, resolve, train
 
     processes, device = distribution.start(device)
@@ -141,6 +160,7 @@ def command(
         losses=resolve(resolve(losses).model_dump() | settings), low_memory=low_memory,
         train=what, lora=None if lora is None else Lora(lora, lora_alpha, dora), cache=cache,
         max_memory=max_memory, validation=validation, running=running,
+        answers=made.answers(loaded, tokenizer, rows, read.pivot, chat, device=device, dtype=dtype),
     )  # fmt: skip
     if processes.main:
         if refusals:

@@ -114,25 +114,30 @@ class Retain(_Term):
 
 
 class PivotKL(_Term):
-    """Keep what the pivot's prompts predict: mean over tokens of KL(p⁰‖p) of the next token, nats.
+    """Keep what the pivot's rows predict: mean over tokens of KL(p⁰‖p) of the next token, nats.
 
     Measures what `Retain` only bounds, at the price of logits over the vocabulary.
+    ``rows="prompts"``: at the tokens of the pivot's prompts; ``rows="answers"``: also at those of
+    the pivot's answers, which must then be among the answers given to training.
     """
 
     kind: Literal["kl"] = "kl"
+    rows: Literal["prompts", "answers"] = "prompts"
     positions: TokenPositions = "all"
 
 
 class LanguageModel(_Term):
-    """Ordinary tuning beside the other terms: cross-entropy on target-language text, nats a token.
+    """Ordinary tuning beside the other terms: cross-entropy on text, nats a token.
 
     ``rows="answers"``: the answers given to the prompts, such as real ones, or ones the model
-    translated for itself; ``rows="text"``: plain text. ``languages`` as in `Separate`.
+    translated for itself; ``rows="text"``: plain text. ``languages`` as in `Separate`; the pivot's
+    answers count only with ``pivot=True``.
     """
 
     kind: Literal["lm"] = "lm"
     rows: Literal["answers", "text"] = "answers"
     languages: Weights = {}
+    pivot: bool = False
 
 
 class Norm(_Term):
@@ -245,6 +250,10 @@ PRESETS: dict[str, LensConfig] = {
         ),
         rank="full",
         weight_decay=0.1,
+    ),
+    "self-translation": LensConfig(
+        terms=(LanguageModel(rows="answers"), PivotKL(rows="answers")),
+        rank="full",
     ),
     "corrected": LensConfig(
         terms=(Separate(target="absolute"), Retain(form="token")),

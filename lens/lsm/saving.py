@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _CARD = """# Lens-trained model
 
 Blocks {layers} of `{source}` were trained with Lens (arXiv 2410.04407) by lens {version}, on
-{prompts} parallel prompts in {languages} (pivot {pivot}). No answers were used.
+{prompts} parallel prompts in {languages} (pivot {pivot}). {answers}
 
 `reproduce.json` holds every setting, `metrics.jsonl` the losses of every step.
 """
@@ -140,4 +140,12 @@ def _card(result: TrainResult) -> str:
         prompts=result.about.get("prompts", "?"),
         languages=", ".join(result.strength),
         pivot=result.about.get("pivot", "?"),
+        answers=_answers_used(result),
     )
+
+
+def _answers_used(result: TrainResult) -> str:
+    used = any(getattr(term, "rows", None) == "answers" for term in result.config.active)
+    if not used:
+        return "No answers were used."
+    return "Answers given to training were used, see `reproduce.json` for their hashes."

@@ -33,7 +33,9 @@ def _mass(term: Term, trainer: LensTrainer, prompts: Sequence[int]) -> float:
     if isinstance(term, PivotKL) or (isinstance(term, Retain) and term.rows == "pivot"):
         if isinstance(term, Retain) and term.form == "token_mean":
             return len(prompts)
-        return _counted([trainer.tokens[trainer.pivot]], prompts, term.positions)
+        answers = isinstance(term, PivotKL) and term.rows == "answers"
+        rows = trainer.pivot_answer_lengths if answers else trainer.tokens[trainer.pivot]
+        return _counted([rows], prompts, term.positions)
     if isinstance(term, Retain):
         if term.form == "token_mean":
             return len(prompts)
@@ -45,6 +47,7 @@ def _mass(term: Term, trainer: LensTrainer, prompts: Sequence[int]) -> float:
         return sum(
             term.languages.get(lang, 1.0) * (_counted([rows], prompts, "all") - first)
             for lang, rows in source.items()
+            if lang != trainer.pivot or term.pivot
         )
     if isinstance(term, Norm):
         return sum(
@@ -60,5 +63,5 @@ def _counted(rows: list[list[int]], prompts: Sequence[int], positions: Positions
     if positions == "all":
         return sum(lengths)
     if positions in ("last", "mean"):
-        return len(lengths)
+        return sum(length > 0 for length in lengths)
     return sum(min(length, int(positions)) for length in lengths)

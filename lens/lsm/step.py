@@ -37,9 +37,7 @@ class Step:
         self.trainer, self.config, self.strength = trainer, config, strength
         self.where = {site: geometry.to(device) for site, geometry in where.items()}
         self.number = 0
-        missing = missing_rows(
-            config.active, texts=bool(trainer.texts), answers=bool(trainer.answers)
-        )
+        missing = missing_rows(config.active, trainer)
         if missing:
             raise InputError(missing)
 

@@ -133,15 +133,23 @@ def retain(term: Retain, seen: Seen) -> Value:
 
 
 def pivot_kl(term: PivotKL, seen: Seen) -> Value:
-    """Mean KL(p⁰‖p) of the next token after the pivot's prompt tokens."""
+    """Mean KL(p⁰‖p) of the next token after the tokens of the pivot's prompts, or answers."""
     trainer, n = seen.trainer, seen.n
-    frozen = trainer.cache.reference(seen.indices[:n], FINAL)
-    mask = token_mask(seen.batch.lengths[:n], frozen.shape[1], term.positions) > 0
-    states = seen.states[FINAL][:n, : frozen.shape[1]]
+    all_states, lengths, rows = seen.states[FINAL], seen.batch.lengths[:n], seen.indices[:n]
+    if term.rows == "answers":
+        mine = trainer.answers[trainer.pivot]
+        rows = [row for i in seen.drawn if (row := mine[i]) is not None]
+        if not rows:
+            return all_states.sum() * 0.0, all_states
+        batch = trainer.cache.batch(rows)
+        all_states, lengths = trainer.cache.forward(batch)[FINAL], batch.lengths
+    frozen = trainer.cache.reference(rows, FINAL)
+    mask = token_mask(lengths, frozen.shape[1], term.positions) > 0
+    states = all_states[: len(rows), : frozen.shape[1]]
     with torch.no_grad():
         before = log_softmax(logits(trainer.model, trainer.parts, frozen[mask]), dim=-1)
     now = log_softmax(logits(trainer.model, trainer.parts, states[mask]), dim=-1)
-    return kl_div(now, before, log_target=True, reduction="batchmean"), seen.states[FINAL]
+    return kl_div(now, before, log_target=True, reduction="batchmean"), all_states
 
 
 def language_model(term: LanguageModel, seen: Seen) -> Value:
@@ -152,6 +160,8 @@ def language_model(term: LanguageModel, seen: Seen) -> Value:
     source = trainer.answers if term.rows == "answers" else trainer.texts
     for lang, mine in source.items():
         factor = term.languages.get(lang, 1.0)
+        if lang == trainer.pivot and not term.pivot:
+            factor = 0.0
         found = [mine[i % len(mine)] for i in seen.drawn] if factor > 0 else []
         rows += [row for row in found if row is not None]
         factors += [factor] * (len(rows) - len(factors))
@@ -200,13 +210,18 @@ def value_of(term: Term, seen: Seen) -> Value:
     return _VALUES[term.kind](term, seen)
 
 
-def missing_rows(terms: Sequence[Term], *, texts: bool, answers: bool) -> str | None:
+def missing_rows(terms: Sequence[Term], trainer: LensTrainer) -> str | None:
     """Say which rows the terms need and training was not given; None if nothing is missing."""
     for term in terms:
         rows = getattr(term, "rows", None)
-        if rows == "text" and not texts:
+        if rows == "text" and not trainer.texts:
             return f'a {term.kind} term with rows="text" needs texts; pass them to training'
-        if rows == "answers" and not answers:
+        if rows == "answers" and isinstance(term, PivotKL) and trainer.pivot not in trainer.answers:
+            return (
+                'a kl term with rows="answers" needs the pivot\'s answers to its prompts; pass '
+                'them to training, or use rows="prompts"'
+            )
+        if rows == "answers" and not trainer.answers:
             return (
                 f'a {term.kind} term with rows="answers" needs answers; pass them to training, or '
                 'use rows="text" with texts'

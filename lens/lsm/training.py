@@ -139,6 +139,7 @@ class LensTrainer:
         self.text_tokens: dict[str, list[int]] = {}
         self.answers: dict[str, list[int | None]] = {}
         self.answer_tokens: dict[str, list[int]] = {}
+        self.pivot_answer_lengths: list[int] = []
         self.predicting: dict[int, range] = {}  # per row of the cache: positions before a target
         add = partial(self._add_prompts, chat=chat, batch_size=cache_batch)
         with evaluating(model):
@@ -230,9 +231,14 @@ class LensTrainer:
         targets = {i: len(found) for (i, _), found in zip(pairs, predicting, strict=True)}
         self.answer_tokens[lang] = [targets.get(i, 0) for i in range(self.count)]
         mine = [k for k, (i, _) in enumerate(pairs) if self.processes.own([i])]
+        keep: Literal["last", "all"] = "last"
+        if lang == self.pivot:
+            keep, lengths = "all", {i: len(row) for (i, _), row in zip(pairs, ids, strict=True)}
+            self.pivot_answer_lengths = [lengths.get(i, 0) for i in range(self.count)]
         added = self.cache.add(
-            [ids[k] for k in mine], batch_size=cache_batch, label=f"Caching answers {lang}"
-        )
+            [ids[k] for k in mine], keep=keep, batch_size=cache_batch,
+            label=f"Caching answers {lang}",
+        )  # fmt: skip
         places: list[int | None] = [None] * self.count
         for k, row in zip(mine, added, strict=True):
             places[pairs[k][0]], self.predicting[row] = row, predicting[k]

@@ -31,6 +31,7 @@ from lens.world.systems import (
     Tuned,
     choose_steering,
     same_budget,
+    self_translation,
     train_prompts,
     tune,
 )
@@ -45,6 +46,11 @@ SYSTEMS = (
     System("random", "random subspace", "Lens with a random subspace of equal rank and step"),
     System("lens-v1", "Lens, published losses", "λ from validation"),
     System("lens", "Lens", "prompts only, no answers; λ from validation"),
+    System(
+        "self-translation",
+        "self-translation",
+        "prompts and 100 parallel sentences: tuned on its own answers, translated",
+    ),
     System("sft-same-budget", "tuned on answers", "same blocks and steps, real answers"),
     System("possible", "mixed-language tuning", "what is possible: tuned on all languages"),
 )
@@ -121,6 +127,10 @@ class _Demo:
         self.measure("diffmean", self.model, steering.around)
         mixed, _ = checkpoints.load("mixed")
         self.measure("possible", mixed)
+        with self.timed("train self-translation"):
+            trainer, _ = self_translation(self.model, self.tokenizer, self.space, seed=self.seed)
+        self.measure("self-translation", self.model)
+        trainer.restore()
         with self.timed("train sft-same-budget"):
             same_budget(self.model, self.tokenizer, PRESETS["corrected"], seed=self.seed)
         self.measure("sft-same-budget", self.model)

@@ -13,15 +13,19 @@ from typing import Any
 from lens.lsm import Choice, LensConfig, LensTrainer, TrainResult, Trial, choose_strengths
 from lens.lsm.finetuning import finetune
 from lens.lsm.geometry import geometries
+from lens.recipes import SelfAnswers, self_translate
 from lens.space import Space
 from lens.steering import diffmean_rules, steer
+from lens.world.checkpoints import load
+from lens.world.facts import PEOPLE
 from lens.world.judging import Judge
 from lens.world.languages import LANGUAGES, OTHERS, PIVOT
-from lens.world.questions import questions
+from lens.world.questions import questions, text
 
 LAYERS = "-2:"
 GRID = (1.0, 1.5, 2.0, 2.5, 3.0)
 STEER_STRENGTHS = (1.0, 2.0, 3.0)
+PAIRS = 100  # parallel sentences that show how to translate
 SCREENING = 60  # validation questions per language for the coarse steering grid
 
 
@@ -124,6 +128,23 @@ def choose_steering(model: Any, space: Space, judge: Judge, blocks: Sequence[int
                 if score > best[lang]:
                     best[lang], setting[lang] = score, (block, strength)
     return Steering(model, space, setting)
+
+
+def self_translation(
+    model: Any, tokenizer: Any, space: Space, *, seed: int
+) -> tuple[LensTrainer, SelfAnswers]:
+    """Tune the same blocks on the model's own English answers, translated by the base model.
+
+    Returns the trainer, which can put the weights back, and what was translated.
+    """
+    prompts = train_prompts()
+    made = self_translate(
+        model, tokenizer, prompts, {lang: text(lang, PAIRS) for lang in LANGUAGES}, pivot=PIVOT,
+        translator=load("base")[0], neutral=PEOPLE, max_new_tokens=32, batch_size=256,
+    )  # fmt: skip
+    trainer = LensTrainer(model, tokenizer, space, prompts, layers=LAYERS, answers=made.answers)
+    trainer.run("self-translation", seed=seed)
+    return trainer, made
 
 
 def same_budget(model: Any, tokenizer: Any, config: LensConfig, *, seed: int) -> None:

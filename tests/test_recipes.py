@@ -1,0 +1,116 @@
+"""Self-translation: what is asked, shown, kept and refused; and a run of it on the sample world."""
+
+import pytest
+
+import lens
+from lens.errors import InputError
+from lens.recipes import self_translate
+from lens.recipes import self_translation as module
+from lens.world import PIVOT, load, questions, text
+
+LANGS = (PIVOT, "spa_Latn", "zho_Hans")
+
+
+@pytest.fixture(scope="module")
+def world():
+    model, tokenizer = load("chat")
+    prompts = {code: [q.prompt for q in questions("train", code, 24)] for code in LANGS}
+    texts = {code: text(code, 100) for code in LANGS}
+    return model, tokenizer, prompts, texts
+
+
+@pytest.fixture(scope="module")
+def made(world):
+    model, tokenizer, prompts, texts = world
+    return self_translate(
+        model, tokenizer, prompts, texts, translator=load("base")[0], batch_size=64,
+        max_new_tokens=24,
+    )  # fmt: skip
+
+
+def test_a_model_translates_its_own_answers(world, made):
+    from lens.world import is_correct
+
+    assert list(made.answers) == list(LANGS)
+    assert all(len(rows) == 24 for rows in made.answers.values())
+    for code in LANGS:
+        asked = questions("train", code, 24)
+        right = [
+            bool(said) and is_correct(q, said, code)
+            for q, said in zip(asked, made.answers[code], strict=True)
+            if not q.english_only
+        ]
+        assert sum(right) > 0.8 * len(right), code
+    assert set(made.kept) == set(LANGS[1:]) and min(made.kept.values()) > 0.8
+
+
+def test_training_on_them_gives_the_language(world, made):
+    model, tokenizer, prompts, _ = world
+    space = lens.probe(model, tokenizer, prompts, pivot=PIVOT, role="text", pooling="last")
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    result = lens.train(
+        model, tokenizer, space, prompts, losses="self-translation", answers=made.answers, steps=30
+    )
+    assert result.log[-1]["loss_lm"] < 0.5 * result.log[0]["loss_lm"]
+    from lens.evaluate import generate, identifier
+
+    asked = [q.prompt for q in questions("validation", "spa_Latn", 20)]
+    found = identifier("default", list(LANGS)).identify(generate(model, tokenizer, asked))
+    assert found.count("spa_Latn") > 10
+    model.load_state_dict(before, strict=False)
+
+
+def test_the_nearest_pairs_are_shown_last():
+    pool = ["the cat sleeps", "a dog runs home", "the dog runs"]
+    assert module._nearest(["the dog runs fast"], pool, 2, seed=0) == [[1, 2]]
+    shown = module._context("x y", [1, 0], ["a", "b"], ["A", "B"], "{source} = {target}", " ")
+    assert shown == "b = B a = A x y ="
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (" Vive en casa. Y luego", "Vive en casa."),
+        ("住在家里。然后", "住在家里。"),
+        ("one line\nand another", "one line"),
+        ("no end", "no end"),
+        ("", ""),
+    ],
+)
+def test_a_translation_is_one_sentence(said, expected):
+    assert module._first_sentence(said) == expected
+
+
+def test_what_does_not_fit_is_refused(world):
+    model, tokenizer, prompts, texts = world
+    few = {code: rows[:1] for code, rows in texts.items()}
+    cases = [
+        ((prompts, {PIVOT: ["a", "b"]}), {}, "no spa_Latn, zho_Hans"),
+        ((prompts, {**texts, "spa_Latn": ["a"]}), {}, "not parallel"),
+        ((prompts, few), {}, "examples: got 2, expected 1 to 1"),
+        ((prompts, texts), {"pair": "{target}: {source}"}, "pair: got"),
+        (({PIVOT: ["a"]}, texts), {}, "at least one other"),
+    ]
+    for args, options, message in cases:
+        with pytest.raises(InputError, match=message):
+            self_translate(model, tokenizer, *args, **options)
+
+
+def test_the_command_refuses_what_does_not_go_together(tmp_path):
+    from click.testing import CliRunner
+
+    from lens.cli import main
+
+    def run(*options):
+        needed = ("--model", "x", "--space", "s", "--prompts", "p", "--out", str(tmp_path / "o"))
+        return CliRunner().invoke(main, ["train", *needed, *options])
+
+    assert run("--losses", "corrected", "--texts", "t").exit_code == 2
+    from lens.cli._answers import SelfMade
+
+    with pytest.raises(InputError, match="--texts: only for --losses self-translation"):
+        SelfMade("corrected", None, tmp_path, None).check()
+    with pytest.raises(InputError, match="needs --texts, parallel plain text"):
+        SelfMade("self-translation", None, None, None).check()
+    SelfMade("self-translation", tmp_path, None, None).check()
+    SelfMade("corrected", None, None, None).check()
