@@ -17,9 +17,15 @@ from lens.probing import probe
 from lens.world import PIVOT, load
 from lens.world.judging import Answers, Judge
 from lens.world.languages import OTHERS
-from lens.world.systems import LAYERS, same_budget, train_prompts, tune
+from lens.world.systems import LAYERS, same_budget, self_translation, train_prompts, tune
 
-SYSTEMS = ("unchanged", "Lens", "the same blocks tuned on answers", "mixed-language tuning")
+SYSTEMS = (
+    "unchanged",
+    "Lens",
+    "self-translation",
+    "the same blocks tuned on answers",
+    "mixed-language tuning",
+)
 
 
 def _answers(judge: Judge, tokenizer: object) -> Iterator[Answers]:
@@ -29,7 +35,11 @@ def _answers(judge: Judge, tokenizer: object) -> Iterator[Answers]:
     prompts = train_prompts()
     space = probe(model, tokenizer, prompts, pivot=PIVOT, role="text", pooling="last")
     config = PRESETS["corrected"]
-    tune(LensTrainer(model, tokenizer, space, prompts, layers=LAYERS), config, judge)
+    trainer = LensTrainer(model, tokenizer, space, prompts, layers=LAYERS)
+    tune(trainer, config, judge)
+    yield judge.ask(model, languages=OTHERS)
+    trainer.restore()
+    self_translation(model, tokenizer, space, seed=0)
     yield judge.ask(model, languages=OTHERS)
     model, _ = load("chat")
     same_budget(model, tokenizer, config, seed=0)
