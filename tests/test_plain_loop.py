@@ -68,7 +68,7 @@ def compare(net, prompts, config, **options):
 
 
 @pytest.mark.parametrize("family", sorted(tiny.FAMILIES))
-@pytest.mark.parametrize("preset", sorted(PRESETS))
+@pytest.mark.parametrize("preset", ["corrected", "lens-v1"])
 def test_full_blocks_bit_for_bit(family, preset):
     compare(tiny.model(family), prompts_of(family), config_of(preset))
 
@@ -92,7 +92,7 @@ def test_full_blocks_to_rounding_when_the_cache_was_made_in_other_batches(family
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt_neox", "gemma3", "opt"])
-@pytest.mark.parametrize("preset", sorted(PRESETS))
+@pytest.mark.parametrize("preset", ["corrected", "lens-v1"])
 def test_full_blocks_to_rounding_with_losses_written_out_as_formulas(family, preset):
     options = {"exact": False, "written_out": True}
     close(*both_ways(tiny.model(family), rows(), config_of(preset), **options))
