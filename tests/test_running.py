@@ -39,7 +39,8 @@ def test_killed_at_any_moment_and_resumed_gives_the_same_bits(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert len(found["left"]) == 3 and any("run.json" in names for names in found["left"])
+    assert found["left"], "the run was always faster than the kill"
+    assert any("run.json" in names for names in found["left"])
     assert found["same_log"] and found["same_band"] and found["steps"] == 14
 
 

@@ -153,9 +153,15 @@ def test_a_signal_is_handled_by_the_thread_of_the_interpreter():
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of memory differ elsewhere")
 @pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="ASan maps terabytes")
 def test_threads_that_cannot_be_started_are_done_without():
-    """No memory for the stacks of new threads: fewer work, with the same bits."""
+    """No memory for the stacks of new threads: fewer work, with the same bits.
+
+    Without BLAS: OpenBLAS ends the process where it finds no room for one more thread's buffer.
+    """
     assert "done without" in program("""
         import resource
+        from functools import partial
+        names = [n for n in ops.NUMERIC if n not in ops.WITH_BLAS | {"match_rows"}]
+        results = partial(results, names=names)
         before = results(1)
         pages = int(open("/proc/self/statm").read().split()[0])
         room = pages * resource.getpagesize() + (24 << 20)
