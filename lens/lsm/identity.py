@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lens.lsm.config import LensConfig
 from lens.lsm.geometry import Geometry
-from lens.models.fingerprint import model_fingerprint, tokenizer_sha256
+from lens.models.fingerprint import tokenizer_sha256
 
 if TYPE_CHECKING:
     from lens.lsm.training import LensTrainer
@@ -34,7 +34,7 @@ def identity(
     place of the space's own, if any.
     """
     return {
-        "model": model_fingerprint(trainer.model),
+        "model": trainer.fingerprint,
         "dtype": str(trainer.model.dtype).removeprefix("torch."),
         "tokenizer": None if trainer.tokenizer is None else tokenizer_sha256(trainer.tokenizer),
         "space": trainer.space.sha256,

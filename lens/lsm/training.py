@@ -32,6 +32,7 @@ from lens.lsm.validating import Watch
 from lens.models.blocks import evaluating, locate
 from lens.models.capturing import check_rows
 from lens.models.chat import ChatOptions, Role, encode
+from lens.models.fingerprint import model_fingerprint
 from lens.models.prefix import PrefixCache
 from lens.models.sites import resolve_layers, resolve_sites
 from lens.models.spilling import spill
@@ -115,6 +116,7 @@ class LensTrainer:
         validation: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         space.check_model(model)
+        self.fingerprint = model_fingerprint(model)  # now: later, weights may be in a file
         self.processes = Processes.current()
         self.model, self.tokenizer, self.space = model, tokenizer, space
         rows = checked(prompts, space)
