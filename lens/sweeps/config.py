@@ -8,14 +8,19 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lens.errors import InputError
 from lens.lsm.config import LensConfig, resolve
 
-METHODS = ("lens", "random", "diffmean", "finetune", "unchanged")
+Method = Literal[
+    "lens", "random", "shuffled", "diffmean", "finetune", "translate-first", "checkpoint",
+    "unchanged",
+]  # fmt: skip
+METHODS: tuple[Method, ...] = get_args(Method)
+UNSEEDED: tuple[Method, ...] = ("diffmean", "translate-first", "checkpoint", "unchanged")
 
 
 class _Frozen(BaseModel):
@@ -42,6 +47,8 @@ class Questions(_Frozen):
         JSONL of accepted answers, line i for question i; without it only fidelity is measured.
     neutral : str or None
         Text file of words that belong to no language, one a line, such as names.
+    kinds : str or None
+        Text file with the kind of question i in line i; the table then also shows each kind.
     """
 
     prompts: str
@@ -51,6 +58,7 @@ class Questions(_Frozen):
     batch_size: int = Field(64, ge=1)
     identifier: str = "default"
     neutral: str | None = None
+    kinds: str | None = None
 
 
 class Setting(_Frozen):
@@ -60,29 +68,55 @@ class Setting(_Frozen):
     ----------
     method : str
         ``"lens"``; ``"random"``, Lens with a random subspace and steps of equal length;
-        ``"diffmean"``, steering at ``layers`` by ``strength`` on prompt tokens; ``"finetune"``, the
-        same blocks tuned on ``answers``; ``"unchanged"``.
+        ``"shuffled"``, with a space read from rows whose language labels were shuffled within each
+        row, steps of equal length; ``"diffmean"``, steering at ``layers`` by ``strength`` on
+        prompt tokens; ``"finetune"``, the same blocks tuned on ``answers``;
+        ``"translate-first"``, by way of the pivot with the sweep's ``translator`` and ``texts``;
+        ``"checkpoint"``, another model; ``"unchanged"``.
     layers : str
         Blocks to train, or to steer at.
     losses : str or dict
         As in `lens.train`.
-    strength : float or dict
-        λ, for all languages or per language.
+    strength : float, dict or tuple of float
+        λ, for all languages, per language, or values from which each language's is chosen on the
+        validation questions (`lens.lsm.choose_strengths`).
+    max_drift : float
+        Largest drift of the pivot allowed to a chosen strength, nats.
     space : str
         Name of the reading.
     prompts : int or None
         Training prompts per language; all by default.
+    answers : {"given", "self", "questions"}
+        Answers to the prompts: the sweep's file; the model's own, translated by the sweep's
+        ``translator`` with ``texts`` as examples (`lens.recipes.self_translate`); or the pivot's
+        version of each prompt (`lens.recipes.question_translation`).
     without : tuple of str
         Languages that are neither in the subspace nor in training, but are asked.
+    checkpoint : str or None
+        Model of the method ``"checkpoint"``, such as one tuned on all languages.
     """
 
-    method: Literal["lens", "random", "diffmean", "finetune", "unchanged"] = "lens"
+    method: Method = "lens"
     layers: str = "-2:"
     losses: str | dict[str, Any] = "corrected"
-    strength: float | dict[str, float] = 1.0
+    strength: float | dict[str, float] | Annotated[tuple[float, ...], Field(min_length=1)] = 1.0
+    max_drift: float = Field(0.02, gt=0)
     space: str = "default"
     prompts: int | None = Field(None, ge=2)
+    answers: Literal["given", "self", "questions"] = "given"
     without: tuple[str, ...] = ()
+    checkpoint: str | None = None
+
+    @model_validator(mode="after")
+    def _has_checkpoint(self) -> Setting:
+        if (self.method == "checkpoint") != (self.checkpoint is not None):
+            raise ValueError('method "checkpoint" and the key checkpoint go together')
+        return self
+
+    @property
+    def chooses(self) -> bool:
+        """Whether strengths are chosen on validation."""
+        return isinstance(self.strength, tuple)
 
     def config(self) -> LensConfig:
         """Return the settings of the losses and the optimizer."""
@@ -101,6 +135,9 @@ class Sweep(_Frozen):
     prompts, answers, texts : str
         Parallel training prompts; their answers (for ``finetune`` and `LanguageModel` terms) and
         plain text, where a setting needs them.
+    translator : str or None
+        Model that translates, with the same tokenizer, such as the base model; the model itself
+        by default.
     languages : tuple of str or None
         Those of the prompts by default.
     readings : dict of str to Reading
@@ -114,6 +151,8 @@ class Sweep(_Frozen):
         product is run. ``base`` alone is run first.
     runs : dict of str to dict
         Further runs by name: dotted keys to values, on top of ``base``.
+    against : str
+        Name of the setting that the table compares the others with.
     seeds : tuple of int
         Training seeds; each run is repeated with all of them.
     vary : dict of str to list
@@ -128,6 +167,7 @@ class Sweep(_Frozen):
     prompts: str
     answers: str | None = None
     texts: str | None = None
+    translator: str | None = None
     languages: tuple[str, ...] | None = None
     readings: dict[str, Reading] = {"default": Reading()}
     validation: Questions
@@ -135,6 +175,7 @@ class Sweep(_Frozen):
     base: Setting = Setting()
     grid: dict[str, list[Any]] = {}
     runs: dict[str, dict[str, Any]] = {}
+    against: str = "base"
     seeds: tuple[int, ...] = (0,)
     vary: dict[str, list[str]] = {}
 
@@ -145,6 +186,11 @@ class Sweep(_Frozen):
         empty = [key for key, values in {**self.grid, **self.vary}.items() if not values]
         if empty:
             raise ValueError(f"{', '.join(empty)}: expected at least one value")
+        if self.against not in self.settings():
+            raise ValueError(
+                f"against: '{self.against}' is no setting, expected one of "
+                f"{', '.join(self.settings())}"
+            )
         for run in self.expand():
             if run.setting.space not in self.readings:
                 raise ValueError(
@@ -211,8 +257,9 @@ class Run:
         facts = {
             "setting": self.setting.model_dump(mode="json"),
             "config": self.setting.config().model_dump(mode="json"),
-            "seed": 0 if self.setting.method in ("unchanged", "diffmean") else self.seed,
+            "seed": 0 if self.setting.method in UNSEEDED else self.seed,
             "split": split,
+            "chosen on": sweep.validation.model_dump(mode="json") if self.setting.chooses else None,
             "questions": getattr(sweep, split).model_dump(mode="json"),
             "reading": sweep.readings[self.setting.space].model_dump(mode="json"),
             "inputs": dict(inputs),
