@@ -71,8 +71,17 @@ def test_settings_are_base_then_grid_then_runs(content):
 
 def test_presets_can_be_changed_key_by_key(content):
     sweep = Sweep.model_validate(
-        content | {"base": {}, "runs": {"pinned": {"losses.terms.1.weight": 3.0}}}
+        content
+        | {
+            "base": {},
+            "runs": {
+                "pinned": {"losses.terms.1.weight": 3.0},
+                "another preset": {"losses.steps": 7, "losses": "self-translation"},
+            },
+        }
     )
+    another = sweep.settings()["another preset"].config()
+    assert another.steps == 7 and [term.kind for term in another.terms] == ["lm", "kl"]
     config = sweep.settings()["pinned"].config()
     assert [term.kind for term in config.terms] == ["separate", "retain"]
     assert config.terms[1].weight == 3.0

@@ -306,9 +306,12 @@ def read_yaml(path: str | Path) -> Any:
 def changed(name: str, base: Mapping[str, Any], changes: Mapping[str, Any]) -> Setting:
     """Return a setting with dotted keys changed; ``name`` is for messages."""
     values = json.loads(json.dumps(base))
+    values["losses"] = changes.get("losses", values["losses"])  # then its keys, in any order
     if isinstance(values["losses"], str) and any(key.startswith("losses.") for key in changes):
         values["losses"] = resolve(values["losses"]).model_dump(mode="json")
     for key, value in changes.items():
+        if key == "losses":
+            continue
         _put(values, key.split("."), value, f"run '{name}': {key}")
     return Setting.model_validate(values)
 
