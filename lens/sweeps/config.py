@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lens.errors import InputError
-from lens.lsm.config import LensConfig, resolve
+from lens.lsm.config import LensConfig, Separate, resolve
 
 Method = Literal[
     "lens", "random", "shuffled", "diffmean", "finetune", "translate-first", "checkpoint",
@@ -115,8 +115,10 @@ class Setting(_Frozen):
 
     @property
     def chooses(self) -> bool:
-        """Whether strengths are chosen on validation."""
-        return isinstance(self.strength, tuple)
+        """Whether strengths are chosen on validation: a list is given and something depends on it."""
+        steps = any(isinstance(term, Separate) for term in self.config().active)
+        trained = self.method in ("lens", "random", "shuffled") and steps
+        return isinstance(self.strength, tuple) and (trained or self.method == "diffmean")
 
     def config(self) -> LensConfig:
         """Return the settings of the losses and the optimizer."""

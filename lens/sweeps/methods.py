@@ -148,6 +148,8 @@ def _strength(
     """λ as given, or the best of the given values for each language on validation."""
     if not isinstance(setting.strength, tuple):
         return setting.strength
+    if not setting.chooses:
+        return setting.strength[0]
     if study.sweep.validation.references is None:
         raise InputError(
             "strength: a list of values is chosen from by accuracy, which needs references: name "
