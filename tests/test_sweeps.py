@@ -171,6 +171,22 @@ def test_every_method_runs(content, tmp_path):
     assert row.endswith("] |") and row.count("[") == 1
 
 
+def test_rows_of_a_reading_are_parallel_unless_asked_otherwise(content):
+    from lens.sweeps.study import Study
+
+    readings = {"default": {"limit": 4}, "apart": {"parallel": False}}
+    study = Study(Sweep.model_validate(content | {"readings": readings}), {})
+    rows = study._reading(study.sweep.base)
+    assert rows["eng_Latn"] == [f"what is {i}?" for i in range(4)]
+    assert rows["spa_Latn"] == [f"que es {i}?" for i in range(4)]
+    apart = study._reading(study.sweep.base.model_copy(update={"space": "apart"}))
+    numbers = {
+        code: [text.rstrip("?").split()[-1] for text in rows] for code, rows in apart.items()
+    }
+    assert numbers["eng_Latn"] != numbers["spa_Latn"]
+    assert sorted(numbers["eng_Latn"]) == sorted(numbers["spa_Latn"]) == list("012345")
+
+
 def test_answers_a_recipe_did_not_keep_are_named(content, tmp_path):
     texts = [{code: f"{i} {code[:3]} is here." for code in LANGS} for i in range(4)]
     sweep = Sweep.model_validate(

@@ -28,12 +28,25 @@ class _Frozen(BaseModel):
 
 
 class Reading(_Frozen):
-    """Where a language space is read: rows, role, pooling, number of rows."""
+    """Where a language space is read.
+
+    Attributes
+    ----------
+    data : str or None
+        Rows; the training prompts by default.
+    role, pooling : str
+        As in `lens.probe`.
+    limit : int or None
+        Rows per language.
+    parallel : bool
+        False draws each language's rows by itself, so that contents differ between languages.
+    """
 
     data: str | None = None
     role: Literal["text", "user", "assistant"] = "text"
     pooling: Literal["last", "mean", "weighted"] = "last"
     limit: int | None = Field(None, ge=2)
+    parallel: bool = True
 
 
 class Questions(_Frozen):
@@ -115,7 +128,7 @@ class Setting(_Frozen):
 
     @property
     def chooses(self) -> bool:
-        """Whether strengths are chosen on validation: a list is given and something depends on it."""
+        """Whether strengths are chosen on validation: a list is given, and something takes them."""
         steps = any(isinstance(term, Separate) for term in self.config().active)
         trained = self.method in ("lens", "random", "shuffled") and steps
         return isinstance(self.strength, tuple) and (trained or self.method == "diffmean")

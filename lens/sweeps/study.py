@@ -183,6 +183,8 @@ class Study:
         reading, rows = self.sweep.readings[setting.space], self.training_prompts(setting)
         if reading.data is not None:
             rows = {k: v for k, v in self._rows(reading.data).items() if k in rows}
+        if not reading.parallel:
+            rows = {k: random.Random(k).sample(v, len(v)) for k, v in rows.items()}
         return {k: v[: reading.limit] for k, v in rows.items()}
 
     def _restore(self) -> None:
