@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 from lens.errors import InputError
 
@@ -61,6 +62,40 @@ def to_disk(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def reserve(file: IO[bytes], start: int, size: int) -> None:
+    """Claim room on the disk for bytes of a file now, so that none is missing later.
+
+    Raises
+    ------
+    OSError
+        If there is none.
+    """
+    if not size:
+        return
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), start, size)
+        return
+    zeros = bytes(1 << 20)
+    for at in range(0, size, len(zeros)):
+        write_at(file, start + at, zeros[: size - at])
+
+
+def write_at(file: IO[bytes], start: int, content: Any) -> None:
+    """Write all of a buffer at a place of an unbuffered file, past any buffer of Python's.
+
+    What is written so is with the system, and stays when the process is killed.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written, or only in part.
+    """
+    left = memoryview(content).cast("B")
+    while len(left):
+        done = os.pwrite(file.fileno(), left, start)
+        left, start = left[done:], start + done
 
 
 def write_text(path: str | Path, text: str) -> None:

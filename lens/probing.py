@@ -1,6 +1,8 @@
 """Probe a model: run parallel text through it and keep the space of its languages."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lens import __version__
@@ -17,7 +19,9 @@ from lens.models.fingerprint import (
 )
 from lens.models.pooling import Pooling
 from lens.models.sites import SiteSpec, resolve_sites
-from lens.space import About, Shard, Space
+from lens.space import About, Shard, Space, States
+from lens.space.keeping import StatesWriter
+from lens.space.states import StatesDtype
 
 if TYPE_CHECKING:
     from lens.stats import StreamingMoments
@@ -39,6 +43,10 @@ def probe(
     max_tokens: int | None = None,
     row_offset: int = 0,
     blocks: str | None = None,
+    keep: str | Path | None = None,
+    states_dtype: StatesDtype = "float16",
+    choose_ranks: bool = False,
+    force: bool = False,
     seed: int = 0,
     n_threads: int | None = None,
     progress: bool | None = None,
@@ -73,6 +81,14 @@ def probe(
     row_offset : int
         Id of the first row, when `rows` is one shard of a larger set; shards are joined by
         `Space.merge`.
+    keep : str or Path, optional
+        Folder that keeps the pooled states too, for `lens.space.States`.
+    states_dtype : str
+        How they are stored: ``"float16"``, ``"bfloat16"`` or ``"float32"``.
+    choose_ranks : bool
+        Choose the rank of every site on the kept states, as `Space.choose_ranks` does.
+    force : bool
+        Replace the folder ``keep`` if it is there.
     seed : int
         Recorded in the space.
 
@@ -93,7 +109,18 @@ def probe(
     """
     typed, center = _check(rows, pivot, parallel)
     prompt_rows = _prompts(prompts, typed, role)
-    resolve_sites(sites, len(locate(model, blocks=blocks).blocks))
+    if choose_ranks and keep is None:
+        raise InputError("choose_ranks needs the states of every row: name a folder with keep=")
+    parts = locate(model, blocks=blocks)
+    names = resolve_sites(sites, len(parts.blocks))
+    counts = {code: len(rows[name]) for code, name in typed.items()}
+    writer = (
+        None
+        if keep is None
+        else StatesWriter(
+            keep, sites=names, counts=counts, width=parts.width, dtype=states_dtype, force=force
+        )
+    )
     found: dict[str, dict[str, StreamingMoments]] = {}
     truncated: dict[str, int] = {}
     for code, name in typed.items():
@@ -109,6 +136,7 @@ def probe(
             batch_size=batch_size,
             max_tokens=max_tokens,
             row_offset=row_offset,
+            on_states=None if writer is None else partial(writer.write, code),
             label=code,
             blocks=blocks,
             n_threads=n_threads,
@@ -135,8 +163,13 @@ def probe(
         truncated=truncated,
         package_version=__version__,
         seed=seed,
+        parallel=parallel,
     )
-    return Space(found, about)
+    space = Space(found, about)
+    if writer is None:
+        return space
+    states = States(writer.finish(about))
+    return space.choose_ranks(states, seed=seed, n_threads=n_threads) if choose_ranks else space
 
 
 def _check(

@@ -46,6 +46,20 @@ from lens.cli._options import (
 @click.option("--limit", type=click.IntRange(min=2), help="Rows per language.")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="Cut rows after this many tokens.")
 @click.option("--batch-size", default="auto", show_default=True, help="Rows per batch, or auto.")
+@click.option(
+    "--keep-states",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Keep the pooled states of every row too, for bootstrap and choice of rank.",
+)
+@click.option(
+    "--states-dtype",
+    type=click.Choice(["float16", "bfloat16", "float32"]),
+    default="float16",
+    show_default=True,
+    help="How --keep-states stores them.",
+)
+@click.option("--choose-ranks", is_flag=True, help="Choose ranks on the kept states.")
 @click.option("--threads", "-j", type=click.IntRange(min=1), help="Threads of the C core.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="space.safetensors")
@@ -56,6 +70,7 @@ def command(
     model: str, revision: str | None, device: str, dtype: str, trust_remote_code: bool,
     data: Path, langs: tuple[str, ...] | None, pivot: str, sites: str, pooling: str, role: str,
     prompts: Path | None, limit: int | None, max_tokens: int | None, batch_size: str,
+    keep_states: Path | None, states_dtype: str, choose_ranks: bool,
     threads: int | None, seed: int, out: Path, force: bool, template: bool | None,
     system: str | None, thinking: bool | None, as_json: bool,
 ) -> None:  # fmt: skip
@@ -77,6 +92,7 @@ def command(
     space = probe(
         loaded, tokenizer, rows, pivot=pivot, sites=_sites(sites), pooling=pooling,  # type: ignore[arg-type]
         role=role, prompts=asked, batch_size=size, max_tokens=max_tokens, seed=seed,  # type: ignore[arg-type]
+        keep=keep_states, states_dtype=states_dtype, choose_ranks=choose_ranks, force=force,  # type: ignore[arg-type]
         n_threads=threads, chat=None if role == "text" else chat_of(template, system, thinking),
     )  # fmt: skip
     space.save(out)

@@ -1,6 +1,6 @@
 """Run rows through a model and keep only statistics of their pooled states."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -80,6 +80,7 @@ def capture(
     max_tokens: int | None = None,
     row_offset: int = 0,
     keep_states: bool = False,
+    on_states: Callable[[str, int, NDArray[np.float64]], None] | None = None,
     label: str = "",
     blocks: str | None = None,
     padding_side: Literal["left", "right"] = "right",
@@ -114,6 +115,8 @@ def capture(
         Id of the first row, when the rows are one shard of a larger set.
     keep_states : bool
         Return the pooled states too, for measures that need every row.
+    on_states : callable, optional
+        Called with site, position of the first row and the (n, d) states of consecutive rows.
     label : str
         Language name for the progress bar and for messages.
     blocks : str, optional
@@ -157,6 +160,8 @@ def capture(
         for start, pooled in _windows(job):
             for site, states in pooled.items():
                 moments[site].update(states, row_offset + start)
+                if on_states is not None:
+                    on_states(site, start, states)
                 if kept is not None:
                     kept[site][start : start + len(states)] = states
     return CaptureResult(

@@ -2,5 +2,6 @@
 
 from lens.space.about import About, Shard
 from lens.space.space import Space
+from lens.space.states import States
 
-__all__ = ["About", "Shard", "Space"]
+__all__ = ["About", "Shard", "Space", "States"]

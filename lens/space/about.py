@@ -53,6 +53,10 @@ class About:
         Version of lens.
     seed : int
         Recorded for reproduction.
+    parallel : bool
+        Whether row i says the same in every language.
+    ranks : dict
+        Site to a rank chosen on kept states, with its reason (see `Space.choose_ranks`).
     """
 
     pivot: str
@@ -69,6 +73,8 @@ class About:
     truncated: dict[str, int] = field(default_factory=dict)
     package_version: str = ""
     seed: int = 0
+    parallel: bool = True
+    ranks: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""

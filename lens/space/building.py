@@ -135,6 +135,8 @@ def combine(
         typed={**other.typed, **mine.typed},
         prompts_sha256={**other.prompts_sha256, **mine.prompts_sha256},
         truncated=truncated,
+        parallel=mine.parallel and other.parallel,
+        ranks={},  # chosen on fewer rows or languages
     )
     return table, joint
 
@@ -151,6 +153,7 @@ def restrict(table: MomentsTable, about: About, languages: list[str]) -> tuple[M
         data=keep(about.data),
         truncated=keep(about.truncated),
         prompts_sha256=keep(about.prompts_sha256),
+        ranks={},
     )
     return {site: keep(found) for site, found in table.items()}, record
 

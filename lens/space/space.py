@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -18,6 +19,7 @@ from lens.space.building import combine, from_states, restrict
 from lens.space.statistics import LanguageStatistics
 
 if TYPE_CHECKING:
+    from lens.space.states import States
     from lens.steering.rules import Policy
 
 
@@ -102,6 +104,54 @@ class Space(LanguageStatistics):
             raise InputError(f"the pivot {self.pivot} cannot be dropped; every step starts there")
         kept = [code for code in self.languages if code not in gone]
         return Space(*restrict(self._moments, self._about, kept))
+
+    def choose_ranks(
+        self,
+        states: States,
+        *,
+        limit: int | None = None,
+        n_splits: int = 10,
+        n_resamples: int = 200,
+        n_permutations: int = 200,
+        seed: int = 0,
+        n_threads: int | None = None,
+    ) -> Space:
+        """Choose the rank of every site on kept states: held-out rows, bootstrap and null.
+
+        Parameters
+        ----------
+        states : States
+            Those that the probe of this space kept.
+        limit : int, optional
+            Rows per language that are used, see `States.gram`.
+        n_splits, n_resamples, n_permutations, seed, n_threads
+            As in `lens.resample.choose_rank`.
+
+        Returns
+        -------
+        Space
+            The same, whose ``fit(rank="auto")`` takes the chosen ranks and says why; they are
+            saved with it.
+
+        Raises
+        ------
+        InputError
+            When the states are not those of this space, or have fewer than 4 rows of a language.
+        """
+        states.require_source(self._about)
+        ranks = {}
+        for site in self.sites:
+            choice = states.choose_rank(
+                site, limit=limit, n_splits=n_splits, n_resamples=n_resamples,
+                n_permutations=n_permutations, seed=seed, n_threads=n_threads,
+            )  # fmt: skip
+            ranks[site] = {
+                "rank": choice.rank,
+                "reason": choice.reason,
+                "stable": choice.stable,
+                "p_value": choice.p_value,
+            }
+        return Space(self._moments, replace(self._about, ranks=ranks))
 
     def _combine(self, other: Space, *, shared: str) -> Space:
         if self.sites != other.sites or self.width != other.width:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
@@ -127,7 +128,8 @@ class LanguageStatistics:
         site : str or int
             As in `means`.
         rank : int, "auto" or "full"
-            See `lens.subspace.fit`.
+            See `lens.subspace.fit`. A rank that `Space.choose_ranks` chose for the site is what
+            "auto" takes.
         agnostic : str
             ``"mean"`` or ``"complement"``.
 
@@ -142,14 +144,16 @@ class LanguageStatistics:
         """
         from lens import subspace
 
+        chosen = self._about.ranks.get(resolve_site(site, self.sites)) if rank == "auto" else None
         noise = self.noise(site)  # not a number where a language has a single row
-        return subspace.fit(
+        found = subspace.fit(
             self.means(site),
-            rank=rank,
+            rank=rank if chosen is None else int(chosen["rank"]),
             languages=list(self.languages),
             agnostic=agnostic,
             noise=noise if np.isfinite(noise).all() else None,
         )
+        return found if chosen is None else replace(found, rank_reason=str(chosen["reason"]))
 
     def fit_all(
         self, *, rank: Rank = "auto", agnostic: Agnostic = "mean"
