@@ -1,15 +1,14 @@
 """Probe a model: run parallel text through it and keep the space of its languages."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from lens import __version__
 from lens.data.languages import canonical, canonical_all
 from lens.errors import InputError
 from lens.models.blocks import locate
-from lens.models.capturing import capture
+from lens.models.capturing import Journal, capture_sets
 from lens.models.chat import ChatOptions, Role
 from lens.models.fingerprint import (
     model_fingerprint,
@@ -22,9 +21,6 @@ from lens.models.sites import SiteSpec, resolve_sites
 from lens.space import About, Shard, Space, States
 from lens.space.keeping import StatesWriter
 from lens.space.states import StatesDtype
-
-if TYPE_CHECKING:
-    from lens.stats import StreamingMoments
 
 
 def probe(
@@ -41,11 +37,15 @@ def probe(
     parallel: bool = True,
     batch_size: int | Literal["auto"] = "auto",
     max_tokens: int | None = None,
+    max_memory: str | int | None = None,
+    layer_by_layer: bool | None = None,
     row_offset: int = 0,
     blocks: str | None = None,
     keep: str | Path | None = None,
     states_dtype: StatesDtype = "float16",
     choose_ranks: bool = False,
+    work: str | Path | None = None,
+    resume: bool = False,
     force: bool = False,
     seed: int = 0,
     n_threads: int | None = None,
@@ -76,7 +76,7 @@ def probe(
         Template, system message, thinking flag.
     parallel : bool
         Whether rows must be equally many in all languages.
-    batch_size, max_tokens, blocks, n_threads, progress
+    batch_size, max_tokens, max_memory, layer_by_layer, blocks, n_threads, progress
         As in `lens.models.capture`.
     row_offset : int
         Id of the first row, when `rows` is one shard of a larger set; shards are joined by
@@ -87,8 +87,13 @@ def probe(
         How they are stored: ``"float16"``, ``"bfloat16"`` or ``"float32"``.
     choose_ranks : bool
         Choose the rank of every site on the kept states, as `Space.choose_ranks` does.
+    work : str or Path, optional
+        Folder for what is finished while the probe runs, so that a killed one can go on; removed
+        in the end.
+    resume : bool
+        Go on with the unfinished probe in ``work``, if there is one, to the same bits.
     force : bool
-        Replace the folder ``keep`` if it is there.
+        Replace the folder ``keep`` if it is there, and discard an unfinished probe in ``work``.
     seed : int
         Recorded in the space.
 
@@ -114,37 +119,43 @@ def probe(
     parts = locate(model, blocks=blocks)
     names = resolve_sites(sites, len(parts.blocks))
     counts = {code: len(rows[name]) for code, name in typed.items()}
-    writer = (
-        None
-        if keep is None
-        else StatesWriter(
-            keep, sites=names, counts=counts, width=parts.width, dtype=states_dtype, force=force
-        )
+    if resume and work is None:
+        raise InputError("resume needs the folder in which the probe was begun: name it with work=")
+    journal = None if work is None else Journal(Path(work), resume=resume, force=force)
+    writer = None
+    if keep is not None:
+        writer = StatesWriter(
+            keep, sites=names, counts=counts, width=parts.width, dtype=states_dtype,
+            resume=resume, force=force,
+        )  # fmt: skip
+        if journal is not None and resume and journal.unfinished and writer.fresh:
+            writer.discard()
+            raise InputError(
+                f"the unfinished probe in {work} has no states of its rows for {keep}; resume it "
+                "with the same folder for states, or discard it with force (--force)"
+            )
+    results = capture_sets(
+        model,
+        tokenizer,
+        {code: rows[name] for code, name in typed.items()},
+        sites=sites,
+        pooling=pooling,
+        role=role,
+        prompts=prompt_rows or None,
+        chat=chat,
+        batch_size=batch_size,
+        max_tokens=max_tokens,
+        max_memory=max_memory,
+        row_offset=row_offset,
+        keeper=writer,
+        journal=journal,
+        blocks=blocks,
+        layer_by_layer=layer_by_layer,
+        n_threads=n_threads,
+        progress=progress,
     )
-    found: dict[str, dict[str, StreamingMoments]] = {}
-    truncated: dict[str, int] = {}
-    for code, name in typed.items():
-        result = capture(
-            model,
-            tokenizer,
-            rows[name],
-            sites=sites,
-            pooling=pooling,
-            role=role,
-            prompts=prompt_rows.get(code),
-            chat=chat,
-            batch_size=batch_size,
-            max_tokens=max_tokens,
-            row_offset=row_offset,
-            on_states=None if writer is None else partial(writer.write, code),
-            label=code,
-            blocks=blocks,
-            n_threads=n_threads,
-            progress=progress,
-        )
-        truncated[code] = result.n_truncated
-        for site, moments in result.moments.items():
-            found.setdefault(site, {})[code] = moments
+    found = {site: {code: results[code].moments[site] for code in typed} for site in names}
+    truncated = {code: result.n_truncated for code, result in results.items()}
     about = About(
         pivot=center,
         pooling=pooling,
@@ -166,10 +177,13 @@ def probe(
         parallel=parallel,
     )
     space = Space(found, about)
-    if writer is None:
-        return space
-    states = States(writer.finish(about))
-    return space.choose_ranks(states, seed=seed, n_threads=n_threads) if choose_ranks else space
+    if writer is not None:
+        states = States(writer.finish(about))
+        if choose_ranks:
+            space = space.choose_ranks(states, seed=seed, n_threads=n_threads)
+    if journal is not None:
+        journal.remove()
+    return space
 
 
 def _check(

@@ -108,13 +108,24 @@ def chat_options(function: F) -> F:
 
 
 def load_model(
-    model: str, *, revision: str | None, device: str, dtype: str, trust_remote_code: bool
+    model: str,
+    *,
+    revision: str | None,
+    device: str,
+    dtype: str,
+    trust_remote_code: bool,
+    layer_by_layer: bool = False,
 ) -> tuple[Any, Any]:
     """Load what :func:`model_options` names."""
     from lens.models import load
 
     return load(
-        model, revision=revision, device=device, dtype=dtype, trust_remote_code=trust_remote_code
+        model,
+        revision=revision,
+        device=device,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+        layer_by_layer=layer_by_layer,
     )
 
 

@@ -60,6 +60,13 @@ from lens.cli._options import (
     help="How --keep-states stores them.",
 )
 @click.option("--choose-ranks", is_flag=True, help="Choose ranks on the kept states.")
+@click.option("--max-memory", metavar="SIZE", help="Such as 12GB: smaller batches to keep it.")
+@click.option(
+    "--layer-by-layer",
+    is_flag=True,
+    help="Hold one block's weights at a time, for a model larger than memory.",
+)
+@click.option("--resume", is_flag=True, help="Go on with the same probe that was interrupted.")
 @click.option("--threads", "-j", type=click.IntRange(min=1), help="Threads of the C core.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="space.safetensors")
@@ -71,6 +78,7 @@ def command(
     data: Path, langs: tuple[str, ...] | None, pivot: str, sites: str, pooling: str, role: str,
     prompts: Path | None, limit: int | None, max_tokens: int | None, batch_size: str,
     keep_states: Path | None, states_dtype: str, choose_ranks: bool,
+    max_memory: str | None, layer_by_layer: bool, resume: bool,
     threads: int | None, seed: int, out: Path, force: bool, template: bool | None,
     system: str | None, thinking: bool | None, as_json: bool,
 ) -> None:  # fmt: skip
@@ -80,19 +88,28 @@ def command(
     """
     from lens.data import read_parallel
     from lens.io import refuse_existing
+    from lens.models.limits import size_in_bytes
     from lens.probing import probe
 
     refuse_existing(out, force=force)
     size = _batch_size(batch_size)
+    if max_memory is not None:
+        size_in_bytes(max_memory)  # a typing error is told before a model is loaded
     rows = read_parallel(data, languages=langs, limit=limit).rows
     asked = read_parallel(prompts, languages=langs, min_rows=1).rows if prompts else None
     loaded, tokenizer = load_model(
-        model, revision=revision, device=device, dtype=dtype, trust_remote_code=trust_remote_code
+        model,
+        revision=revision,
+        device=device,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+        layer_by_layer=layer_by_layer,
     )
     space = probe(
         loaded, tokenizer, rows, pivot=pivot, sites=_sites(sites), pooling=pooling,  # type: ignore[arg-type]
         role=role, prompts=asked, batch_size=size, max_tokens=max_tokens, seed=seed,  # type: ignore[arg-type]
-        keep=keep_states, states_dtype=states_dtype, choose_ranks=choose_ranks, force=force,  # type: ignore[arg-type]
+        keep=keep_states, states_dtype=states_dtype, choose_ranks=choose_ranks, force=force,
+        max_memory=max_memory, work=out.with_name(out.name + ".unfinished"), resume=resume,  # type: ignore[arg-type]
         n_threads=threads, chat=None if role == "text" else chat_of(template, system, thinking),
     )  # fmt: skip
     space.save(out)

@@ -135,7 +135,7 @@ def command(
     if lora is None and (dora or lora_alpha):
         raise InputError("--dora and --lora-alpha are settings of adapters; give --lora RANK too")
     if max_memory is not None:
-        from lens.lsm.memory import size_in_bytes
+        from lens.models.limits import size_in_bytes
 
         size_in_bytes(max_memory)  # a typing error is told before a model is loaded
     running = run.running(out, force=force)

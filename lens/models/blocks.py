@@ -85,23 +85,28 @@ def locate(model: nn.Module, *, blocks: str | None = None) -> DecoderParts:
     """
     known, identity = _KNOWN.get(model, ("", 0))
     if known and blocks in (None, known):
-        parts = _parts(model, known)
+        parts = parts_of(model, known)
         if id(parts.blocks) == identity:
             return parts
     keep_layout(model)
-    candidates = _candidates(model)
-    names = [blocks] if blocks is not None else [name for name, _ in candidates]
+    found = candidates(model)
+    names = [blocks] if blocks is not None else [name for name, _ in found]
     reasons: list[str] = []
     for name in names:
         try:
-            parts = _parts(model, name)
-            _verify(model, parts)
+            parts = parts_of(model, name)
+            verify(model, parts)
         except InputError as error:
             reasons.append(f"  {name}: {error}")
             continue
-        _KNOWN[model] = (parts.blocks_name, id(parts.blocks))
+        remember(model, parts.blocks_name)
         return parts
-    raise InputError(_refusal(model, candidates, reasons))
+    raise InputError(refusal(model, found, reasons))
+
+
+def remember(model: nn.Module, name: str) -> None:
+    """Note the verified block list of a model, for `locate`."""
+    _KNOWN[model] = (name, id(model.get_submodule(name)))
 
 
 def block_output(output: Any) -> torch.Tensor:
@@ -150,7 +155,8 @@ def text_config(model: nn.Module) -> Any:
 
 def device_of(model: nn.Module) -> torch.device:
     """Device on which the model expects its token ids."""
-    return next(model.parameters()).device
+    devices = (parameter.device for parameter in model.parameters())
+    return next((device for device in devices if device.type != "meta"), torch.device("cpu"))
 
 
 def accepts(model: nn.Module, argument: str) -> bool:
@@ -195,7 +201,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _candidates(model: nn.Module) -> list[tuple[str, nn.ModuleList]]:
+def candidates(model: nn.Module) -> list[tuple[str, nn.ModuleList]]:
     """Outermost module lists of one class, the most likely first."""
     found: list[tuple[str, nn.ModuleList]] = []
     for name, module in model.named_modules():
@@ -212,7 +218,8 @@ def _candidates(model: nn.Module) -> list[tuple[str, nn.ModuleList]]:
     return sorted(found, key=likelihood, reverse=True)
 
 
-def _parts(model: nn.Module, name: str) -> DecoderParts:
+def parts_of(model: nn.Module, name: str) -> DecoderParts:
+    """Parts of a model whose block list has a name, not verified."""
     try:
         blocks = model.get_submodule(name)
         owner = model.get_submodule(name.rpartition(".")[0])
@@ -256,7 +263,7 @@ def _embeddings(model: nn.Module, getter: str) -> nn.Module | None:
     return module if isinstance(module, nn.Module) else None
 
 
-def _verify(model: nn.Module, parts: DecoderParts) -> None:
+def verify(model: nn.Module, parts: DecoderParts) -> None:
     """Run four tokens and check that the blocks carry the residual stream."""
     seen: list[tuple[str, torch.Tensor, torch.Tensor]] = []
     result: list[torch.Tensor] = []
@@ -314,10 +321,9 @@ def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
     return torch.equal(a, b.to(a.device)) or torch.allclose(a, b.to(a.device), equal_nan=True)
 
 
-def _refusal(
-    model: nn.Module, candidates: list[tuple[str, nn.ModuleList]], reasons: list[str]
-) -> str:
-    lists = [f"  {name} ({len(m)} x {type(m[0]).__name__})" for name, m in candidates]
+def refusal(model: nn.Module, found: list[tuple[str, nn.ModuleList]], reasons: list[str]) -> str:
+    """Say that no list of a model will do, which there are, and why not."""
+    lists = [f"  {name} ({len(m)} x {type(m[0]).__name__})" for name, m in found]
     return "\n".join(
         [
             f"cannot find the decoder blocks of {type(model).__name__}: expected a ModuleList "

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from lens.models.blocks import text_config
+from lens.models.blockwise import store_of
 from lens.models.chat import ChatOptions, uses_template
 
 # Elements read from each parameter, evenly spread: any training moves some of them.
@@ -46,13 +47,10 @@ def model_fingerprint(model: nn.Module) -> dict[str, Any]:
     stable = {key: value for key, value in content.items() if key not in _VOLATILE}
     text = text_config(model)
     digest = hashlib.sha256()
-    with torch.no_grad():
-        for name, parameter in sorted(model.named_parameters()):
-            flat = parameter.detach().reshape(-1)
-            step = max(flat.numel() // _SAMPLE, 1)
-            sample = flat[::step][:_SAMPLE].to("cpu", torch.float32).contiguous()
-            digest.update(f"{name}{tuple(parameter.shape)}".encode())
-            digest.update(sample.numpy().tobytes())
+    absent = _absent_samples(model)
+    for name, parameter in sorted(model.named_parameters()):
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        digest.update(absent[name] if parameter.is_meta else _sample(parameter))
     return {
         "model_type": getattr(config, "model_type", type(model).__name__),
         "hidden_size": getattr(text, "hidden_size", None),
@@ -61,6 +59,23 @@ def model_fingerprint(model: nn.Module) -> dict[str, Any]:
         "config_sha256": sha256_json(stable),
         "weights_sha256": digest.hexdigest(),
     }
+
+
+def _sample(parameter: torch.Tensor) -> bytes:
+    """Bytes of evenly spread elements, widened."""
+    flat = parameter.detach().reshape(-1)
+    step = max(flat.numel() // _SAMPLE, 1)
+    return flat[::step][:_SAMPLE].to("cpu", torch.float32).contiguous().numpy().tobytes()
+
+
+def _absent_samples(model: nn.Module) -> dict[str, bytes]:
+    """Sample the parameters that a model loaded block by block does not hold."""
+    store = store_of(model)
+    if store is None:
+        return {}
+    if store.samples is None:
+        store.samples = {n: _sample(p) for part in store.tensors() for n, p in part.items()}
+    return store.samples
 
 
 def tokenizer_sha256(tokenizer: Any) -> str:

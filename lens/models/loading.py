@@ -28,6 +28,7 @@ def load(
     dtype: str = "auto",
     device: str = "cpu",
     trust_remote_code: bool = False,
+    layer_by_layer: bool = False,
 ) -> tuple[Any, Any]:
     """Load a causal language model and its tokenizer, ready for inference.
 
@@ -44,6 +45,9 @@ def load(
         what there is.
     trust_remote_code : bool
         Allow code that comes with the checkpoint to run.
+    layer_by_layer : bool
+        Leave the blocks on the disk, for a model larger than memory: `lens.probe` then holds the
+        weights of one block at a time. Such a model can be probed, not trained or steered.
 
     Returns
     -------
@@ -69,16 +73,29 @@ def load(
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from lens.models.blockwise import open_by_blocks
+
     torch_dtype = dtype if dtype == "auto" else getattr(torch, _DTYPES[dtype])
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    placement: dict[str, Any] = {"device_map": "auto"} if device == "auto" else {}
+    if layer_by_layer and device == "auto":
+        raise InputError("layer_by_layer holds one block on one device; name it, such as 'cuda'")
+    placement: Any = "auto" if device == "auto" else None
     model: Any
+
+    def open_model(device_map: Any) -> Any:
+        with quiet_bars(always=layer_by_layer):
+            return AutoModelForCausalLM.from_pretrained(
+                source, dtype=torch_dtype, device_map=device_map, **options
+            )
+
     try:
         with quiet_bars():
             tokenizer: Any = AutoTokenizer.from_pretrained(source, **options)
-            model = AutoModelForCausalLM.from_pretrained(
-                source, dtype=torch_dtype, **options, **placement
-            )
+        if layer_by_layer:
+            return open_by_blocks(open_model, device=device).eval(), tokenizer
+        model = open_model(placement)
+    except InputError:
+        raise
     except (OSError, ValueError, KeyError) as error:
         raise InputError(_explain(source, error)) from error
     if device != "auto":
@@ -87,13 +104,13 @@ def load(
 
 
 @contextmanager
-def quiet_bars() -> Iterator[None]:
-    """Keep the library's own progress bars to where ours are drawn."""
+def quiet_bars(*, always: bool = False) -> Iterator[None]:
+    """Keep the library's own progress bars to where ours are drawn, or hide them always."""
     import transformers
 
     logging: Any = transformers.utils.logging
 
-    hidden = logging.is_progress_bar_enabled() and not shown()
+    hidden = logging.is_progress_bar_enabled() and (always or not shown())
     if hidden:
         logging.disable_progress_bar()
     try:

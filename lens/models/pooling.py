@@ -59,8 +59,8 @@ class SiteReader:
         pooling: Pooling,
         n_threads: int | None = None,
     ) -> None:
-        if pooling not in POOLINGS:
-            raise InputError(f"unknown pooling {pooling!r}; expected one of: {', '.join(POOLINGS)}")
+        check_pooling(pooling)
+        self.sites = tuple(sites)
         self._modules = [(site, site_module(parts, site)) for site in sites]
         self._pooling: Pooling = pooling
         self._n_threads = n_threads
@@ -126,20 +126,33 @@ class SiteReader:
             if self._mask is None:
                 raise InputError("SiteReader hooks ran outside read()")
             state = block_output(output).detach()
-            try:
-                pooled = pool_states(
-                    state, self._mask, mode=self._pooling, n_threads=self._n_threads
-                )
-            except InputError:
-                _raise_non_finite(state, self._mask, site)
-                raise
-            if not np.isfinite(pooled).all():
-                _raise_non_finite(state, self._mask, site)
+            pooled = pool_finite(
+                state, self._mask, site, mode=self._pooling, n_threads=self._n_threads
+            )
             self._pooled[site] = pooled
             if len(self._pooled) == len(self._modules):
                 raise _Stop
 
         return read_state
+
+
+def pool_finite(
+    states: torch.Tensor,
+    mask: torch.Tensor,
+    site: str,
+    *,
+    mode: Pooling,
+    n_threads: int | None = None,
+) -> NDArray[np.float64]:
+    """Pool as `pool_states` does; a state that is not finite names site and row."""
+    try:
+        pooled = pool_states(states, mask, mode=mode, n_threads=n_threads)
+    except InputError:
+        _raise_non_finite(states, mask, site)
+        raise
+    if not np.isfinite(pooled).all():
+        _raise_non_finite(states, mask, site)
+    return pooled
 
 
 def _raise_non_finite(state: torch.Tensor, mask: torch.Tensor, site: str) -> None:
@@ -148,6 +161,12 @@ def _raise_non_finite(state: torch.Tensor, mask: torch.Tensor, site: str) -> Non
     rows = torch.nonzero(bad.any(dim=1))
     if len(rows):
         raise NonFiniteStateError(site, int(rows[0]))
+
+
+def check_pooling(pooling: str) -> None:
+    """Refuse a pooling that does not exist."""
+    if pooling not in POOLINGS:
+        raise InputError(f"unknown pooling {pooling!r}; expected one of: {', '.join(POOLINGS)}")
 
 
 def site_module(parts: DecoderParts, site: str) -> torch.nn.Module:

@@ -69,6 +69,7 @@ class StatesWriter:
         self._storage = STORAGE[dtype]
         self._row = width * self._storage.dtype.itemsize
         self._files: dict[str, IO[bytes]] = {}
+        self.fresh = False  # whether a file was not there yet
         self.unfinished = self.folder.with_name(self.folder.name + SUFFIX)
         if not resume:
             shutil.rmtree(self.unfinished, ignore_errors=True)
@@ -180,6 +181,11 @@ class StatesWriter:
         shutil.rmtree(replaced, ignore_errors=True)
         return self.folder
 
+    def discard(self) -> None:
+        """Remove what is unfinished."""
+        self.close()
+        shutil.rmtree(self.unfinished, ignore_errors=True)
+
     def close(self) -> None:
         """Close the files."""
         for file in self._files.values():
@@ -203,6 +209,7 @@ class StatesWriter:
         file = path.open("r+b" if old else "w+b", buffering=0)
         self._files[site] = file
         if not old:
+            self.fresh = True
             write_at(file, 0, header)
             reserve(file, start, size - start)
 

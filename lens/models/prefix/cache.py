@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lens.errors import InputError
-from lens.models.blocks import DecoderParts, block_input, block_output, device_of, with_block_output
+from lens.models.blocks import DecoderParts, block_input, block_output, device_of
+from lens.models.bypassing import passing_through, replace_hidden
 from lens.models.prefix import storage
 from lens.models.prefix.keys import SCHEMA, frozen_facts, rows_key
 from lens.models.prefix.rows import Batch, CachedRow, Keep, kept_tokens, pad_right
@@ -225,9 +226,9 @@ class PrefixCache:
         made by the model's own code, hence right for every architecture.
         """
         blocks = self.parts.blocks
-        with _passing_through(blocks[: self.first_block], self._output_form):
+        with passing_through(blocks[: self.first_block], self._output_form):
             handle = blocks[self.first_block].register_forward_pre_hook(
-                lambda _module, args, kwargs: _replace_hidden(args, kwargs, batch.entry),
+                lambda _module, args, kwargs: replace_hidden(args, kwargs, batch.entry),
                 with_kwargs=True,
             )
             try:
@@ -271,15 +272,6 @@ class PrefixCache:
         return block.register_forward_hook(hook)
 
 
-def _replace_hidden(
-    args: tuple[Any, ...], kwargs: dict[str, Any], hidden: Tensor
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Put ``hidden`` where a block call carries its hidden states."""
-    if args:
-        return (hidden, *args[1:]), kwargs
-    return args, {**kwargs, "hidden_states": hidden}
-
-
 @contextmanager
 def _entry_of(block: nn.Module, seen: dict[str, Tensor]) -> Iterator[None]:
     """Record the hidden states that enter a block."""
@@ -292,26 +284,6 @@ def _entry_of(block: nn.Module, seen: dict[str, Tensor]) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-@contextmanager
-def _passing_through(blocks: Iterable[nn.Module], form: Any) -> Iterator[None]:
-    """Make blocks return their input, in the form their real output has."""
-
-    def bypass(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Any:
-        return with_block_output(form, hidden_states)
-
-    bypassed = [(block, vars(block).get("forward")) for block in blocks]
-    for block, _ in bypassed:
-        block.forward = bypass
-    try:
-        yield
-    finally:
-        for block, own in bypassed:
-            if own is None:
-                del block.forward
-            else:  # accelerate puts one there for a model over several devices
-                block.forward = own
 
 
 def _stored(site: str) -> str:

@@ -1,0 +1,100 @@
+"""How much memory may be taken, and how many tokens a batch may then have."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import nn
+
+from lens.errors import InputError
+from lens.models.blocks import DecoderParts, text_config
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_BINARY = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+_SIZE = re.compile(r"\s*(\d+(?:\.\d*)?)\s*([kmgt]?)(i?)b?\s*", re.IGNORECASE)
+
+# States of a block that are alive at once, in widths and in widths of its feed-forward part: what
+# the attention and the feed-forward part of a gated block hold, with float32 copies in norms.
+_WIDTHS, _INNER_WIDTHS = 12, 3
+
+
+def size_in_bytes(size: str | int) -> int:
+    """Read a size such as ``"12GB"``, ``"500MiB"`` or a number of bytes.
+
+    Raises
+    ------
+    InputError
+        If it is not a size above zero.
+    """
+    found = _SIZE.fullmatch(str(size))
+    if found is None or float(found[1]) <= 0:
+        raise InputError(f"{size!r} is not a size; expected for instance 12GB, 500MiB or bytes")
+    unit = found[2].lower()
+    return int(float(found[1]) * (_BINARY[unit] if found[3] and unit else _UNITS[unit]))
+
+
+def tokens_within(
+    limit: int, model: nn.Module, parts: DecoderParts, *, sites: int, rows: int
+) -> int:
+    """Tokens of a padded batch that keep a probe within a memory limit.
+
+    Parameters
+    ----------
+    limit : int
+        Bytes for weights, pooled states and activations; libraries are not counted.
+    model : torch.nn.Module
+        The model; weights on the meta device take nothing.
+    parts : DecoderParts
+        Its parts.
+    sites, rows : int
+        Pooled states held at once.
+
+    Returns
+    -------
+    int
+        At least 1.
+
+    Raises
+    ------
+    InputError
+        When the weights alone take the limit.
+
+    Notes
+    -----
+    An estimate from the config: a token takes 12 d + 3 m numbers, m being the width of the
+    feed-forward part, at 4 bytes, and with eager attention h more for each token of its row.
+    """
+    resident = {id(p): p for p in (*model.parameters(), *model.buffers()) if not p.is_meta}
+    weights = sum(p.numel() * p.element_size() for p in resident.values())
+    pooled = sites * rows * parts.width * 8
+    left = limit - weights - pooled
+    most = left // _bytes_per_token(model, parts)
+    if most < 1:
+        raise InputError(
+            f"max_memory is {_said(limit)}, but the weights take {_said(weights)} and pooled "
+            f"states {_said(pooled)}; allow more, load the model in a smaller dtype, or load it "
+            "layer by layer (--layer-by-layer)"
+        )
+    return int(most)
+
+
+def _bytes_per_token(model: nn.Module, parts: DecoderParts) -> int:
+    config: Any = text_config(model)
+    inner = _number(config, "intermediate_size", "ffn_dim", "n_inner") or 4 * parts.width
+    numbers = _WIDTHS * parts.width + _INNER_WIDTHS * inner
+    if getattr(config, "_attn_implementation", None) == "eager":
+        heads = _number(config, "num_attention_heads", "n_head") or 1
+        longest = _number(config, "max_position_embeddings", "n_positions") or 2048
+        numbers += 2 * heads * min(longest, 2048)
+    return numbers * max(torch.float32.itemsize, next(model.parameters()).element_size())
+
+
+def _number(config: Any, *names: str) -> int | None:
+    found = (getattr(config, name, None) for name in names)
+    return next((value for value in found if isinstance(value, int)), None)
+
+
+def _said(size: int) -> str:
+    return f"{size / 1e9:.3g} GB" if size >= 1e8 else f"{size / 1e6:.3g} MB"
