@@ -20,6 +20,7 @@ SIZES = {
     "eos_token_id": 2,
 }
 GROUPED = {**SIZES, "num_key_value_heads": 2}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", GROUPED),
     "qwen2": ("Qwen2Config", GROUPED),
@@ -35,6 +36,12 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral": ("MixtralConfig", {**GROUPED, "num_local_experts": 4}),
     "falcon": ("FalconConfig", SIZES),
     "olmo2": ("Olmo2Config", GROUPED),
+    "olmo": ("OlmoConfig", SIZES),
+    "qwen2_moe": (
+        "Qwen2MoeConfig",
+        {**GROUPED, **EXPERTS, "shared_expert_intermediate_size": 24},
+    ),
+    "qwen3_moe": ("Qwen3MoeConfig", {**GROUPED, **EXPERTS, "head_dim": 8}),
 }
 FAMILIES = tuple(CONFIGS)
 TEMPLATE = (
@@ -53,6 +60,33 @@ def model(family: str = "llama", *, seed: int = 0, **changes: Any) -> Any:
     torch.manual_seed(seed)
     config = getattr(transformers, name)(**{**values, **changes})
     made = transformers.AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(5.0)
+    return made
+
+
+def multimodal(*, seed: int = 0) -> Any:
+    """Make a random-weight LLaVA: a longer stack of vision blocks beside a Llama."""
+    torch.manual_seed(seed)
+    vision = {
+        "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 5,
+        "num_attention_heads": 2, "image_size": 8, "patch_size": 4, "projection_dim": 16,
+    }  # fmt: skip
+    config = transformers.LlavaConfig(
+        vision_config=transformers.CLIPVisionConfig(**vision),
+        text_config=transformers.LlamaConfig(**GROUPED),
+        image_token_index=VOCABULARY - 1,
+    )
+    return transformers.AutoModelForImageTextToText.from_config(config).eval()
+
+
+def encoder(name: str = "Bert", *, seed: int = 0) -> Any:
+    """Make a random-weight encoder of width 32 with 3 blocks."""
+    torch.manual_seed(seed)
+    config = getattr(transformers, f"{name}Config")(**SIZES)
+    made = getattr(transformers, f"{name}Model")(config).eval()
     with torch.no_grad():
         for parameter in made.parameters():
             if parameter.ndim == 2:

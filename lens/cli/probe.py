@@ -108,8 +108,8 @@ def command(
     space = probe(
         loaded, tokenizer, rows, pivot=pivot, sites=_sites(sites), pooling=pooling,  # type: ignore[arg-type]
         role=role, prompts=asked, batch_size=size, max_tokens=max_tokens, seed=seed,  # type: ignore[arg-type]
-        keep=keep_states, states_dtype=states_dtype, choose_ranks=choose_ranks, force=force,
-        max_memory=max_memory, work=out.with_name(out.name + ".unfinished"), resume=resume,  # type: ignore[arg-type]
+        keep=keep_states, states_dtype=states_dtype, choose_ranks=choose_ranks, force=force,  # type: ignore[arg-type]
+        max_memory=max_memory, work=out.with_name(out.name + ".unfinished"), resume=resume,
         n_threads=threads, chat=None if role == "text" else chat_of(template, system, thinking),
     )  # fmt: skip
     space.save(out)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:  # for type checkers and editors: the same names, at no cost a
     from lens.models.chat import encode as encode
     from lens.models.chat import encode_prompts as encode_prompts
     from lens.models.chat import pad as pad
+    from lens.models.describing import Description as Description
+    from lens.models.describing import describe as describe
     from lens.models.loading import load as load
     from lens.models.sites import resolve_layers as resolve_layers
     from lens.models.sites import resolve_sites as resolve_sites
@@ -26,8 +28,10 @@ _NAMES = {
     "CaptureResult": "capturing",
     "ChatOptions": "chat",
     "DecoderParts": "blocks",
+    "Description": "describing",
     "EncodedRow": "chat",
     "capture": "capturing",
+    "describe": "describing",
     "encode": "chat",
     "encode_prompts": "chat",
     "load": "loading",

@@ -7,7 +7,7 @@ receives what the last one returned. Names are only a hint for the order of the 
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -61,6 +61,8 @@ class DecoderParts:
 # Name of the verified list and its identity, per model: the check costs a forward pass, and
 # capture asks again and again. Names, not modules, so that no model is kept alive.
 _KNOWN: WeakKeyDictionary[nn.Module, tuple[str, int]] = WeakKeyDictionary()
+# Whether a token sees those after it, per model.
+_AHEAD: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 def locate(model: nn.Module, *, blocks: str | None = None) -> DecoderParts:
@@ -107,6 +109,39 @@ def locate(model: nn.Module, *, blocks: str | None = None) -> DecoderParts:
 def remember(model: nn.Module, name: str) -> None:
     """Note the verified block list of a model, for `locate`."""
     _KNOWN[model] = (name, id(model.get_submodule(name)))
+
+
+def looks_ahead(model: nn.Module) -> bool:
+    """Whether a token sees those after it, as in an encoder; found out when it was located."""
+    return _AHEAD.get(model, False)
+
+
+def find_direction(model: nn.Module, parts: DecoderParts) -> None:
+    """Find out whether a token sees those after it: change the last of four tokens."""
+    if model in _AHEAD:
+        return
+    first: list[torch.Tensor] = []
+
+    def stop(_module: Any, _args: Any, output: Any) -> None:
+        first.append(block_output(output)[0, 0])
+        raise SeenError
+
+    handle = parts.blocks[0].register_forward_hook(stop)
+    rows = _vocabulary(parts)
+    try:
+        for last in (3, 4):
+            ids = torch.tensor([[0, 1, 2, last]], device=device_of(model)) % rows
+            with evaluating(model), suppress(SeenError):
+                tensors = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+                model(**forward_arguments(model, tensors))
+    finally:
+        handle.remove()
+    if len(first) == 2 and type(first[0]) is torch.Tensor and not first[0].is_meta:
+        _AHEAD[model] = not _same(first[0], first[1])
+
+
+class SeenError(Exception):
+    """Ends a forward pass: what was asked for has been seen."""
 
 
 def block_output(output: Any) -> torch.Tensor:
@@ -183,6 +218,8 @@ def forward_arguments(model: nn.Module, tensors: dict[str, torch.Tensor]) -> dic
         Keyword arguments.
     """
     arguments: dict[str, Any] = {k: v for k, v in tensors.items() if accepts(model, k)}
+    if looks_ahead(model):  # some encoders begin to count at another number: they do it themselves
+        arguments.pop("position_ids", None)
     if accepts(model, "use_cache"):
         arguments["use_cache"] = False
     return arguments
@@ -265,6 +302,7 @@ def _embeddings(model: nn.Module, getter: str) -> nn.Module | None:
 
 def verify(model: nn.Module, parts: DecoderParts) -> None:
     """Run four tokens and check that the blocks carry the residual stream."""
+    find_direction(model, parts)
     seen: list[tuple[str, torch.Tensor, torch.Tensor]] = []
     result: list[torch.Tensor] = []
     handles = []

@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from lens.errors import InputError
 from lens.models.blocks import (
     DecoderParts,
+    SeenError,
     block_input,
     block_output,
     candidates,
     device_of,
     evaluating,
+    find_direction,
     forward_arguments,
     parts_of,
     refusal,
@@ -164,7 +166,7 @@ def first_output(model: nn.Module, parts: DecoderParts) -> tuple[Any, torch.dtyp
     def hook(_module: nn.Module, _args: Any, output: Any) -> None:
         form = (None,) * len(output) if isinstance(output, tuple) else None
         seen.append((form, block_output(output).dtype))
-        raise _SeenError
+        raise SeenError
 
     handle = parts.blocks[0].register_forward_hook(hook)
     ids = torch.zeros(1, 2, dtype=torch.int64, device=device_of(model))
@@ -172,19 +174,16 @@ def first_output(model: nn.Module, parts: DecoderParts) -> tuple[Any, torch.dtyp
         with evaluating(model):
             tensors = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
             model(**forward_arguments(model, tensors))
-    except _SeenError:
+    except SeenError:
         return seen[0]
     finally:
         handle.remove()
     raise InputError("the forward pass did not reach the first block")
 
 
-class _SeenError(Exception):
-    """Ends a forward pass: what was asked for has been seen."""
-
-
 def _check_wiring(model: nn.Module, parts: DecoderParts) -> None:
     """Check that each block is given what the one before it returned, without their weights."""
+    find_direction(model, parts)  # while the weights of the first block are there
     form, _ = first_output(model, parts)
 
     def stand_in(mark: float) -> Any:

@@ -176,6 +176,7 @@ def encode(
     prompts: Sequence[str] | None = None,
     chat: ChatOptions | None = None,
     max_tokens: int | None = None,
+    whole: bool = False,
 ) -> list[EncodedRow]:
     """Encode rows for a probe.
 
@@ -198,6 +199,9 @@ def encode(
     max_tokens : int, optional
         Cut text and assistant rows after this many tokens. A user prompt is never cut: its end
         is what matters.
+    whole : bool
+        Keep the special tokens that come after a text, which every token of an encoder sees; they
+        are not pooled.
 
     Returns
     -------
@@ -214,7 +218,7 @@ def encode(
     if role == "assistant" and not prompts:
         raise InputError("role 'assistant' needs prompts=, the user prompts that text follows")
     if role == "text":
-        encoded = [_text_row(tokenizer, row) for row in rows]
+        encoded = [_text_row(tokenizer, row, whole) for row in rows]
     elif role == "user":
         ids = encode_prompts(tokenizer, rows, chat=chat)
         encoded = [EncodedRow(tuple(i), 0, len(i)) for i in ids]
@@ -332,10 +336,10 @@ def _plain(tokenizer: Any, text: str) -> tuple[list[int], int, int]:
     return ids, start, start + len(bare)
 
 
-def _text_row(tokenizer: Any, text: str) -> EncodedRow:
+def _text_row(tokenizer: Any, text: str, whole: bool) -> EncodedRow:
     ids, start, stop = _plain(tokenizer, text)
-    # An end-of-sequence token after the text changes no state before it: leave it out.
-    return EncodedRow(tuple(ids[:stop]), start, stop)
+    # In a decoder an end-of-sequence token after the text changes no state before it: left out.
+    return EncodedRow(tuple(ids if whole else ids[:stop]), start, stop)
 
 
 def _assistant_row(
@@ -365,10 +369,12 @@ def _assistant_row(
 def _cut(row: EncodedRow, max_tokens: int, role: Role, index: int) -> EncodedRow:
     if len(row.ids) <= max_tokens:
         return row
-    stop = min(row.pool_stop, max_tokens if role == "text" else max_tokens - 1)
+    behind = row.ids[row.pool_stop :] if role == "text" else ()
+    stop = min(row.pool_stop, max_tokens - (len(behind) if role == "text" else 1))
     if role == "user" or stop <= row.pool_start:
         raise InputError(
             f"row {index} has {len(row.ids)} tokens, more than max_tokens={max_tokens}, and its "
             "prompt cannot be cut; raise max_tokens or shorten the row"
         )
-    return EncodedRow(row.ids[:max_tokens], row.pool_start, stop, truncated=True)
+    ids = row.ids[: max_tokens - len(behind)] + behind
+    return EncodedRow(ids, row.pool_start, stop, truncated=True)

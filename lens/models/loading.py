@@ -71,7 +71,7 @@ def load(
     source, revision = _source(str(name), revision)
     _check_device(device)
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     from lens.models.blockwise import open_by_blocks
 
@@ -84,7 +84,7 @@ def load(
 
     def open_model(device_map: Any) -> Any:
         with quiet_bars(always=layer_by_layer):
-            return AutoModelForCausalLM.from_pretrained(
+            return _auto_class(source, options).from_pretrained(
                 source, dtype=torch_dtype, device_map=device_map, **options
             )
 
@@ -101,6 +101,24 @@ def load(
     if device != "auto":
         model = model.to(device)
     return model.eval(), tokenizer
+
+
+def _auto_class(source: str, options: dict[str, Any]) -> Any:
+    """Choose what loads a checkpoint: a decoder, the whole of a multimodal model, or an encoder."""
+    import transformers as library
+    from transformers.models.auto import modeling_auto
+
+    config = library.AutoConfig.from_pretrained(source, **options)
+    kind, names = type(config), getattr(config, "architectures", None) or []
+    masked: Any = modeling_auto.MODEL_FOR_MASKED_LM_MAPPING
+    pictures: Any = modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    causal: Any = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING
+    named_causal = any(name.endswith(("ForCausalLM", "ForConditionalGeneration")) for name in names)
+    if kind in masked and not named_causal and not getattr(config, "is_decoder", False):
+        return library.AutoModel
+    if kind in pictures and kind not in causal:
+        return library.AutoModelForImageTextToText
+    return library.AutoModelForCausalLM
 
 
 @contextmanager

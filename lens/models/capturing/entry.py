@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from lens.errors import InputError
-from lens.models.blocks import DecoderParts, device_of, evaluating, locate, text_config
+from lens.models.blocks import DecoderParts, device_of, evaluating, locate, looks_ahead, text_config
 from lens.models.blockwise import store_of
 from lens.models.capturing.journal import Journal
 from lens.models.capturing.layers import run_layers
@@ -202,6 +202,8 @@ def capture_sets(
     check_pooling(pooling)
     parts = locate(model, blocks=blocks)
     names = resolve_sites(sites, len(parts.blocks))
+    if padding_side == "left" and looks_ahead(model):
+        raise InputError("an encoder counts positions from the left: use padding_side='right'")
     sets = [
         _encoded(tokenizer, label, texts, parts, model, role, (prompts or {}).get(label), chat,
                  max_tokens, row_offset)
@@ -249,7 +251,13 @@ def _encoded(
 ) -> RowSet:
     try:
         rows = encode(
-            tokenizer, texts, role=role, prompts=prompts, chat=chat, max_tokens=max_tokens
+            tokenizer,
+            texts,
+            role=role,
+            prompts=prompts,
+            chat=chat,
+            max_tokens=max_tokens,
+            whole=looks_ahead(model),
         )
         check_rows(rows, parts, model)
     except InputError as error:

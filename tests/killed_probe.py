@@ -1,0 +1,83 @@
+"""Probe, be killed at random moments, resume, and compare with a probe that was left alone.
+
+Run as a program, since each attempt is a fork that must start before torch has any threads:
+``python -m tests.killed_probe FOLDER KILLS whole|layers``; prints what was seen as JSON.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import lens
+from lens.models.capturing.journal import BATCHES, DONE
+from lens.space import Space
+from tests import tiny
+from tests.killed import forked
+
+ROWS = {
+    "en": [f"row {'of words ' * (i % 5)}{i}" for i in range(260)],
+    "es": [f"fila {'de texto ' * (i % 7)}{i}" for i in range(260)],
+}
+
+
+def probe(folder, name, by_layer, *, resume=False):
+    net, tokenizer = tiny.model("llama"), tiny.tokenizer()
+    space = lens.probe(
+        net, tokenizer, ROWS, pivot="en", batch_size=64, layer_by_layer=by_layer,
+        keep=folder / f"{name}.states", states_dtype="float32",
+        work=folder / f"{name}.work", resume=resume,
+    )  # fmt: skip
+    space.save(folder / f"{name}.safetensors")
+
+
+def size(work):
+    """Something that grows with every batch and unit that is finished."""
+    batches = work / BATCHES
+    units = list((work / DONE).glob("*.safetensors")) if (work / DONE).exists() else []
+    return (len(units), batches.stat().st_size if batches.exists() else 0)
+
+
+def killed_once(child, work):
+    """Kill a child a moment after it has finished another batch; False if it ended before."""
+    seen, moment = size(work), random.random() * 0.03
+    while size(work) == seen:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            assert status == 0, status
+            return False
+        time.sleep(0.001)
+    time.sleep(moment)
+    os.kill(child, signal.SIGKILL)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+def main(folder, kills, by_layer):
+    work = folder / "killed.work"
+    assert os.waitpid(forked(lambda: probe(folder, "alone", by_layer)), 0)[1] == 0
+    left = []
+    while len(left) < kills:
+        child = forked(lambda: probe(folder, "killed", by_layer, resume=True))
+        if not killed_once(child, work):
+            break
+        left.append(size(work))
+    if not (folder / "killed.safetensors").exists():
+        again = forked(lambda: probe(folder, "killed", by_layer, resume=True))
+        assert os.waitpid(again, 0)[1] == 0
+    alone, killed = (Space.load(folder / f"{name}.safetensors") for name in ("alone", "killed"))
+    files = [(folder / f"{name}.states").glob("*.safetensors") for name in ("alone", "killed")]
+    contents = [{file.name: file.read_bytes() for file in found} for found in files]
+    found = {
+        "left": left,
+        "same_space": alone.sha256 == killed.sha256,
+        "same_states": contents[0] == contents[1] and len(contents[0]) == 4,
+        "work": work.exists(),
+    }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "layers")
