@@ -1,18 +1,22 @@
 """Layer by layer: one block's weights at a time, and what comes out is the same."""
 
 import gc
+import json
+import shutil
 import weakref
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
+from lens.cli import main
 from lens.errors import InputError
 from lens.models import capture, load, locate
 from lens.models.blockwise import store_of
 from lens.models.fingerprint import model_fingerprint
 from lens.probing import probe
-from lens.space import States
+from lens.space import Space, States
 from tests import tiny
 
 ROWS = ["a", "some words", "a longer line of text, with more in it", "mid size", "b b b"]
@@ -138,9 +142,47 @@ def test_memory_runs_out_in_a_later_block(saved, tokenizer):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
-def test_what_cannot_be_loaded_so(saved, tokenizer):
+def test_what_cannot_be_loaded_so(saved, tokenizer, tmp_path):
     with pytest.raises(InputError, match="one block on one device"):
         load(saved("llama"), layer_by_layer=True, device="auto")
     model, _ = load(saved("llama"), layer_by_layer=True)
     with pytest.raises(InputError, match="can only be run so"):
         capture(model, tokenizer, ROWS, layer_by_layer=False)
+    shutil.copytree(saved("llama"), tmp_path / "packed")
+    config = json.loads((tmp_path / "packed" / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (tmp_path / "packed" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="holds gptq weights"):
+        load(tmp_path / "packed", layer_by_layer=True)
+
+
+def test_one_block_counts_for_a_memory_limit(saved, tokenizer):
+    whole, _ = load(saved("llama"))
+    model, _ = load(saved("llama"), layer_by_layer=True)
+    least = sum(p.numel() * p.element_size() for p in whole.parameters())
+    with pytest.raises(InputError, match=r"or load it layer by layer \(--layer-by-layer\)"):
+        capture(whole, tokenizer, ROWS, sites=0, max_memory=least)
+    found = capture(model, tokenizer, ROWS, sites=0, max_memory=least, keep_states=True)
+    expected = capture(whole, tokenizer, ROWS, sites=0, keep_states=True)
+    np.testing.assert_allclose(
+        found.states["block.0"], expected.states["block.0"], rtol=0, atol=1e-5
+    )
+
+
+def test_from_the_command_line(saved, tmp_path):
+    rows = {"en": [f"the {i} birds" for i in range(8)], "es": [f"las {i} aves" for i in range(8)]}
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    command = ["probe", "--model", str(saved("llama")), "--data", str(tmp_path / "rows.json")]
+    extra = ["--layer-by-layer", "--max-memory", "1GB", "--sites", "block.1,final", "--resume"]
+    kept = ["--keep-states", str(tmp_path / "states"), "--choose-ranks"]
+    for name, options in (("whole", []), ("layers", extra + kept)):
+        out = str(tmp_path / f"{name}.safetensors")
+        done = CliRunner().invoke(main, [*command, "--out", out, *options])
+        assert done.exit_code == 0, done.output
+        assert not (tmp_path / f"{name}.safetensors.unfinished").exists()
+    whole, layers = (Space.load(tmp_path / f"{name}.safetensors") for name in ("whole", "layers"))
+    assert layers.sites == ("block.1", "final")
+    for site in layers.sites:
+        np.testing.assert_array_equal(layers.means(site), whole.means(site))
+        assert "held-out" in layers.fit(site).rank_reason
+    assert States(tmp_path / "states").dtype == "float16"

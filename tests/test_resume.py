@@ -177,9 +177,10 @@ def capture_in_little_memory(megabytes):
     capture(model, tokenizer, rows[:1])  # what is allocated once
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + megabytes * 2**20
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    most = resource.getrlimit(resource.RLIMIT_AS)[1]
+    resource.setrlimit(resource.RLIMIT_AS, (limit, most))
     result = capture(model, tokenizer, rows, batch_size=64, keep_states=True, n_threads=1)
-    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
     single = capture(model, tokenizer, rows[:1], keep_states=True)
     error = np.abs(result.states["final"] - single.states["final"]).max()
     print(json.dumps({"size": result.batch_size, "rows": result.n_rows, "error": error}))

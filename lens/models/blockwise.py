@@ -7,9 +7,9 @@ names, merged experts and dtypes are handled as for the whole model, and forgott
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary, ref
 
 import torch
@@ -32,6 +32,8 @@ from lens.models.blocks import (
     verify,
     with_block_output,
 )
+
+T = TypeVar("T")
 
 
 class BlockStore:
@@ -69,22 +71,29 @@ class BlockStore:
             yield loaded
         finally:
             blocks[index] = absent
+            loaded.to_empty(device="meta")  # now, not when cycles are next collected
 
-    def tensors(self) -> Iterator[Mapping[str, Tensor]]:
-        """Parameters that are not in memory, a module's worth at a time."""
+    def read(self, what: Callable[[Tensor], T]) -> dict[str, T]:
+        """Apply a function to every parameter that is not in memory, a module's worth at a time."""
         model = self._model()
         if model is None:
             raise InputError("the model of these blocks is gone")
         absent = [name for name, p in model.named_parameters() if p.is_meta]
-        inside = [name.startswith(f"{self._blocks_name}.") for name in absent]
         depth = self._blocks_name.count(".") + 2
         groups = {
-            ".".join(name.split(".")[:depth]) + "." if block else name
-            for name, block in zip(absent, inside, strict=True)
+            ".".join(name.split(".")[:depth]) + "."
+            if name.startswith(f"{self._blocks_name}.")
+            else name
+            for name in absent
         }
+        found: dict[str, T] = {}
         for prefix in sorted(groups):
             loaded = self._fetch(model, prefix)
-            yield {n: p for n, p in loaded.named_parameters() if n.startswith(prefix)}
+            named = loaded.named_parameters()
+            # No name may be left for a tensor: one view of a mapped file holds all of its pages.
+            found.update({n: what(p) for n, p in named if n.startswith(prefix)})
+            loaded.to_empty(device="meta")
+        return found
 
     def _fetch(self, model: nn.Module, prefix: str) -> nn.Module:
         """Load the tensors of one prefix; everything else stays on the meta device."""

@@ -74,7 +74,7 @@ def _absent_samples(model: nn.Module) -> dict[str, bytes]:
     if store is None:
         return {}
     if store.samples is None:
-        store.samples = {n: _sample(p) for part in store.tensors() for n, p in part.items()}
+        store.samples = store.read(_sample)
     return store.samples
 
 

@@ -45,7 +45,7 @@ def tokens_within(
     limit : int
         Bytes for weights, pooled states and activations; libraries are not counted.
     model : torch.nn.Module
-        The model; weights on the meta device take nothing.
+        The model; of blocks that are loaded one at a time, one counts.
     parts : DecoderParts
         Its parts.
     sites, rows : int
@@ -67,7 +67,8 @@ def tokens_within(
     feed-forward part, at 4 bytes, and with eager attention h more for each token of its row.
     """
     resident = {id(p): p for p in (*model.parameters(), *model.buffers()) if not p.is_meta}
-    weights = sum(p.numel() * p.element_size() for p in resident.values())
+    absent = [p for p in parts.blocks[0].parameters() if p.is_meta]
+    weights = sum(p.numel() * p.element_size() for p in (*resident.values(), *absent))
     pooled = sites * rows * parts.width * 8
     left = limit - weights - pooled
     most = left // _bytes_per_token(model, parts)

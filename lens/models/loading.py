@@ -92,6 +92,7 @@ def load(
         with quiet_bars():
             tokenizer: Any = AutoTokenizer.from_pretrained(source, **options)
         if layer_by_layer:
+            _refuse_packed(source, options)
             return open_by_blocks(open_model, device=device).eval(), tokenizer
         model = open_model(placement)
     except InputError:
@@ -119,6 +120,21 @@ def _auto_class(source: str, options: dict[str, Any]) -> Any:
     if kind in pictures and kind not in causal:
         return library.AutoModelForImageTextToText
     return library.AutoModelForCausalLM
+
+
+def _refuse_packed(source: str, options: dict[str, Any]) -> None:
+    """Refuse a checkpoint of packed weights, which are unpacked for the model as a whole."""
+    from transformers import AutoConfig
+
+    packed = getattr(AutoConfig.from_pretrained(source, **options), "quantization_config", None)
+    if packed is not None:
+        method = (
+            dict(packed).get("quant_method", "packed") if isinstance(packed, dict) else "packed"
+        )
+        raise InputError(
+            f"'{source}' holds {method} weights, which cannot be loaded layer by layer; load the "
+            "whole model, or an unpacked checkpoint of it"
+        )
 
 
 @contextmanager

@@ -20,6 +20,7 @@ BENCHMARKS = (
     "kernels",
     "moments",
     "weights",
+    "capture",
     "lens_step",
 )
 

@@ -1,0 +1,74 @@
+"""Capture: what it costs above a bare forward pass, and how little memory a large model needs."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+
+from tests.bench.common import Row, child, side_by_side
+
+OVERHEAD = 1.03
+ROWS = [f"{i}: " + "words that say something, " * 2 for i in range(24)]
+
+
+def run() -> Iterator[Row]:
+    """Rows of the table."""
+    yield overhead()
+    yield from memory()
+
+
+def overhead() -> Row:
+    """Seconds of `capture`, tokenizing included, over those of the same batches run bare."""
+    import torch
+
+    from lens.models import capture, encode, locate, pad
+    from lens.models.blocks import forward_arguments
+    from tests import tiny
+
+    model = tiny.model(
+        "llama", hidden_size=512, intermediate_size=1408, num_hidden_layers=8,
+        num_attention_heads=8, num_key_value_heads=8,
+    )  # fmt: skip
+    tokenizer = tiny.tokenizer()
+    locate(model)
+    rows = sorted(encode(tokenizer, ROWS), key=lambda row: len(row.ids))
+    batches = [pad(rows[i : i + 8]) for i in range(0, len(rows), 8)]
+
+    def bare() -> None:
+        with torch.no_grad():
+            for batch in batches:
+                tensors = {
+                    "input_ids": batch.input_ids,
+                    "attention_mask": batch.attention_mask,
+                    "position_ids": batch.position_ids,
+                }
+                model.base_model(**forward_arguments(model, tensors))
+
+    def captured() -> None:
+        capture(model, tokenizer, ROWS, batch_size=8)
+
+    mine, theirs = side_by_side(captured, bare, turns=5, each=2, settle=0)
+    tokens = sum(len(row.ids) for row in rows)
+    detail = (
+        f"{mine * 1e3:.0f} ms against {theirs * 1e3:.0f} ms: {len(ROWS)} rows, {tokens} tokens, "
+        "8 blocks of width 512, 9 sites, medians of 10"
+    )
+    name = "capture, tokenizing and pooling included"
+    return Row(name, "bare forward without head", mine / theirs, f"<= {OVERHEAD}", detail)
+
+
+def memory() -> Iterator[Row]:
+    """Peak memory of a probe that holds one block at a time, in a process of its own."""
+    with tempfile.TemporaryDirectory(prefix="lens-bench-") as folder:
+        child("tests.bench.capture_side", folder, "write")
+        found = child("tests.bench.capture_side", folder)
+    allowed = 1.5 * found["block"] + found["spill"]
+    detail = (
+        f"peak {found['peak'] / 1e9:.2f} GB, {found['start'] / 1e9:.2f} GB of it before loading; "
+        f"{found['disk'] / 1e9:.2f} GB on disk, a block {found['block'] / 1e6:.0f} MB, states "
+        f"between blocks {found['spill'] / 1e6:.1f} MB, {found['seconds']:.0f} s"
+    )
+    grown = (found["peak"] - found["start"]) / allowed
+    yield Row("layer by layer, memory above start", "1.5 blocks + spill", grown, "<= 1", detail)
+    peak = found["peak"] / 2e9
+    yield Row("layer by layer, peak memory", "2 GB", peak, "<= 1", detail)
