@@ -251,7 +251,7 @@ class LensTrainer:
         self.load(self.original)
 
     def release(self) -> None:
-        """Put the original weights back and take adapters off; the trainer is then spent."""
+        """Put the original weights back and take adapters off until the next `run`."""
         self.restore()
         self.trainable.release()
 
@@ -307,6 +307,7 @@ class LensTrainer:
             )
         strengths, running = self._strengths(strength), running or Running()
         where = geometry or geometries(self.space, config.subspace_sites, config)
+        self.parameters = self.trainable.activate()
         self.restore()
         is_run = identity(self, config, strength=strengths, seed=seed, geometry=geometry)
         started = time.perf_counter()

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lens.errors import InputError
+from lens.lsm.adapters import Lora
 from lens.lsm.config import LensConfig, resolve
 
 METHODS = ("lens", "random", "diffmean", "finetune", "unchanged")
@@ -64,6 +65,10 @@ class Setting(_Frozen):
         same blocks tuned on ``answers``; ``"unchanged"``.
     layers : str
         Blocks to train, or to steer at.
+    train : str
+        What of these blocks is trained, as in `lens.train`: ``"full"``, ``"attention"``, …
+    lora, lora_alpha, dora : int or None, int or None, bool
+        Rank, scale and form of adapters that are trained instead.
     losses : str or dict
         As in `lens.train`.
     strength : float or dict
@@ -78,15 +83,39 @@ class Setting(_Frozen):
 
     method: Literal["lens", "random", "diffmean", "finetune", "unchanged"] = "lens"
     layers: str = "-2:"
+    train: str = "full"
+    lora: int | None = Field(None, ge=1)
+    lora_alpha: int | None = Field(None, ge=1)
+    dora: bool = False
     losses: str | dict[str, Any] = "corrected"
     strength: float | dict[str, float] = 1.0
     space: str = "default"
     prompts: int | None = Field(None, ge=2)
     without: tuple[str, ...] = ()
 
+    @model_validator(mode="after")
+    def _whole(self) -> Setting:
+        if self.lora is None and (self.dora or self.lora_alpha):
+            raise ValueError("dora and lora_alpha are settings of adapters; give lora: RANK too")
+        return self
+
     def config(self) -> LensConfig:
         """Return the settings of the losses and the optimizer."""
         return resolve(self.losses)
+
+    @property
+    def adapter(self) -> Lora | None:
+        """Adapters to train, if any."""
+        return None if self.lora is None else Lora(self.lora, self.lora_alpha, self.dora)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what decides a run, as plain data; an alpha by default is the same as given."""
+        trained = {"train", "lora", "lora_alpha", "dora"}
+        found = self.model_dump(mode="json", exclude=trained)
+        if self.train != "full" or self.adapter is not None:  # else as before there were these keys
+            found["train"] = self.train
+            found["lora"] = None if self.adapter is None else self.adapter.to_dict()
+        return found
 
 
 class Sweep(_Frozen):
@@ -209,7 +238,7 @@ class Run:
     def key(self, sweep: Sweep, split: str, inputs: Mapping[str, str]) -> str:
         """Hash of everything that decides the result: settings, data, model, how it is judged."""
         facts = {
-            "setting": self.setting.model_dump(mode="json"),
+            "setting": self.setting.facts(),
             "config": self.setting.config().model_dump(mode="json"),
             "seed": 0 if self.setting.method in ("unchanged", "diffmean") else self.seed,
             "split": split,

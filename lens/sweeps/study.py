@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -46,6 +46,7 @@ class Study:
         self.spaces: dict[tuple[Any, ...], Space] = {}
         self.trainers: dict[tuple[Any, ...], LensTrainer] = {}
         self.asked: dict[str, Asked] = {}
+        self.releases: list[Callable[[], None]] = []  # take adapters off again
 
     def run(self, run: Run, split: str) -> dict[str, Any]:
         """Do what the run says, judge it, put the model back, and return its record."""
@@ -70,12 +71,15 @@ class Study:
         if setting.method == "finetune":
             asked = self._training_prompts(setting)
             given = {k: v[: setting.prompts] for k, v in self._answers(setting).items()}
-            log = finetune(
+            tuned = finetune(
                 self.model, self.tokenizer, asked, {k: given.get(k, []) for k in asked},
-                layers=setting.layers, config=config, seed=run.seed,
+                layers=setting.layers, train=setting.train, lora=setting.adapter, config=config,
+                seed=run.seed,
             )  # fmt: skip
-            return unsteered, log[-1]
+            self.releases.append(tuned.release)
+            return unsteered, tuned.log[-1]
         trainer = self._trainer(setting)
+        self.releases.append(trainer.release)
         where = None
         if setting.method == "random":
             true = geometries(trainer.space, config.subspace_sites, config)
@@ -108,7 +112,9 @@ class Study:
         return self.asked[split]
 
     def _restore(self) -> None:
-        """Give the model the weights of the untouched copy again."""
+        """Give the model the weights of the untouched copy again, without adapters."""
+        while self.releases:
+            self.releases.pop()()
         self.model.load_state_dict(self.reference.state_dict())
 
     def _training_prompts(self, setting: Setting) -> dict[str, list[str]]:
@@ -136,8 +142,8 @@ class Study:
         config = setting.config()
         kinds = {getattr(term, "rows", None) for term in config.active}
         key = (
-            setting.layers, config.sites, config.references, setting.space, setting.prompts,
-            setting.without, "text" in kinds, "answers" in kinds,
+            setting.layers, setting.train, setting.adapter, config.sites, config.references,
+            setting.space, setting.prompts, setting.without, "text" in kinds, "answers" in kinds,
         )  # fmt: skip
         if key not in self.trainers:
             asked = self._training_prompts(setting)
@@ -145,7 +151,8 @@ class Study:
             answers = self._answers(setting) if "answers" in kinds else {}
             self.trainers[key] = LensTrainer(
                 self.model, self.tokenizer, self._space(setting), asked,
-                layers=setting.layers, sites=config.sites, references=config.references,
+                layers=setting.layers, train=setting.train, lora=setting.adapter,
+                sites=config.sites, references=config.references,
                 texts={k: v for k, v in texts.items() if k in asked and k != self.pivot} or None,
                 answers={k: v[: setting.prompts] for k, v in answers.items() if k in asked} or None,
             )  # fmt: skip
