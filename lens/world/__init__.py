@@ -27,7 +27,7 @@ __all__ = [
     "train",
 ]
 
-__getattr__, _, _ = lazy(
+__getattr__ = lazy(
     __name__,
     {
         "CHECKPOINTS": "checkpoints",
@@ -35,4 +35,4 @@ __getattr__, _, _ = lazy(
         "load": "checkpoints",
         "train": "training",
     },
-)
+)[0]
