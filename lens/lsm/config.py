@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from lens.configs import problems
 from lens.errors import InputError
 from lens.models.sites import resolve_site, resolve_sites
 
@@ -265,6 +266,8 @@ PRESETS: dict[str, LensConfig] = {
 def resolve(losses: str | LensConfig | dict[str, Any]) -> LensConfig:
     """Turn a preset's name, a mapping or a config into a config.
 
+    A mapping may start from a preset, ``{"preset": "corrected", "rank": 3}``.
+
     Raises
     ------
     InputError
@@ -279,8 +282,11 @@ def resolve(losses: str | LensConfig | dict[str, Any]) -> LensConfig:
                 "or pass a LensConfig"
             )
         return PRESETS[losses]
+    if isinstance(losses, dict) and "preset" in losses:
+        losses = resolve(str(losses["preset"])).model_dump() | losses
+        del losses["preset"]
     try:
         return LensConfig.model_validate(losses)
     except ValidationError as error:
-        found = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        found = "; ".join(problems(error, LensConfig, losses))
         raise InputError(f"the losses are not a valid Lens config: {found}") from None

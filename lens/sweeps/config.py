@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from lens.configs import problems, read_yaml
 from lens.errors import InputError
 from lens.lsm.adapters import Lora
 from lens.lsm.config import LensConfig, resolve
@@ -261,34 +262,16 @@ def read_sweep(path: str | Path) -> Sweep:
     try:
         return Sweep.model_validate(content)
     except ValidationError as error:
-        found = [f"{path}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        raise InputError("\n".join(found)) from None
+        found = problems(error, Sweep, content)
+        raise InputError("\n".join(f"{path}: {line}" for line in found)) from None
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-
-
-def read_yaml(path: str | Path) -> Any:
-    """Read a YAML file.
-
-    Raises
-    ------
-    InputError
-        If it is missing or no YAML.
-    """
-    import yaml
-
-    try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"no config file '{path}'; check the path") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not YAML: {error}") from None
 
 
 def changed(name: str, base: Mapping[str, Any], changes: Mapping[str, Any]) -> Setting:
     """Return a setting with dotted keys changed; ``name`` is for messages."""
     values = json.loads(json.dumps(base))
-    if isinstance(values["losses"], str) and any(key.startswith("losses.") for key in changes):
+    if any(key.startswith("losses.") for key in changes):
         values["losses"] = resolve(values["losses"]).model_dump(mode="json")
     for key, value in changes.items():
         _put(values, key.split("."), value, f"run '{name}': {key}")

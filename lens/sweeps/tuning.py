@@ -10,11 +10,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from lens.configs import problems, read_yaml
 from lens.errors import InputError, MissingExtraError
 from lens.lsm import LensConfig, LensTrainer, resolve
 from lens.progress import say
 from lens.space import Space
-from lens.sweeps.config import Questions, Setting, changed, read_yaml
+from lens.sweeps.config import Questions, Setting, changed
 from lens.sweeps.judging import Asked, average
 
 _STUDY = "lens"
@@ -122,11 +123,12 @@ def read_tuning(path: str | Path) -> Tuning:
     InputError
         With one line per key that is unknown or out of range.
     """
+    content = read_yaml(path)
     try:
-        return Tuning.model_validate(read_yaml(path))
+        return Tuning.model_validate(content)
     except ValidationError as error:
-        found = [f"{path}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        raise InputError("\n".join(found)) from None
+        found = problems(error, Tuning, content)
+        raise InputError("\n".join(f"{path}: {line}" for line in found)) from None
 
 
 def tune(
