@@ -79,7 +79,7 @@ def problems(error: ValidationError, model: type[BaseModel], data: Any) -> list[
         f"{path}: {line}" if path else line
         for path, messages in found.items()
         for message in messages
-        for line in message.split("\n")
+        for line in map(str.strip, message.split("\n"))
     ]
 
 

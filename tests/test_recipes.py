@@ -106,11 +106,20 @@ def test_the_command_refuses_what_does_not_go_together(tmp_path):
         return CliRunner().invoke(main, ["train", *needed, *options])
 
     assert run("--losses", "corrected", "--texts", "t").exit_code == 2
-    from lens.cli._answers import SelfMade
+    from lens.cli._answers import RowOptions
+    from lens.lsm import resolve
 
-    with pytest.raises(InputError, match="--texts: only for --losses self-translation"):
-        SelfMade("corrected", None, tmp_path, None).check()
-    with pytest.raises(InputError, match="needs --texts, parallel plain text"):
-        SelfMade("self-translation", None, None, None).check()
-    SelfMade("self-translation", tmp_path, None, None).check()
-    SelfMade("corrected", None, None, None).check()
+    lens_only, taught = resolve("corrected"), resolve("self-translation")
+    on_text = resolve({"terms": [{"kind": "separate"}, {"kind": "lm", "rows": "text"}]})
+    with pytest.raises(InputError, match="--texts: no loss here reads"):
+        RowOptions(None, tmp_path, None).check(lens_only)
+    with pytest.raises(InputError, match="--answers: no loss here reads"):
+        RowOptions(tmp_path, tmp_path, None).check(on_text)
+    with pytest.raises(InputError, match="give --answers, or --texts"):
+        RowOptions(None, None, None).check(taught)
+    with pytest.raises(InputError, match="read plain text in the languages trained"):
+        RowOptions(None, None, None).check(on_text)
+    RowOptions(tmp_path, None, None).check(taught)
+    RowOptions(None, tmp_path, None).check(taught)
+    RowOptions(None, tmp_path, None).check(on_text)
+    RowOptions(None, None, None).check(lens_only)

@@ -288,5 +288,7 @@ def resolve(losses: str | LensConfig | dict[str, Any]) -> LensConfig:
     try:
         return LensConfig.model_validate(losses)
     except ValidationError as error:
-        found = "; ".join(problems(error, LensConfig, losses))
-        raise InputError(f"the losses are not a valid Lens config: {found}") from None
+        found = problems(error, LensConfig, losses)
+        between = "\n  " if len(found) > 1 else " "
+        listed = between.join(["the losses are not a valid Lens config:", *found])
+        raise InputError(listed) from None

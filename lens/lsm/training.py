@@ -211,7 +211,7 @@ class LensTrainer:
                 "the losses look at more than the last token of a prompt, but only its state was "
                 'kept; make the trainer with references="all"'
             )
-        strengths, running = self._strengths(strength), running or Running()
+        strengths, running = self.strengths(strength), running or Running()
         where = geometry or geometries(self.space, config.subspace_sites, config)
         self.parameters = self.trainable.activate()
         self.restore()
@@ -278,7 +278,14 @@ class LensTrainer:
         finally:
             self.model.train(was_training)
 
-    def _strengths(self, strength: float | Mapping[str, float]) -> dict[str, float]:
+    def strengths(self, strength: float | Mapping[str, float]) -> dict[str, float]:
+        """Return λ per trained language.
+
+        Raises
+        ------
+        InputError
+            If a mapping lacks one.
+        """
         if not isinstance(strength, Mapping):
             return dict.fromkeys(self.languages, float(strength))
         given = {canonical(lang): float(value) for lang, value in strength.items()}

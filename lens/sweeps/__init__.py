@@ -10,6 +10,7 @@ if TYPE_CHECKING:  # for type checkers and editors: the same names, at no cost a
     from lens.sweeps.ablation import table as table
     from lens.sweeps.config import Sweep as Sweep
     from lens.sweeps.config import read_sweep as read_sweep
+    from lens.sweeps.tuning import TuneResult as TuneResult
     from lens.sweeps.tuning import Tuning as Tuning
     from lens.sweeps.tuning import read_tuning as read_tuning
     from lens.sweeps.tuning import tune as tune
@@ -17,6 +18,7 @@ if TYPE_CHECKING:  # for type checkers and editors: the same names, at no cost a
 _NAMES = {
     "Line": "ablation",
     "Sweep": "config",
+    "TuneResult": "tuning",
     "Tuning": "tuning",
     "ablate": "ablation",
     "read_sweep": "config",

@@ -275,7 +275,11 @@ def changed(name: str, base: Mapping[str, Any], changes: Mapping[str, Any]) -> S
         values["losses"] = resolve(values["losses"]).model_dump(mode="json")
     for key, value in changes.items():
         _put(values, key.split("."), value, f"run '{name}': {key}")
-    return Setting.model_validate(values)
+    try:
+        return Setting.model_validate(values)
+    except ValidationError as error:
+        found = "; ".join(problems(error, Setting, values))
+        raise InputError(f"run '{name}': {found}") from None
 
 
 def _put(values: Any, keys: list[str], value: Any, where: str) -> None:
@@ -288,6 +292,13 @@ def _put(values: Any, keys: list[str], value: Any, where: str) -> None:
         values[int(last)] = value
     else:
         values[last] = value
+
+
+def at(values: Any, key: str) -> Any:
+    """Value of a dotted key inside nested dicts and lists."""
+    for step in key.split("."):
+        values = _inside(values, step, key)
+    return values
 
 
 def _inside(values: Any, key: str, where: str) -> Any:

@@ -13,6 +13,7 @@ from lens.data import canonical, read_parallel
 from lens.errors import InputError
 from lens.evaluate import evaluate, pivot_kl
 from lens.evaluate.suite import Evaluation, read_references
+from lens.models import ChatOptions
 from lens.sweeps.config import Questions, fill
 
 Around = Callable[[str], AbstractContextManager[Any]]
@@ -43,6 +44,8 @@ class Asked:
         What replaces the names in paths.
     split : str
         Written into results.
+    chat : ChatOptions, optional
+        Chat template flags.
 
     Raises
     ------
@@ -60,9 +63,10 @@ class Asked:
         languages: Sequence[str] | None = None,
         where: Mapping[str, str] | None = None,
         split: str = "validation",
+        chat: ChatOptions | None = None,
     ) -> None:
         self.questions, self.reference, self.tokenizer = questions, reference, tokenizer
-        self.pivot, self.split = canonical(pivot), split
+        self.pivot, self.split, self.chat = canonical(pivot), split, chat
         names = where or {}
         self.prompts = read_parallel(
             fill(questions.prompts, names), languages=languages, limit=questions.limit, min_rows=1
@@ -74,6 +78,19 @@ class Asked:
             self.references = read_references(fill(questions.references, names))
         self.neutral = _words(questions, names)
 
+    def require(self, languages: Sequence[str]) -> None:
+        """Refuse questions that lack a language.
+
+        Raises
+        ------
+        InputError
+            With the languages that were not asked.
+        """
+        missing = [lang for lang in languages if lang not in self.prompts]
+        if missing:
+            listed = ", ".join(missing)
+            raise InputError(f"the questions have no {listed}, which is trained; add them")
+
     def judge(self, model: Any, around: Around = unsteered) -> dict[str, Any]:
         """Answer inside ``around(language)``: shares per item and language, and the drift."""
         how = self.questions
@@ -81,10 +98,11 @@ class Asked:
             model, self.tokenizer, prompts=self.prompts, references=self.references,
             pivot=self.pivot, identifier=how.identifier, neutral=self.neutral, split=self.split,
             batch_size=how.batch_size, max_new_tokens=how.max_new_tokens, around=around,
+            chat=self.chat,
         )  # fmt: skip
         drift = pivot_kl(
             self.reference, model, self.tokenizer, self.prompts[self.pivot],
-            batch_size=how.batch_size, steered=lambda: around(self.pivot),
+            batch_size=how.batch_size, steered=lambda: around(self.pivot), chat=self.chat,
         )  # fmt: skip
         metrics = METRICS if self.references is not None else ("fidelity",)
         return {
@@ -105,18 +123,8 @@ class Asked:
 
 
 def average(found: Mapping[str, Any], metric: str, languages: Sequence[str]) -> float:
-    """Mean of a metric over languages.
-
-    Raises
-    ------
-    InputError
-        If a language was not asked.
-    """
-    shares = found["languages"][metric]
-    missing = [lang for lang in languages if lang not in shares]
-    if missing:
-        raise InputError(f"the questions have no {', '.join(missing)}, which is trained; add them")
-    return float(np.mean([shares[lang] for lang in languages]))
+    """Mean of a metric over languages."""
+    return float(np.mean([found["languages"][metric][lang] for lang in languages]))
 
 
 def _words(questions: Questions, where: Mapping[str, str]) -> list[str]:
