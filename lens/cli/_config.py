@@ -14,6 +14,8 @@ from lens.errors import InputError
 # Options about the call itself; they are no part of what a printed config repeats.
 _CALL = ("as_json", "print_config")
 _YAML = (".yaml", ".yml", ".json")
+_PLAIN = {type(click.BOOL): bool, type(click.INT): int, type(click.FLOAT): float,
+          type(click.STRING): str}  # fmt: skip
 
 
 class Settings(click.ParamType[Any]):
@@ -54,14 +56,15 @@ def read_config(ctx: click.Context, _param: click.Parameter, path: Path | None) 
     """
     if path is None:
         return
-    content = _content(path)
+    raw = _content(path)
+    content = {spelled(key): value for key, value in raw.items()}
     options = _options(ctx.command)
     found, values = _validated(options, content, ctx)
     given: dict[str, str] = {}
-    for key in content:
-        name = options[key].name if key in options else None
+    for key in raw:
+        name = options[spelled(key)].name if spelled(key) in options else None
         if name in given:
-            found.append(f"'{key}' and '{given[name]}' are one option; expected one of them")
+            found.append(f"'{given[name]}' and '{key}' are one option; expected one of them")
         elif name:
             given[name] = key
     if found:
@@ -78,7 +81,7 @@ def _content(path: Path) -> dict[str, Any]:
             f"{path} holds a {type(content).__name__}; expected keys with values, one per option, "
             "such as 'layers: \"-2:\"'"
         )
-    return {spelled(str(key)): value for key, value in content.items()}
+    return {str(key): value for key, value in content.items()}
 
 
 def _options(command: click.Command) -> dict[str, click.Parameter]:
@@ -132,8 +135,7 @@ def _kind(param: click.Parameter, ctx: click.Context) -> Any:
     elif isinstance(kind, click.Path):
         one = Path
     else:
-        plain = {click.BOOL: bool, click.INT: int, click.FLOAT: float, click.STRING: str}
-        one = plain.get(kind)
+        one = _PLAIN.get(type(kind))
     if one is None:
 
         def convert(value: Any) -> Any:
@@ -147,18 +149,25 @@ def _kind(param: click.Parameter, ctx: click.Context) -> Any:
 
 
 def print_config(ctx: click.Context) -> None:
-    """Print the options of this call as YAML that ``--config`` takes."""
+    """Print the options of this call as YAML that ``--config`` takes, defaults as comments."""
     import yaml
 
-    values = {}
     for param in ctx.command.params:
         value = ctx.params.get(param.name or "")
-        if value is None or param.name in _CALL or not isinstance(param, click.Option):
-            continue
         key = next((spelled(option) for option in param.opts if option.startswith("--")), None)
-        if key is not None:
-            values[key] = _plain(value)
-    click.echo(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), nl=False)
+        if value is None or param.name in _CALL or key is None:
+            continue
+        text = yaml.safe_dump({key: _plain(value)}, sort_keys=False, allow_unicode=True)
+        said = was_said(ctx, param.name or "")
+        click.echo(
+            text if said else "".join(f"# {line}" for line in text.splitlines(True)), nl=False
+        )
+
+
+def was_said(ctx: click.Context, name: str) -> bool:
+    """Whether an option was given, on the command line or in a config."""
+    source = ctx.get_parameter_source(name)
+    return source not in (None, click.core.ParameterSource.DEFAULT)
 
 
 def _plain(value: Any) -> Any:

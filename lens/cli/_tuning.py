@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lens.cli._config import Settings
+from lens.cli._config import Settings, was_said
 from lens.errors import InputError, VerificationError
 
 if TYPE_CHECKING:
@@ -96,12 +96,13 @@ class Tuned:
 
         self.journal.parent.mkdir(parents=True, exist_ok=True)
         tuning = Tuning.model_validate(self.settings)
-        if _said("seed"):
+        call = click.get_current_context()
+        if was_said(call, "seed"):
             tuning = tuning.model_copy(update={"seed": seed})
         found = tune(
             model, tokenizer, space, prompts, tuning, layers=layers, train=train, lora=lora,
-            losses=losses, strength=strength if _said("strength") else None, journal=self.journal,
-            running=running, **training,
+            losses=losses, strength=strength if was_said(call, "strength") else None,
+            journal=self.journal, running=running, **training,
         )  # fmt: skip
         if not found.within:
             raise VerificationError(self._outside(found, tuning))
@@ -126,9 +127,3 @@ class Tuned:
 def spoken(strength: Mapping[str, float]) -> str:
     """Strengths as ``--strength`` takes them."""
     return ",".join(f"{lang}={value:.3g}" for lang, value in strength.items())
-
-
-def _said(name: str) -> bool:
-    """Whether an option was given, on the command line or in a config."""
-    source = click.get_current_context().get_parameter_source(name)
-    return source not in (None, click.core.ParameterSource.DEFAULT)
