@@ -74,6 +74,40 @@ def test_a_search_goes_on_where_it_stopped_and_gives_the_same(given, tmp_path):
     assert again.trials == found.trials and again.best == found.best
     with pytest.raises(InputError, match="belongs to a search with other settings"):
         run(given, settings(given[-1], seed=4), journal=journal)
+    alone = run(given, settings(given[-1]))
+    assert alone.trials == found.trials
+
+
+def test_training_the_best_repeats_its_trial(given):
+    net, tokenizer, space, prompts, asked = given
+    tuning = settings(asked, trials=3, search={"lora": [2, 3], "train": ["mlp", "full"]})
+    original = copy.deepcopy(net)
+    config = lens.lsm.PRESETS["corrected"].model_copy(update={"steps": 2})
+    found = tune(net, tokenizer, space, prompts, tuning, losses=config, train="mlp", lora=2)
+    assert list(net.state_dict()) == list(original.state_dict())  # no adapter is left on
+    assert found.trials[0].setting["train"] == "mlp" and found.trials[0].setting["lora"] == 2
+    result = found.train()
+    drift = lens.evaluate.pivot_kl(
+        original, net, tokenizer, [f"what is {i}?" for i in range(3)], batch_size=64
+    )
+    assert drift.mean == pytest.approx(found.best.drift, rel=1e-6) and drift.mean > 0
+    assert result.about["tuning"] == found.to_dict() and json.dumps(found.to_dict())
+    with pytest.raises(InputError, match="holds no model"):
+        choose(found.trials, tuning).train()
+
+
+def test_a_trial_that_diverges_is_kept_and_not_run_again(given, tmp_path):
+    tuning = settings(given[-1], search={"losses.learning_rate": [1e-3, 1e30]}, trials=6)
+    journal = tmp_path / "trials.log"
+    found = run(given, tuning, journal=journal)
+    wild = [t for t in found.trials if t.losses["learning_rate"] > 1]
+    assert 0 < len(wild) < 6 and found.best not in wild
+    assert all("diverged" in t.failed and t.quality is None for t in wild)
+    assert "diverged" in str(wild[0]) and "drift" in str(found.best)
+    assert run(given, tuning, journal=journal).trials == found.trials
+    only = settings(given[-1], search={"losses.learning_rate": [1e30]}, trials=2)
+    with pytest.raises(InputError, match="all 2 trials diverged"):
+        run(given, only)
 
 
 def test_the_best_trial_keeps_the_bound():
