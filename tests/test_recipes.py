@@ -5,7 +5,7 @@ import pytest
 import lens
 from lens.errors import InputError
 from lens.recipes import self_translate
-from lens.recipes import self_translation as module
+from lens.recipes import translating as module
 from lens.world import PIVOT, load, questions, text
 
 LANGS = (PIVOT, "spa_Latn", "zho_Hans")

@@ -261,6 +261,8 @@ PRESETS: dict[str, LensConfig] = {
         rank="full",
     ),
 }
+# The same terms on other rows: prompts with their translation into the pivot as answers.
+PRESETS["question-translation"] = PRESETS["self-translation"]
 
 
 def resolve(losses: str | LensConfig | dict[str, Any]) -> LensConfig:

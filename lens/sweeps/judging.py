@@ -17,6 +17,7 @@ from lens.models import ChatOptions
 from lens.sweeps.config import Questions, fill
 
 Around = Callable[[str], AbstractContextManager[Any]]
+Respond = Callable[[str, list[str]], list[str]]
 METRICS = ("accuracy_in_language", "fidelity", "accuracy_any")
 
 
@@ -77,6 +78,7 @@ class Asked:
         if questions.references is not None:
             self.references = read_references(fill(questions.references, names))
         self.neutral = _words(questions, names)
+        self.kinds = _kinds(questions, names, len(self.prompts[self.pivot]))
 
     def require(self, languages: Sequence[str]) -> None:
         """Refuse questions that lack a language.
@@ -91,14 +93,16 @@ class Asked:
             listed = ", ".join(missing)
             raise InputError(f"the questions have no {listed}, which is trained; add them")
 
-    def judge(self, model: Any, around: Around = unsteered) -> dict[str, Any]:
+    def judge(
+        self, model: Any, around: Around = unsteered, respond: Respond | None = None
+    ) -> dict[str, Any]:
         """Answer inside ``around(language)``: shares per item and language, and the drift."""
         how = self.questions
         found = evaluate(
             model, self.tokenizer, prompts=self.prompts, references=self.references,
             pivot=self.pivot, identifier=how.identifier, neutral=self.neutral, split=self.split,
             batch_size=how.batch_size, max_new_tokens=how.max_new_tokens, around=around,
-            chat=self.chat,
+            chat=self.chat, respond=respond,
         )  # fmt: skip
         drift = pivot_kl(
             self.reference, model, self.tokenizer, self.prompts[self.pivot],
@@ -112,6 +116,7 @@ class Asked:
                 for metric in metrics
             },
             "pivot": self.pivot,
+            "kinds": self.kinds,
             "kl": {"mean": drift.mean, "low": drift.low, "high": drift.high, "n": drift.n},
             "identifier": found.about["identifier"],
         }
@@ -128,10 +133,25 @@ def average(found: Mapping[str, Any], metric: str, languages: Sequence[str]) -> 
 
 
 def _words(questions: Questions, where: Mapping[str, str]) -> list[str]:
-    if questions.neutral is None:
-        return []
-    path = fill(questions.neutral, where)
+    return _text("neutral", questions.neutral, where).split()
+
+
+def _kinds(questions: Questions, where: Mapping[str, str], count: int) -> list[str]:
+    """Kind of every question asked, or none."""
+    found = _text("kinds", questions.kinds, where).splitlines()
+    if found and len(found) < count:
+        raise InputError(
+            f"kinds: {questions.kinds} has {len(found)} lines for {count} questions; expected one "
+            "a question"
+        )
+    return found[:count]
+
+
+def _text(what: str, path: str | None, where: Mapping[str, str]) -> str:
+    if path is None:
+        return ""
+    place = fill(path, where)
     try:
-        return Path(path).read_text(encoding="utf-8").split()
+        return Path(place).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"neutral: cannot read '{path}': {error}") from None
+        raise InputError(f"{what}: cannot read '{place}': {error}") from None

@@ -17,9 +17,10 @@ from lens.lsm import LensTrainer, Running, TrainResult
 from lens.lsm.optimizing import DivergedError
 from lens.progress import say
 from lens.space import Space
-from lens.sweeps.config import Setting, at, changed
+from lens.sweeps.config import Setting, changed
 from lens.sweeps.journal import identity
 from lens.sweeps.judging import Asked, average
+from lens.sweeps.keys import at
 from lens.sweeps.tuning import Range, TunedTrial, Tuning
 
 _STUDY = "lens"
