@@ -15,10 +15,14 @@ if TYPE_CHECKING:
     from lens.lsm import LensConfig
 
 
+_QUESTIONS = "question-translation"  # the model's own prompts are its answers
+
+
 @dataclass(frozen=True, slots=True)
 class RowOptions:
-    """The options that say where answers and text come from."""
+    """The options that say where answers and text come from, and the preset, if there is one."""
 
+    preset: str | None
     answers: Path | None
     texts: Path | None
     translator: str | None
@@ -31,14 +35,14 @@ class RowOptions:
         InputError
             If something is named that no loss reads, or nothing says where answers come from.
         """
-        reads = _reads(config)
+        reads = _reads(config) - ({"answers"} if self.preset == _QUESTIONS else set())
         unread = [name for name in ("answers", "translator") if "answers" not in reads]
         unread += [] if reads else ["texts"]
         named = [f"--{name}" for name in unread if getattr(self, name) is not None]
         if named:
             raise InputError(
-                f"{', '.join(named)}: no loss here reads answers or text; only for losses that "
-                "do, such as --losses self-translation"
+                f"{', '.join(named)}: not for these losses; only for losses that read answers or "
+                "text, such as --losses self-translation"
             )
         if "answers" in reads and self.answers is None and self.texts is None:
             raise InputError(
@@ -67,16 +71,21 @@ class RowOptions:
         chat: Any,
         device: str,
         dtype: str,
-    ) -> dict[str, list[str | None]] | None:
-        """Read the answers, or let the model make them; None where none are needed."""
+    ) -> tuple[Mapping[str, Sequence[str]], Mapping[str, Sequence[str | None]] | None]:
+        """Return prompts and answers: read, made by the model, or none where none are needed."""
         from lens.data import read_parallel
 
         if "answers" not in _reads(config):
-            return None
+            return prompts, None
+        if self.preset == _QUESTIONS:
+            from lens.recipes import question_translation
+
+            asked = question_translation(model, tokenizer, prompts, pivot=pivot, chat=chat)
+            return asked.prompts, asked.answers
         if self.answers is not None:
             found = read_parallel(self.answers, languages=tuple(prompts)).rows
             count = len(prompts[pivot])
-            return {code: list(rows[:count]) for code, rows in found.items()}
+            return prompts, {code: rows[:count] for code, rows in found.items()}
         from lens.models import load
         from lens.recipes import self_translate
 
@@ -89,7 +98,7 @@ class RowOptions:
         )
         shares = ", ".join(f"{code} {share:.0%}" for code, share in made.kept.items())
         click.echo(f"translations kept: {shares}", err=True)
-        return made.answers
+        return prompts, made.answers
 
     def _texts(self, prompts: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
         from lens.data import read_parallel

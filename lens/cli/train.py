@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,9 @@ def _losses(content: Any) -> dict[str, Any]:
     """Check a preset's name or settings, and return them complete."""
     from lens.lsm import resolve
 
-    return resolve(content).model_dump(mode="json")
+    name = content.get("preset") if isinstance(content, dict) else content
+    named = {"preset": name} if isinstance(name, str) else {}
+    return named | resolve(content).model_dump(mode="json")
 
 
 @click.command()
@@ -73,7 +76,7 @@ def _losses(content: Any) -> dict[str, Any]:
     type=Settings("preset | FILE", _losses),
     default="corrected",
     show_default=True,
-    help="corrected, lens-v1, self-translation, or a YAML file of settings (LensConfig).",
+    help="corrected, lens-v1, self-translation, question-translation, or a YAML file of settings.",
 )
 @click.option(
     "--strength",
@@ -149,11 +152,11 @@ def command(
     _check_memory(max_memory)
     running, refusals = run.running(out, force=force), run.refusals()
     read = Space.load(space)
-    rows = _prompts(prompts, read.pivot, langs, limit)
+    rows: Mapping[str, Sequence[str]] = _prompts(prompts, read.pivot, langs, limit)
     given = {"steps": steps, "learning_rate": learning_rate, "batch_size": batch_size}
     changed = {name: value for name, value in given.items() if value is not None} | run.settings
     config = resolve(losses | changed)
-    row_options = RowOptions(answers, texts, translator)
+    row_options = RowOptions(losses.get("preset"), answers, texts, translator)
     row_options.check(config)
     validation, chat = run.validation_rows(tuple(rows)), chat_of(template, system, thinking)
 
@@ -163,7 +166,7 @@ def command(
     loaded, tokenizer = load_model(
         model, revision=revision, device=device, dtype=dtype, trust_remote_code=trust_remote_code
     )
-    said = row_options.said(
+    rows, said = row_options.said(
         config, loaded, tokenizer, rows, pivot=read.pivot, chat=chat, device=device, dtype=dtype
     )
     result = (train if search is None else search.train)(
