@@ -2,12 +2,13 @@
 
 import copy
 import json
+import sys
 
 import pytest
 import torch
 
 import lens
-from lens.errors import InputError
+from lens.errors import InputError, MissingExtraError
 from lens.sweeps.tuning import TunedTrial, Tuning, choose, read_tuning, tune
 from tests import tiny
 from tests.test_sweeps import lines
@@ -119,6 +120,12 @@ def test_the_best_trial_keeps_the_bound():
     assert found.best.number == 2 and found.within
     found = choose([trial(0, 0.9, 0.5), trial(1, 0.1, 0.4)], tuning)
     assert found.best.number == 1 and not found.within
+
+
+def test_without_optuna_it_says_what_to_install(given, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(MissingExtraError, match=r'pip install "lens-lm\[tune\]"'):
+        run(given, settings(given[-1]))
 
 
 def test_what_does_not_fit_is_refused(given, tmp_path):

@@ -57,6 +57,7 @@ class Search:
         training: Mapping[str, Any],
         running: Running | None,
     ) -> None:
+        _optuna()  # its absence is told before anything is computed
         self.model, self.tokenizer, self.space = model, tokenizer, space
         self.prompts, self.tuning, self.training = prompts, tuning, training
         self.base, self.plain = base, base.model_dump(mode="json")
@@ -76,18 +77,16 @@ class Search:
 
     def go(self, journal: str | Path | None) -> list[TunedTrial]:
         """Run the trials that are not done yet; return all of them, in order."""
-        import optuna
-
         study = _study(journal, self.signature())
-        failed, killed = optuna.trial.TrialState.FAIL, optuna.trial.TrialState.RUNNING
-        for trial in study.get_trials(states=[killed]):
-            study.tell(trial.number, state=failed)
+        state = _optuna().trial.TrialState
+        for trial in study.get_trials(states=[state.RUNNING]):  # a process was killed there
+            study.tell(trial.number, state=state.FAIL)
         done = _done(study)
         if done and len(done) < self.tuning.trials:
             say(f"going on after {len(done)} of {self.tuning.trials} trials in {journal}")
         for number in range(len(done), self.tuning.trials):
             study.sampler = self._sampler(number)
-            if number == 0 and not study.get_trials(states=[optuna.trial.TrialState.WAITING]):
+            if number == 0 and not study.get_trials(states=[state.WAITING]):
                 study.enqueue_trial(self._first())
             trial = study.ask()
             record = self._tried(trial, number + 1)
@@ -96,7 +95,7 @@ class Search:
                 trial.set_constraint("drift", record.drift - self.tuning.max_drift)
                 study.tell(trial, record.quality)
             else:
-                study.tell(trial, state=failed)
+                study.tell(trial, state=state.FAIL)
             say(f"trial {record.number} of {self.tuning.trials}: {record}")
         return _done(study)[: self.tuning.trials]
 
@@ -182,10 +181,8 @@ class Search:
 
     def _sampler(self, number: int) -> Any:
         """Make what proposes a trial, from the trials before and a seed of its own."""
-        from optuna.samplers import TPESampler
-
         seed = int(np.random.SeedSequence((self.tuning.seed, number)).generate_state(1)[0])
-        return TPESampler(seed=seed, multivariate=True)
+        return _optuna().samplers.TPESampler(seed=seed, multivariate=True)
 
     def _first(self) -> dict[str, Any]:
         """Parameters of the first trial: the given setting, as far as it is inside the search."""
@@ -233,16 +230,25 @@ def _done(study: Any) -> list[TunedTrial]:
     return sorted(found, key=lambda trial: trial.number)
 
 
-def _study(journal: str | Path | None, signature: str) -> Any:
+def _optuna() -> Any:
     try:
         import optuna
-        from optuna.storages import JournalStorage
-        from optuna.storages.journal import JournalFileBackend
     except ImportError:
         raise MissingExtraError("optuna", "tune", "tuning") from None
+    return optuna
+
+
+def _study(journal: str | Path | None, signature: str) -> Any:
+    optuna = _optuna()
+    from optuna.storages.journal import JournalFileBackend
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        storage = None if journal is None else JournalStorage(JournalFileBackend(str(journal)))
+        storage = (
+            None
+            if journal is None
+            else optuna.storages.JournalStorage(JournalFileBackend(str(journal)))
+        )
         study = optuna.create_study(
             study_name=_STUDY, storage=storage, direction="maximize", load_if_exists=True
         )
