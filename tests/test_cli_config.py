@@ -77,7 +77,9 @@ def test_every_problem_is_told_at_once_one_line_a_key(tmp_path: Path) -> None:
     assert not any("warmup" in line for line in told)  # nothing after the colon: not given
 
 
-@pytest.mark.parametrize("verb", [verb for verb in main.verbs if verb != "world"])
+@pytest.mark.parametrize(
+    "verb", [verb for verb in main.verbs if not hasattr(main.get_command(None, verb), "verbs")]
+)
 def test_the_defaults_of_every_option_are_good_yaml(verb: str) -> None:
     command = main.get_command(None, verb)
     with command.make_context(verb, [], resilient_parsing=True) as ctx:  # nothing is required

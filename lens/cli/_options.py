@@ -75,11 +75,6 @@ def talk_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
     decorated: Callable[..., Any] = printed_or_run
     for decorate in (
-        click.option("-v", "--verbose", count=True, expose_value=False, callback=_remember_verbose,
-                     is_eager=True, help="Show the traceback of an error."),
-        click.option("--quiet", is_flag=True, expose_value=False, callback=_silence,
-                     help="No progress, only the result."),
-        click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
         click.option("--config", "-C", type=click.Path(path_type=Path), expose_value=False,
                      is_eager=True, callback=read_config, metavar="FILE",
                      help="YAML file with these options as keys; the command line wins."),
@@ -87,7 +82,20 @@ def talk_options(function: Callable[..., Any]) -> Callable[..., Any]:
                      help="Print the options of this call as such a file, and stop."),
     ):  # fmt: skip
         decorated = decorate(decorated)
-    return decorated
+    return saying_options(decorated)
+
+
+def saying_options(function: F) -> F:
+    """``--json``, ``--quiet`` and ``-v``, for verbs whose ``--config`` is of another kind."""
+    for decorate in (
+        click.option("-v", "--verbose", count=True, expose_value=False, callback=_remember_verbose,
+                     is_eager=True, help="Show the traceback of an error."),
+        click.option("--quiet", is_flag=True, expose_value=False, callback=_silence,
+                     help="No progress, only the result."),
+        click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
+    ):  # fmt: skip
+        function = decorate(function)
+    return function
 
 
 def model_options(function: F) -> F:
