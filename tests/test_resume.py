@@ -170,16 +170,16 @@ def test_a_full_disk_is_told_and_the_probe_can_go_on(tmp_path, by_layer, limit, 
 
 def capture_in_little_memory(megabytes):
     """Allow the process so much more address space than it has, and capture."""
-    model, tokenizer = tiny.model("llama", hidden_size=512, max_position_embeddings=1024), None
+    model = tiny.model("llama", hidden_size=256, max_position_embeddings=512)
     tokenizer = tiny.tokenizer()
-    rows = ["x" * 1000] * 64
+    rows = ["x" * 500] * 32
     locate(model)
     capture(model, tokenizer, rows[:1])  # what is allocated once
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + megabytes * 2**20
     most = resource.getrlimit(resource.RLIMIT_AS)[1]
     resource.setrlimit(resource.RLIMIT_AS, (limit, most))
-    result = capture(model, tokenizer, rows, batch_size=64, keep_states=True, n_threads=1)
+    result = capture(model, tokenizer, rows, batch_size=32, keep_states=True, n_threads=1)
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
     single = capture(model, tokenizer, rows[:1], keep_states=True)
     error = np.abs(result.states["final"] - single.states["final"]).max()
@@ -190,12 +190,12 @@ def capture_in_little_memory(megabytes):
     not sys.platform.startswith("linux"), reason="limits address space as Linux does"
 )
 def test_the_allocator_of_the_cpu_runs_out():
-    code = "from tests.test_resume import capture_in_little_memory as c; c(400)"
+    code = "from tests.test_resume import capture_in_little_memory as c; c(60)"
     done = in_a_process(code)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    assert 1 <= found["size"] < 64
-    assert found["rows"] == 64
+    assert 1 <= found["size"] < 32
+    assert found["rows"] == 32
     assert found["error"] < 1e-5
 
 
