@@ -31,7 +31,7 @@ def states(model, tokenizer, rows=ROWS, **options):
     return np.stack([result.states[site] for site in result.sites])
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", tiny.PROBED)
 def test_hooks_change_nothing(family, tokenizer):
     model = tiny.model(family)
     ids = torch.arange(3, 12).unsqueeze(0)
@@ -123,7 +123,7 @@ def test_a_real_encoder():
 # ---------------------------------------------------------------- what is said of a model
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", tiny.PROBED)
 def test_description(family):
     model = tiny.model(family)
     found = describe(model)

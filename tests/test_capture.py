@@ -56,7 +56,7 @@ def by_hand(model, tokenizer, *, pooling="mean", role="text", prompts=None):
     return np.stack([np.stack(found[site]) for site in SITES])
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", tiny.PROBED)
 def test_batching_and_padding_side_change_nothing(family, tokenizer):
     model = tiny.model(family)
     single = states(model, tokenizer, batch_size=1)

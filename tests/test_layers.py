@@ -49,7 +49,7 @@ def states(model, tokenizer, **options):
     return np.stack([result.states[site] for site in result.sites])
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", tiny.PROBED)
 def test_the_same_bits_as_the_whole_model(family, saved, tokenizer):
     whole, _ = load(saved(family))
     model, _ = load(saved(family), layer_by_layer=True)

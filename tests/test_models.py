@@ -20,7 +20,7 @@ def tokenizer():
 # ---------------------------------------------------------------- blocks
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", tiny.PROBED)
 def test_located_blocks_give_the_hidden_states_of_transformers(family):
     model = tiny.model(family)
     parts = locate(model)
