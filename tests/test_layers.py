@@ -10,6 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+import lens
 from lens.cli import main
 from lens.errors import InputError
 from lens.models import capture, load, locate
@@ -148,6 +149,12 @@ def test_what_cannot_be_loaded_so(saved, tokenizer, tmp_path):
     model, _ = load(saved("llama"), layer_by_layer=True)
     with pytest.raises(InputError, match="can only be run so"):
         capture(model, tokenizer, ROWS, layer_by_layer=False)
+    space = probe(model, tokenizer, LANGUAGES, pivot="en")
+    with pytest.raises(InputError, match="for probing alone"):
+        lens.train(model, tokenizer, space, LANGUAGES)
+    with pytest.raises(InputError, match="for probing alone"):
+        with lens.steer(model, []):
+            pass
     shutil.copytree(saved("llama"), tmp_path / "packed")
     config = json.loads((tmp_path / "packed" / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "gptq", "bits": 4}

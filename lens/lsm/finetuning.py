@@ -19,6 +19,7 @@ from lens.lsm.config import LensConfig
 from lens.lsm.optimizing import only_trainable, optimize
 from lens.lsm.trainable import Trainable
 from lens.models.blocks import locate
+from lens.models.blockwise import require_whole
 from lens.models.chat import ChatOptions, EncodedRow, encode
 from lens.models.heads import logits
 from lens.models.prefix import PrefixCache
@@ -96,6 +97,7 @@ def finetune(
                 f"{lang} has {len(rows)} prompts and {len(answers.get(lang, ()))} answers; "
                 "give one answer per prompt"
             )
+    require_whole(model)
     parts = locate(model)
     chosen = resolve_layers(layers, len(parts.blocks))
     trainable = Trainable(model, parts, chosen, train=train, lora=lora)

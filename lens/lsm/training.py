@@ -30,6 +30,7 @@ from lens.lsm.step import Step
 from lens.lsm.trainable import Trainable
 from lens.lsm.validating import Watch
 from lens.models.blocks import evaluating, locate
+from lens.models.blockwise import require_whole
 from lens.models.chat import ChatOptions
 from lens.models.fingerprint import model_fingerprint
 from lens.models.prefix import PrefixCache
@@ -120,6 +121,7 @@ class LensTrainer:
         self.languages = tuple(lang for lang in rows if lang != self.pivot)
         self.count = len(rows[self.pivot])
         self.references = references
+        require_whole(model)
         self.parts = parts = locate(model)
         self.layers = resolve_layers(layers, len(parts.blocks))
         self.trainable = Trainable(model, parts, self.layers, train=train, lora=lora)

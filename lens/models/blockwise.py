@@ -109,6 +109,15 @@ def store_of(model: nn.Module) -> BlockStore | None:
     return _STORES.get(model)
 
 
+def require_whole(model: nn.Module) -> None:
+    """Refuse a model that was loaded layer by layer where all of it must run at once."""
+    if model in _STORES:
+        raise InputError(
+            "this model was loaded layer by layer, which is for probing alone; load the whole "
+            "model to train, steer or generate with it"
+        )
+
+
 def open_by_blocks(open_model: Any, *, device: str, blocks: str | None = None) -> Any:
     """Load a model without its blocks and output head.
 

@@ -18,6 +18,10 @@ from lens.models.sites import block_index
 Pooling: TypeAlias = Literal["last", "mean", "weighted"]
 Pooled: TypeAlias = dict[str, NDArray[np.float64]]
 
+# Fewer numbers than this are pooled by one thread (the bits are the same): that takes milliseconds,
+# and a second would have to wait for a core, as torch's own threads spin after a product.
+_ALONE = 1 << 22
+
 POOLINGS: tuple[Pooling, ...] = ("last", "mean", "weighted")
 
 
@@ -215,5 +219,7 @@ def pool_states(
     -----
     `lens.stats.pool`: the C core on the CPU, torch elsewhere; only the result leaves the device.
     """
+    if n_threads is None and states.numel() < _ALONE:
+        n_threads = 1
     found = stats.pool(states.contiguous(), mask, mode=mode, n_threads=n_threads)
     return np.asarray(host(found), dtype=np.float64)

@@ -10,6 +10,7 @@ from torch import nn
 
 from lens.errors import InputError
 from lens.models.blocks import DecoderParts, block_output, locate, with_block_output
+from lens.models.blockwise import require_whole
 from lens.models.sites import resolve_layers
 from lens.steering.rules import Rule
 
@@ -94,6 +95,7 @@ def steer(
     ----------
     arXiv 2601.08331 (difference of means), arXiv 2505.15257 (projection).
     """
+    require_whole(model)
     parts = locate(model, blocks=blocks)
     listed = [rules] if isinstance(rules, Rule) else list(rules)
     phase = _Phase()
