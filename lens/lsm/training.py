@@ -34,8 +34,9 @@ from lens.models.capturing import check_rows
 from lens.models.chat import ChatOptions, Role, encode
 from lens.models.fingerprint import model_fingerprint
 from lens.models.prefix import PrefixCache
+from lens.models.residence import held_briefly, release
 from lens.models.sites import resolve_layers, resolve_sites
-from lens.models.spilling import spill
+from lens.models.spilling import set_aside, spill
 from lens.space import Space
 
 # Where the cache has row i of a language: all rows, or those this process owns.
@@ -76,8 +77,8 @@ class LensTrainer:
     cache_batch : int
         Rows per forward pass while the prefix is cached.
     low_memory : bool
-        Once the prefix is cached, move the weights that training does not need (blocks below the
-        band, output head) to a temporary file; they come back when they are used.
+        Keep the weights that training does not need (embedding, blocks below the band, output
+        head) in the checkpoint's file or a temporary one; each is in memory while it is used.
     cache : str or Path, optional
         Folder that keeps cached states; later runs over the same model and rows read them there.
     max_memory : str or int, optional
@@ -124,18 +125,23 @@ class LensTrainer:
         self.languages = tuple(lang for lang in rows if lang != self.pivot)
         self.count = len(rows[self.pivot])
         self.references = references
-        self.parts = parts = locate(model)
+        brief = partial(held_briefly, [model], active=low_memory)
+        with brief():
+            self.parts = parts = locate(model)
         self.layers = resolve_layers(layers, len(parts.blocks))
         self.trainable = Trainable(model, parts, self.layers, train=train, lora=lora)
-        idle = [*parts.blocks[: min(self.layers)], parts.lm_head] if low_memory else []
-        idle = [module for module in idle if module is not None]
+        first = min(self.layers)
+        unused = (parts.embedding, *parts.blocks[:first], parts.lm_head)
+        self.idle = [module for module in unused if module is not None and low_memory]
         memory = memory_for_states(
-            model, trained_bytes=self.trainable.nbytes, idle=idle, max_memory=max_memory
+            model, trained_bytes=self.trainable.nbytes, idle=self.idle, max_memory=max_memory
         )
         places = resolve_sites(list(sites), len(parts.blocks))
-        self.cache = PrefixCache(
-            model, parts, first_block=min(self.layers), sites=places, folder=cache, memory=memory
-        )
+        spill(self.idle)
+        with brief():
+            self.cache = PrefixCache(
+                model, parts, first_block=first, sites=places, folder=cache, memory=memory
+            )
         self.inputs: dict[str, Any] = {}
         self.texts: dict[str, Rows] = {}
         self.text_tokens: dict[str, list[int]] = {}
@@ -144,7 +150,7 @@ class LensTrainer:
         self.pivot_answer_lengths: list[int] = []
         self.predicting: dict[int, range] = {}  # per row of the cache: positions before a target
         add = partial(self._add_prompts, chat=chat, batch_size=cache_batch)
-        with evaluating(model):
+        with evaluating(model), brief():
             self.rows, self.tokens = add("prompts", rows)
             watched = add("validation", held_out(validation, space, rows))
             for lang, plain in (texts or {}).items():
@@ -152,9 +158,8 @@ class LensTrainer:
             for lang, said in (answers or {}).items():
                 self._add_answers(canonical(lang), said, rows, chat, cache_batch)
         self.validation, self.validation_tokens = watched
-        spill(idle)
         self.parameters = self.trainable.activate()
-        self.original = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self.original = set_aside(self.parameters, in_files=low_memory)
 
     def _add_prompts(
         self,
@@ -249,6 +254,7 @@ class LensTrainer:
     def restore(self) -> None:
         """Put the original weights back."""
         self.load(self.original)
+        release(self.original.values())
 
     def release(self) -> None:
         """Put the original weights back and take adapters off; the trainer is then spent."""
@@ -357,6 +363,7 @@ class LensTrainer:
         try:
             with (
                 only_trainable(self.model, parameters),
+                held_briefly(self.idle),
                 recomputing(blocks if running.gradient_checkpointing else []),
             ):
                 optimization = Optimization(

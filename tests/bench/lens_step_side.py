@@ -1,4 +1,4 @@
-"""One side of the Lens step benchmark; prints seconds a step, peak bytes and the first loss."""
+"""One side of the Lens step benchmark: seconds a step, peak bytes, libraries' bytes, first loss."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from lens.lsm import PRESETS, LensTrainer
 from lens.lsm.geometry import Geometry
@@ -25,8 +27,7 @@ CONFIG = PRESETS["lens-v1"].model_copy(update={"batch_size": PROMPTS, "micro_bat
 
 
 def make_model() -> Any:
-    """Random-weight Llama of 24 blocks, float32."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    """Random-weight Llama of 24 blocks, float32, in memory."""
 
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -38,6 +39,11 @@ def make_model() -> Any:
         num_key_value_heads=12,
     )
     return LlamaForCausalLM(config).eval()
+
+
+def load_model(folder: Path) -> Any:
+    """The same from its checkpoint, as every side but one has it."""
+    return LlamaForCausalLM.from_pretrained(folder).eval()
 
 
 def make_prompts() -> dict[str, list[list[int]]]:
@@ -59,8 +65,8 @@ def make_space() -> Space:
 class Published:
     """The published losses over two whole models, in plain torch."""
 
-    def __init__(self, *, batched: bool) -> None:
-        self.model = make_model()
+    def __init__(self, model: Any, *, batched: bool) -> None:
+        self.model = model
         self.frozen = copy.deepcopy(self.model)
         self.model.requires_grad_(False)
         self.band = [p for b in self.model.model.layers[-2:] for p in b.parameters()]
@@ -111,16 +117,14 @@ class Published:
         return total
 
 
-def _published(batched: bool) -> tuple[float, float]:
-    side = Published(batched=batched)
+def _published(model: Any, *, batched: bool) -> tuple[float, float]:
+    side = Published(model, batched=batched)
     loss = side.step()
     return _median(side.step, 2), loss
 
 
-def _lens() -> tuple[float, float]:
-    trainer = LensTrainer(
-        make_model(), None, make_space(), make_prompts(), cache_batch=8, low_memory=True
-    )
+def _lens(model: Any) -> tuple[float, float]:
+    trainer = LensTrainer(model, None, make_space(), make_prompts(), cache_batch=8, low_memory=True)
     result = trainer.run(CONFIG.model_copy(update={"steps": 2, "learning_rate": 1e-5}))
     steps = 6
     timed = trainer.run(CONFIG.model_copy(update={"steps": steps, "learning_rate": 1e-5}))
@@ -136,16 +140,31 @@ def _median(action: Callable[[], object], repeat: int) -> float:
     return float(np.median(times))
 
 
-def main() -> None:
-    """Measure the side named on the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("side", choices=("published", "batched", "lens"))
-    side = parser.parse_args().side
-    seconds, loss = _lens() if side == "lens" else _published(side == "batched")
+def peak() -> int:
+    """Bytes of memory this process has had at most, mapped files included."""
     # Linux counts in KiB, macOS in bytes
     unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    print(json.dumps({"seconds": seconds, "peak": peak, "loss": loss}))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def main() -> None:
+    """Measure the side named on the command line, or write the checkpoint they load."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("side", choices=("published", "batched", "lens", "lens-in-memory", "write"))
+    parser.add_argument("folder", type=Path)
+    given = parser.parse_args()
+    libraries = peak()
+    if given.side == "write":
+        make_model().save_pretrained(given.folder)
+        print("{}")
+        return
+    model = make_model() if given.side == "lens-in-memory" else load_model(given.folder)
+    if given.side.startswith("lens"):
+        seconds, loss = _lens(model)
+    else:
+        seconds, loss = _published(model, batched=given.side == "batched")
+    found = {"seconds": seconds, "peak": peak(), "libraries": libraries, "loss": loss}
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":
