@@ -8,7 +8,7 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -53,40 +53,52 @@ def make_prompts() -> dict[str, list[list[int]]]:
     return {lang: rng.integers(5, VOCABULARY, shape).tolist() for lang in LANGUAGES}
 
 
-def make_space() -> Space:
+def make_space(width: int = WIDTH) -> Space:
     """A space from random states, the same on every side."""
     rng = np.random.default_rng(1)
     states = {
-        lang: rng.normal(size=(20, WIDTH)) + rng.normal(size=WIDTH) + 2.0 for lang in LANGUAGES
+        lang: rng.normal(size=(20, width)) + rng.normal(size=width) + 2.0 for lang in LANGUAGES
     }
     return Space.from_states({"final": states}, pivot=LANGUAGES[0])
 
 
 class Published:
-    """The published losses over two whole models, in plain torch."""
+    """The published losses over two whole models, in plain torch.
 
-    def __init__(self, model: Any, *, batched: bool) -> None:
-        self.model = model
-        self.frozen = copy.deepcopy(self.model)
+    ``names``: trained parameters, by default all of the top two blocks.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        frozen: Any,
+        prompts: dict[str, list[list[int]]],
+        space: Space,
+        *,
+        batched: bool = False,
+        names: Iterable[str] = (),
+    ) -> None:
+        self.model, self.frozen, self.batched = model, frozen, batched
         self.model.requires_grad_(False)
-        self.band = [p for b in self.model.model.layers[-2:] for p in b.parameters()]
+        top = [p for block in self.model.model.layers[-2:] for p in block.parameters()]
+        self.band = [self.model.get_parameter(name) for name in names] or top
         for parameter in self.band:
             parameter.requires_grad_(True)
-        self.ids = {lang: torch.tensor(rows) for lang, rows in make_prompts().items()}
-        self.at = Geometry.of(make_space(), "final", CONFIG)
-        self.batched = batched
+        self.ids = {lang: [torch.tensor([row]) for row in rows] for lang, rows in prompts.items()}
+        self.at = Geometry.of(space, "final", CONFIG)
         self.optimizer = torch.optim.AdamW(self.band, lr=1e-5, weight_decay=0.1)
 
     def states(self, model: Any, prompt: int) -> dict[str, Tensor]:
-        """Final states (1, t, d) of one prompt in every language."""
-        rows = {lang: ids[prompt : prompt + 1] for lang, ids in self.ids.items()}
+        """Final states (1, t, d) of one prompt in every language, float32."""
+        rows = {lang: ids[prompt] for lang, ids in self.ids.items()}
         if self.batched:
             out = model.base_model(torch.cat(list(rows.values())), use_cache=False)
             return dict(zip(rows, out.last_hidden_state.split(1), strict=True))
-        return {
+        found = {
             lang: model(ids, output_hidden_states=True, use_cache=False).hidden_states[-1]
             for lang, ids in rows.items()
         }
+        return {lang: states.float() for lang, states in found.items()}
 
     def loss(self, prompt: int) -> Tensor:
         """Token-mean retain, and separate and two-sided align of every language."""
@@ -107,8 +119,9 @@ class Published:
     def step(self) -> float:
         """Accumulate all prompts, then one optimizer step; returns the mean loss."""
         total = 0.0
-        for prompt in range(PROMPTS):
-            loss = self.loss(prompt) / PROMPTS
+        count = len(self.ids[LANGUAGES[0]])
+        for prompt in range(count):
+            loss = self.loss(prompt) / count
             loss.backward()
             total += float(loss.detach())
         torch.nn.utils.clip_grad_norm_(self.band, 1.0)
@@ -118,7 +131,7 @@ class Published:
 
 
 def _published(model: Any, *, batched: bool) -> tuple[float, float]:
-    side = Published(model, batched=batched)
+    side = Published(model, copy.deepcopy(model), make_prompts(), make_space(), batched=batched)
     loss = side.step()
     return _median(side.step, 2), loss
 

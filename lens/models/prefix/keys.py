@@ -21,7 +21,7 @@ from lens.models.quantized import answer, is_quantized
 from lens.models.residence import release
 from lens.models.sites import FINAL, block_index
 
-SCHEMA = "lens.prefix/1"
+SCHEMA = "lens.prefix/2"
 
 
 def frozen_facts(
