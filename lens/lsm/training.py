@@ -140,8 +140,9 @@ class LensTrainer:
         spill(self.idle)
         with brief():
             self.cache = PrefixCache(
-                model, parts, first_block=first, sites=places, folder=cache, memory=memory
-            )
+                model, parts, first_block=first, sites=places, folder=cache, memory=memory,
+                low_memory=low_memory,
+            )  # fmt: skip
         self.inputs: dict[str, Any] = {}
         self.texts: dict[str, Rows] = {}
         self.text_tokens: dict[str, list[int]] = {}

@@ -16,7 +16,7 @@ from lens.models.blocks import DecoderParts, block_input, block_output, device_o
 from lens.models.prefix import storage
 from lens.models.prefix.keys import SCHEMA, frozen_facts, rows_key
 from lens.models.prefix.rows import Batch, CachedRow, Keep, kept_tokens, pad_right
-from lens.models.residence import release
+from lens.models.residence import Heap, release
 from lens.models.sites import FINAL, block_index
 from lens.progress import progress, say
 
@@ -42,6 +42,8 @@ class PrefixCache:
     memory : int, optional
         Without ``folder``: bytes of states that may stay in memory; what passes them goes to
         temporary files that vanish with the process.
+    low_memory : bool
+        Give memory that passes have freed back to the system at once.
 
     Raises
     ------
@@ -59,6 +61,7 @@ class PrefixCache:
         sites: Sequence[str] = ("final",),
         folder: str | Path | None = None,
         memory: int | None = None,
+        low_memory: bool = False,
     ) -> None:
         count = len(parts.blocks)
         if not 0 <= first_block < count:
@@ -80,6 +83,7 @@ class PrefixCache:
         self.folder = None if folder is None else Path(folder)
         self._frozen: dict[str, Any] = {}
         self._memory, self._in_memory = memory, 0
+        self._heap = Heap() if low_memory else None
         if self.folder is not None:
             storage.prepare_folder(self.folder)
             self._frozen = frozen_facts(model, parts, first_block=first_block, sites=self.sites)
@@ -247,6 +251,8 @@ class PrefixCache:
                 handle.remove()
 
     def _forward(self, input_ids: Tensor) -> dict[str, Tensor]:
+        if self._heap is not None:
+            self._heap.tidy()
         states: dict[str, Tensor] = {}
         handles = [self._record(site, states) for site in self.sites if site != FINAL]
         try:
