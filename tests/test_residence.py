@@ -1,6 +1,8 @@
 """Weights in mapped files: dropped after use, never lost."""
 
+import ctypes
 import hashlib
+import platform
 import re
 import sys
 from pathlib import Path
@@ -10,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lens.lsm import LensTrainer, Lora
-from lens.models.residence import held_briefly, lying_in_files, release
+from lens.models.residence import Heap, held_briefly, lying_in_files, own_bytes, release
 from lens.models.spilling import spill
 from tests import tiny
 from tests.plain_loop import rows as prompts
@@ -73,6 +75,28 @@ def test_a_spilled_weight_keeps_what_is_written_to_it():
     assert release([layer.weight]) > 0
     weights[100] = 7.0
     assert torch.equal(layer.weight, weights)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_freed_memory_that_lies_between_objects_goes_back():
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+    libc.free(libc.malloc(24 << 20))  # from now on, blocks below this size come from the heap
+    heap = Heap()
+    heap.tidy()
+    before = own_bytes()
+    blocks, between = [], []
+    while own_bytes() < 1.5 * before + (100 << 20):
+        blocks.append(libc.malloc(4 << 20))
+        ctypes.memset(blocks[-1], 1, 4 << 20)
+        between.append(libc.malloc(64))
+    for block in blocks:
+        libc.free(block)
+    held = own_bytes()
+    heap.tidy()
+    assert own_bytes() < held - 0.9 * (len(blocks) - 1) * (4 << 20)
+    for small in between:
+        libc.free(small)
 
 
 def test_modules_are_released_after_each_call_and_at_the_end(tmp_path):
