@@ -4,15 +4,16 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 from lens.cli import main
 from lens.errors import InputError
 from lens.evaluate.intervals import hierarchical_interval
-from lens.sweeps import Sweep, ablate, read_sweep, table
-from lens.sweeps.ablation import summarise
-from lens.sweeps.config import fill
+from lens.sweeps import Sweep, ablate, read_sweep, table, tables
+from lens.sweeps.config import Run, Setting, fill
 from lens.sweeps.journal import Journal, identity
+from lens.sweeps.summary import summarise
 from tests import tiny
 
 LANGS = ("eng_Latn", "spa_Latn", "ind_Latn")
@@ -71,8 +72,17 @@ def test_settings_are_base_then_grid_then_runs(content):
 
 def test_presets_can_be_changed_key_by_key(content):
     sweep = Sweep.model_validate(
-        content | {"base": {}, "runs": {"pinned": {"losses.terms.1.weight": 3.0}}}
+        content
+        | {
+            "base": {},
+            "runs": {
+                "pinned": {"losses.terms.1.weight": 3.0},
+                "another preset": {"losses.steps": 7, "losses": "self-translation"},
+            },
+        }
     )
+    another = sweep.settings()["another preset"].config()
+    assert another.steps == 7 and [term.kind for term in another.terms] == ["lm", "kl"]
     config = sweep.settings()["pinned"].config()
     assert [term.kind for term in config.terms] == ["separate", "retain"]
     assert config.terms[1].weight == 3.0
@@ -105,7 +115,7 @@ def test_a_sweep_runs_resumes_and_compares(content, tmp_path, monkeypatch):
     records = [json.loads(line) for line in (out / "runs.jsonl").read_text().splitlines()]
     assert len(records) == 2 + 1 + 2 + 1 + 2 + 2  # unseeded methods once, equal settings once
     assert json.loads((out / "results.json").read_text())["split"] == "validation"
-    assert (out / "table.md").read_text() == table(first) + "\n"
+    assert (out / "table.md").read_text() == tables(first) + "\n"
 
     whole = (out / "runs.jsonl").read_bytes()
     (out / "runs.jsonl").write_bytes(whole[: whole.rfind(b"\n", 0, -1) + 20])  # cut off mid-line
@@ -122,6 +132,116 @@ def test_a_sweep_runs_resumes_and_compares(content, tmp_path, monkeypatch):
     assert [line.kl for line in again] == [line.kl for line in first]
 
 
+def test_parts_and_adapters_are_settings_and_leave_nothing_behind(content):
+    from lens.sweeps.study import Study
+
+    sweep = Sweep.model_validate(
+        content
+        | {
+            "runs": {
+                "part": {"train": "mlp"},
+                "adapter": {"lora": 2},
+                "same adapter": {"lora": 2, "lora_alpha": 4, "train": "full"},
+                "tuned adapter": {"lora": 2, "dora": True, "method": "finetune"},
+                "tuned part": {"train": "attention", "method": "finetune"},
+            }
+        }
+    )
+    runs = {run.name: run for run in sweep.expand()}
+    keys = {name: run.key(sweep, "validation", {}) for name, run in runs.items()}
+    assert keys["adapter"] == keys["same adapter"] and len(set(keys.values())) == 5
+    study = Study(sweep, {})
+    original = {name: weight.clone() for name, weight in study.model.state_dict().items()}
+    first = {}
+    for name in (*runs, *runs):  # adapters go on a second time
+        found = study.run(runs[name], "validation")
+        assert list(study.model.state_dict()) == list(original)
+        assert all(torch.equal(w, original[n]) for n, w in study.model.state_dict().items())
+        known = first.setdefault(name, found)
+        assert (found["log"], found["kl"], found["items"]) == (
+            known["log"], known["kl"], known["items"],
+        )  # fmt: skip
+    drifts = {name: record["kl"]["mean"] for name, record in first.items()}
+    assert min(drifts.values()) > 0 and len(set(drifts.values())) == 5
+    assert drifts["adapter"] == drifts["same adapter"]
+    with pytest.raises(InputError, match=r"self_attn\.q_proj"):  # and what is inside the block
+        study.run(Run("x", Setting(train="ffn"), 0, {}), "validation")
+
+
+def test_every_method_runs(content, tmp_path):
+    texts = [{code: f"{i} {code[:3]} is here." for code in LANGS} for i in range(4)]
+    (tmp_path / "kinds.txt").write_text("a\nb\na\n")
+    validation = content["validation"] | {"kinds": str(tmp_path / "kinds.txt")}
+    sweep = Sweep.model_validate(
+        content
+        | {
+            "validation": validation,
+            "test": validation,
+            "texts": lines(tmp_path / "texts.jsonl", texts),
+            "translator": content["model"],
+            "against": "unchanged",
+            "runs": {
+                "unchanged": {"method": "unchanged"},
+                "the same model": {"method": "checkpoint", "checkpoint": content["model"]},
+                "shuffled": {"method": "shuffled"},
+                "chosen": {"strength": [1, 2], "max_drift": 10},
+                "steered": {"method": "diffmean", "layers": "-1", "strength": [1.0, 2.0]},
+                "translate first": {"method": "translate-first"},
+                "questions": {"losses": "question-translation", "answers": "questions"},
+                "left out": {"without": ["ind_Latn"]},
+            },
+        }
+    )
+    found = {line.name: line for line in ablate(sweep, tmp_path / "out", split="test")}
+    assert found["the same model"].values == found["unchanged"].values
+    assert found["the same model"].kl == 0.0 and found["the same model"].change[0] == 0.0
+    assert found["translate first"].kl == 0.0  # the model itself is as it was
+    assert min(found[name].kl for name in ("shuffled", "chosen", "questions")) > 0
+    assert set(found["base"].kinds) == {"a", "b"}
+    records = [json.loads(x) for x in (tmp_path / "out" / "runs.jsonl").read_text().splitlines()]
+    strengths = {record["name"]: record["strength"] for record in records}
+    assert set(strengths["chosen"]) == {"spa_Latn", "ind_Latn"}
+    assert set(strengths["chosen"].values()) <= {1.0, 2.0}
+    assert strengths["base"] == 1.0 and strengths["unchanged"] is None
+    assert "| left out |" in tables(tuple(found.values()))
+    row = next(x for x in tables(tuple(found.values())).splitlines()[::-1] if "left out" in x)
+    assert row.endswith("] |") and row.count("[") == 1
+
+
+def test_rows_of_a_reading_are_parallel_unless_asked_otherwise(content):
+    from lens.sweeps.study import Study
+
+    readings = {"default": {"limit": 4}, "apart": {"parallel": False}}
+    study = Study(Sweep.model_validate(content | {"readings": readings}), {})
+    rows = study._reading(study.sweep.base)
+    assert rows["eng_Latn"] == [f"what is {i}?" for i in range(4)]
+    assert rows["spa_Latn"] == [f"que es {i}?" for i in range(4)]
+    apart = study._reading(study.sweep.base.model_copy(update={"space": "apart"}))
+    numbers = {
+        code: [text.rstrip("?").split()[-1] for text in rows] for code, rows in apart.items()
+    }
+    assert numbers["eng_Latn"] != numbers["spa_Latn"]
+    assert sorted(numbers["eng_Latn"]) == sorted(numbers["spa_Latn"]) == list("012345")
+
+
+def test_answers_a_recipe_did_not_keep_are_named(content, tmp_path):
+    texts = [{code: f"{i} {code[:3]} is here." for code in LANGS} for i in range(4)]
+    sweep = Sweep.model_validate(
+        content
+        | {
+            "texts": lines(tmp_path / "texts.jsonl", texts),
+            "base": {"method": "finetune", "answers": "self"},
+        }
+    )
+    with pytest.raises(InputError, match="use method lens with losses self-translation"):
+        ablate(sweep, tmp_path / "out")
+    short = content["validation"] | {"kinds": content["answers"], "limit": 6}
+    (tmp_path / "kinds.txt").write_text("a\n")
+    short["kinds"] = str(tmp_path / "kinds.txt")
+    with pytest.raises(InputError, match="has 1 lines for 3 questions"):
+        ablate(Sweep.model_validate(content | {"validation": short}), tmp_path / "out2")
+
+
 def test_the_table_holds_every_level(content):
     sweep = Sweep.model_validate(content | {"runs": {"other": {}}, "seeds": [0, 1]})
     base, other = ([run for run in sweep.expand() if run.name == n] for n in ("base", "other"))
@@ -129,7 +249,11 @@ def test_the_table_holds_every_level(content):
     def record(values):
         return {
             "items": {"accuracy_in_language": values, "fidelity": values},
-            "languages": {"accuracy_in_language": {"eng_Latn": 0.5, "spa_Latn": 1.0}},
+            "languages": {
+                metric: {"eng_Latn": 0.5, "spa_Latn": 1.0}
+                for metric in ("accuracy_in_language", "fidelity")
+            },
+            "kinds": ["shared", "rare"],
             "pivot": "eng_Latn", "kl": {"mean": 0.25}, "seconds": {"training": 2.0},
         }  # fmt: skip
 
@@ -146,6 +270,11 @@ def test_the_table_holds_every_level(content):
     assert found[0].pivot == 0.5 and found[0].change is None
     text = table(found)
     assert "| other | 0.875" in text and "+0.500 (+0.500 to +0.500)" in text and "2 × 2" in text
+    assert found[1].kinds == {"shared": (0.75, 0.5, 1.0), "rare": (1.0, 1.0, 1.0)}
+    assert "| in language | shared | rare | change from base |" in text
+    assert "| other | 0.50 / 0.50 | 1.00 / 1.00 |" in tables(found)
+    against = summarise([(run, record([0.0, 0.5])) for run in (*base, *other)], against="other")
+    assert against[0].change == (0.0, 0.0, 0.0) and against[1].change is None
 
 
 def test_hierarchical_interval_covers_each_level():
@@ -169,10 +298,15 @@ def test_hierarchical_interval_covers_each_level():
         ({"grid": {"losses.rnk": [1]}}, None),
         ({"grid": {"losses.terms.4.weight": [1]}}, "no '4' here, expected one of 0"),
         ({"base": {"stride": 1}}, "stride"),
+        ({"base": {"dora": True}}, "give lora: RANK too"),
+        ({"grid": {"lora": [0]}}, "greater than or equal to 1"),
         ({"runs": {"x": {"space": "other"}}}, "expected one of the readings default"),
         ({"seeds": []}, "at least one"),
         ({"runs": {"base": {}}}, "is taken"),
         ({"models": "x"}, "models"),
+        ({"against": "mixed"}, "'mixed' is no setting, expected one of base"),
+        ({"runs": {"x": {"method": "checkpoint"}}}, "go together"),
+        ({"runs": {"x": {"strength": []}}}, "strength"),
     ],
 )
 def test_sweeps_that_do_not_fit_are_refused(content, tmp_path, changes, message):
@@ -237,6 +371,9 @@ def test_the_world_is_exported_as_a_users_files(tmp_path):
     for split in ("train", "validation"):
         said = read_parallel(out / "answers" / f"{split}.jsonl").rows["tur_Latn"]
         assert said == [q.answer for q in questions(split, "tur_Latn")]
+    kinds = (out / "kinds" / "test.txt").read_text().splitlines()
+    asked = questions("test", "spa_Latn")
+    assert kinds == ["English only" if q.english_only else "shared" for q in asked]
     assert (out / "chat" / "config.json").exists() and len(rows["eng_Latn"]) == 200
     refused = CliRunner().invoke(main, ["world", "export", "--out", str(out)])
     assert refused.exit_code == 2 and "exists already" in refused.output

@@ -45,11 +45,12 @@ def command(
         raise click.UsageError("Missing option '--out': the folder for the results.")
     from dataclasses import asdict
 
-    from lens.sweeps.ablation import ablate, table
+    from lens.sweeps.ablation import ablate
+    from lens.sweeps.summary import tables
 
     lines = ablate(read, out, split=split)
     if as_json:
         print_json([asdict(line) for line in lines])
         return
-    click.echo(table(lines))
+    click.echo(tables(lines))
     click.echo(f"\n{out}/runs.jsonl, table.md, results.json")

@@ -75,6 +75,7 @@ def evaluate(
     seed: int = 0,
     quiet: bool = False,
     around: Callable[[str], AbstractContextManager[Any]] = lambda _language: nullcontext(),
+    respond: Callable[[str, list[str]], list[str]] | None = None,
 ) -> Evaluation:
     """Answer prompts in several languages and score the answers.
 
@@ -102,6 +103,9 @@ def evaluate(
     around : callable
         Takes a language code; its context manager is entered while the prompts of that language
         are answered, such as steering to it.
+    respond : callable, optional
+        Takes a language code and its prompts and returns one answer each, instead of the model's
+        own greedy answers: a pipeline, or another program.
 
     Returns
     -------
@@ -110,7 +114,8 @@ def evaluate(
     Raises
     ------
     InputError
-        If there are no prompts, or references do not match the prompts.
+        If there are no prompts, references do not match the prompts, or ``respond`` gives another
+        number of answers.
     """
     from lens.data.languages import canonical
 
@@ -122,13 +127,23 @@ def evaluate(
         for code, rows in codes.items()
         for i, prompt in enumerate(rows)
     ]
+
+    def said(code: str, rows: list[str]) -> list[str]:
+        return generate(
+            model, tokenizer, rows, max_new_tokens=max_new_tokens, batch_size=batch_size,
+            chat=chat, label=f"Answering {code}", quiet=quiet,
+        )  # fmt: skip
+
     answers: list[str] = []
     for code, rows in codes.items():
         with around(code):
-            answers += generate(
-                model, tokenizer, rows, max_new_tokens=max_new_tokens, batch_size=batch_size,
-                chat=chat, label=f"Answering {code}", quiet=quiet,
-            )  # fmt: skip
+            given = (respond or said)(code, rows)
+        if len(given) != len(rows):
+            raise InputError(
+                f"respond gave {len(given)} answers to {len(rows)} prompts in {code}; expected one "
+                "a prompt"
+            )
+        answers += given
     found = judge.identify(answers)
     judged = outcomes(answers, items, identified=found)
     main = canonical(pivot) if pivot else None

@@ -47,6 +47,14 @@ class Geometry:
         step = {lang: vector.to(device) for lang, vector in self.step.items()}
         return Geometry(self.basis.to(device), self.agnostic.to(device), step)
 
+    def rescaled(self, like: Geometry) -> Geometry:
+        """Copy with steps in the same directions, of the lengths of another geometry's."""
+        step = {
+            lang: vector * (like.step[lang].norm() / vector.norm().clamp_min(1e-30))
+            for lang, vector in self.step.items()
+        }
+        return Geometry(self.basis, self.agnostic, step)
+
     def randomised(self, seed: int) -> Geometry:
         """Draw a random subspace of equal rank, with steps of equal length in random directions."""
         generator = torch.Generator().manual_seed(seed)

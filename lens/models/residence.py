@@ -92,10 +92,10 @@ class Heap:
     def tidy(self) -> None:
         """Give memory back if there is much more of it than after the last time."""
         libc = _libc()
-        if libc is None or not hasattr(libc, "malloc_trim") or _own_bytes() <= self._limit:
+        if libc is None or not hasattr(libc, "malloc_trim") or own_bytes() <= self._limit:
             return
         libc.malloc_trim(0)
-        self._limit = _own_bytes() * 5 // 4 + _SLACK
+        self._limit = own_bytes() * 5 // 4 + _SLACK
 
 
 def lying_in_files(tensors: Sequence[Tensor]) -> list[bool]:
@@ -124,7 +124,7 @@ def _file_spans() -> list[tuple[int, int]]:
     return [(int(low, 16), int(high, 16)) for low, high in ends]
 
 
-def _own_bytes() -> int:
+def own_bytes() -> int:
     """Resident bytes that no file holds."""
     try:
         _, resident, shared, *_ = Path("/proc/self/statm").read_text(encoding="ascii").split()

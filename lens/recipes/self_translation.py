@@ -7,8 +7,6 @@ only prompts and some parallel plain text that shows how to translate.
 
 from __future__ import annotations
 
-import random
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +15,7 @@ from lens.data.languages import canonical
 from lens.errors import InputError
 from lens.evaluate import generate, identifier
 from lens.models import ChatOptions
-
-_END = re.compile(r"[.!?。！？]+|\n")
+from lens.recipes.translating import Translator
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,92 +102,29 @@ def self_translate(
     Lens, arXiv 2410.04407.
     """
     main = canonical(pivot)
-    languages = [code for code in map(canonical, prompts) if code != main]
-    pool = _checked(texts, main, languages, examples, pair)
     asked = {canonical(code): list(rows) for code, rows in prompts.items()}
+    languages = [code for code in asked if code != main]
     if main not in asked or not languages:
         raise InputError(
             f"prompts: languages {', '.join(asked)}; expected the pivot {main} and at least one "
             "other"
         )
+    by = Translator(
+        translator or model, tokenizer, texts, languages=list(asked), examples=examples, pair=pair,
+        between=between, max_new_tokens=max_new_tokens, batch_size=batch_size, seed=seed,
+    )  # fmt: skip
     judge = identifier(name, [main, *languages], neutral=neutral)
     said = generate(
         model, tokenizer, asked[main], max_new_tokens=max_new_tokens, batch_size=batch_size,
         chat=chat, label=f"Answering {main}",
     )  # fmt: skip
-    nearest = _nearest(said, pool[main], examples, seed)
     answers: dict[str, list[str | None]] = {main: list(said)}
     kept = {}
     for code in languages:
-        contexts = [
-            _context(text, rows, pool[main], pool[code], pair, between)
-            for text, rows in zip(said, nearest, strict=True)
-        ]
-        made = generate(
-            translator or model, tokenizer, contexts, max_new_tokens=max_new_tokens,
-            batch_size=batch_size, chat=ChatOptions(template=False), label=f"Translating to {code}",
-        )  # fmt: skip
-        first = [_first_sentence(text) for text in made]
-        found = judge.identify(first)
+        made = by.translate(said, source=main, target=code)
+        found = judge.identify(made)
         answers[code] = [
-            text if text and lang == code else None for text, lang in zip(first, found, strict=True)
+            text if text and lang == code else None for text, lang in zip(made, found, strict=True)
         ]
-        kept[code] = sum(text is not None for text in answers[code]) / len(first)
+        kept[code] = sum(text is not None for text in answers[code]) / len(made)
     return SelfAnswers(answers, kept)
-
-
-def _checked(
-    texts: Mapping[str, Sequence[str]], pivot: str, languages: list[str], examples: int, pair: str
-) -> dict[str, list[str]]:
-    pool = {canonical(code): list(rows) for code, rows in texts.items()}
-    missing = [code for code in (pivot, *languages) if code not in pool]
-    if missing:
-        raise InputError(f"texts: no {', '.join(missing)}; expected every language of the prompts")
-    counts = {code: len(pool[code]) for code in (pivot, *languages)}
-    if len(set(counts.values())) > 1:
-        raise InputError(f"texts are not parallel, row counts are {counts}")
-    if not 1 <= examples <= counts[pivot]:
-        raise InputError(
-            f"examples: got {examples}, expected 1 to {counts[pivot]}, the rows of texts"
-        )
-    if "{source}" not in pair or not pair.endswith("{target}"):
-        raise InputError(f"pair: got {pair!r}, expected '{{source}}' and, at its end, '{{target}}'")
-    return pool
-
-
-def _words(text: str) -> set[str]:
-    return set(re.findall(r"\w+", text.casefold()))
-
-
-def _nearest(said: Sequence[str], pool: Sequence[str], k: int, seed: int) -> list[list[int]]:
-    """Rows of the pool that share most words with each text, the nearest last."""
-    rng = random.Random(seed)
-    have = [_words(text) for text in pool]
-    found = []
-    for text in said:
-        words = _words(text)
-        order = sorted(
-            range(len(pool)),
-            key=lambda i: (-len(words & have[i]) / max(1, len(words | have[i])), rng.random()),
-        )
-        found.append(order[:k][::-1])
-    return found
-
-
-def _context(
-    text: str,
-    rows: Sequence[int],
-    source: Sequence[str],
-    target: Sequence[str],
-    pair: str,
-    between: str,
-) -> str:
-    shown = [pair.format(source=source[i], target=target[i]) for i in rows]
-    asked = pair.removesuffix("{target}").format(source=text).rstrip()
-    return between.join([*shown, asked])
-
-
-def _first_sentence(text: str) -> str:
-    text = text.strip()
-    end = _END.search(text)
-    return text[: end.end()].strip() if end else text

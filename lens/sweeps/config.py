@@ -8,14 +8,22 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from lens.configs import problems, read_yaml
 from lens.errors import InputError
-from lens.lsm.config import LensConfig, resolve
+from lens.lsm.adapters import Lora
+from lens.lsm.config import LensConfig, Separate, resolve
+from lens.sweeps.keys import put
 
-METHODS = ("lens", "random", "diffmean", "finetune", "unchanged")
+Method = Literal[
+    "lens", "random", "shuffled", "diffmean", "finetune", "translate-first", "checkpoint",
+    "unchanged",
+]  # fmt: skip
+METHODS: tuple[Method, ...] = get_args(Method)
+UNSEEDED: tuple[Method, ...] = ("diffmean", "translate-first", "checkpoint", "unchanged")
 
 
 class _Frozen(BaseModel):
@@ -23,12 +31,25 @@ class _Frozen(BaseModel):
 
 
 class Reading(_Frozen):
-    """Where a language space is read: rows, role, pooling, number of rows."""
+    """Where a language space is read.
+
+    Attributes
+    ----------
+    data : str or None
+        Rows; the training prompts by default.
+    role, pooling : str
+        As in `lens.probe`.
+    limit : int or None
+        Rows per language.
+    parallel : bool
+        False draws each language's rows by itself, so that contents differ between languages.
+    """
 
     data: str | None = None
     role: Literal["text", "user", "assistant"] = "text"
     pooling: Literal["last", "mean", "weighted"] = "last"
     limit: int | None = Field(None, ge=2)
+    parallel: bool = True
 
 
 class Questions(_Frozen):
@@ -42,6 +63,8 @@ class Questions(_Frozen):
         JSONL of accepted answers, line i for question i; without it only fidelity is measured.
     neutral : str or None
         Text file of words that belong to no language, one a line, such as names.
+    kinds : str or None
+        Text file with the kind of question i in line i; the table then also shows each kind.
     """
 
     prompts: str
@@ -51,6 +74,7 @@ class Questions(_Frozen):
     batch_size: int = Field(64, ge=1)
     identifier: str = "default"
     neutral: str | None = None
+    kinds: str | None = None
 
 
 class Setting(_Frozen):
@@ -60,33 +84,89 @@ class Setting(_Frozen):
     ----------
     method : str
         ``"lens"``; ``"random"``, Lens with a random subspace and steps of equal length;
-        ``"diffmean"``, steering at ``layers`` by ``strength`` on prompt tokens; ``"finetune"``, the
-        same blocks tuned on ``answers``; ``"unchanged"``.
+        ``"shuffled"``, with a space read from rows whose language labels were shuffled within each
+        row, steps of equal length; ``"diffmean"``, steering at ``layers`` by ``strength`` on
+        prompt tokens; ``"finetune"``, the same blocks tuned on ``answers``;
+        ``"translate-first"``, by way of the pivot with the sweep's ``translator`` and ``texts``;
+        ``"checkpoint"``, another model; ``"unchanged"``.
     layers : str
         Blocks to train, or to steer at.
+    train : str
+        What of these blocks is trained, as in `lens.train`: ``"full"``, ``"attention"``, …
+    lora, lora_alpha, dora : int or None, int or None, bool
+        Rank, scale and form of adapters that are trained instead.
     losses : str or dict
         As in `lens.train`.
-    strength : float or dict
-        λ, for all languages or per language.
+    strength : float, dict or tuple of float
+        λ, for all languages, per language, or values from which each language's is chosen on the
+        validation questions (`lens.lsm.choose_strengths`).
+    max_drift : float
+        Largest drift of the pivot allowed to a chosen strength, nats.
     space : str
         Name of the reading.
     prompts : int or None
         Training prompts per language; all by default.
+    answers : {"given", "self", "questions"}
+        Answers to the prompts: the sweep's file; the model's own, translated by the sweep's
+        ``translator`` with ``texts`` as examples (`lens.recipes.self_translate`); or the pivot's
+        version of each prompt (`lens.recipes.question_translation`).
     without : tuple of str
         Languages that are neither in the subspace nor in training, but are asked.
+    checkpoint : str or None
+        Model of the method ``"checkpoint"``, such as one tuned on all languages.
     """
 
-    method: Literal["lens", "random", "diffmean", "finetune", "unchanged"] = "lens"
+    method: Method = "lens"
     layers: str = "-2:"
+    train: str = "full"
+    lora: int | None = Field(None, ge=1)
+    lora_alpha: int | None = Field(None, ge=1)
+    dora: bool = False
     losses: str | dict[str, Any] = "corrected"
-    strength: float | dict[str, float] = 1.0
+    strength: float | dict[str, float] | Annotated[tuple[float, ...], Field(min_length=1)] = 1.0
+    max_drift: float = Field(0.02, gt=0)
     space: str = "default"
     prompts: int | None = Field(None, ge=2)
+    answers: Literal["given", "self", "questions"] = "given"
     without: tuple[str, ...] = ()
+    checkpoint: str | None = None
+
+    @model_validator(mode="after")
+    def _has_checkpoint(self) -> Setting:
+        if (self.method == "checkpoint") != (self.checkpoint is not None):
+            raise ValueError('method "checkpoint" and the key checkpoint go together')
+        return self
+
+    @property
+    def chooses(self) -> bool:
+        """Whether strengths are chosen on validation: a list is given, and something takes them."""
+        steps = any(isinstance(term, Separate) for term in self.config().active)
+        trained = self.method in ("lens", "random", "shuffled") and steps
+        return isinstance(self.strength, tuple) and (trained or self.method == "diffmean")
+
+    @model_validator(mode="after")
+    def _whole(self) -> Setting:
+        if self.lora is None and (self.dora or self.lora_alpha):
+            raise ValueError("dora and lora_alpha are settings of adapters; give lora: RANK too")
+        return self
 
     def config(self) -> LensConfig:
         """Return the settings of the losses and the optimizer."""
         return resolve(self.losses)
+
+    @property
+    def adapter(self) -> Lora | None:
+        """Adapters to train, if any."""
+        return None if self.lora is None else Lora(self.lora, self.lora_alpha, self.dora)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what decides a run, as plain data; an alpha by default is the same as given."""
+        trained = {"train", "lora", "lora_alpha", "dora"}
+        found = self.model_dump(mode="json", exclude=trained)
+        if self.train != "full" or self.adapter is not None:  # else as before there were these keys
+            found["train"] = self.train
+            found["lora"] = None if self.adapter is None else self.adapter.to_dict()
+        return found
 
 
 class Sweep(_Frozen):
@@ -101,6 +181,9 @@ class Sweep(_Frozen):
     prompts, answers, texts : str
         Parallel training prompts; their answers (for ``finetune`` and `LanguageModel` terms) and
         plain text, where a setting needs them.
+    translator : str or None
+        Model that translates, with the same tokenizer, such as the base model; the model itself
+        by default.
     languages : tuple of str or None
         Those of the prompts by default.
     readings : dict of str to Reading
@@ -114,6 +197,8 @@ class Sweep(_Frozen):
         product is run. ``base`` alone is run first.
     runs : dict of str to dict
         Further runs by name: dotted keys to values, on top of ``base``.
+    against : str
+        Name of the setting that the table compares the others with.
     seeds : tuple of int
         Training seeds; each run is repeated with all of them.
     vary : dict of str to list
@@ -128,6 +213,7 @@ class Sweep(_Frozen):
     prompts: str
     answers: str | None = None
     texts: str | None = None
+    translator: str | None = None
     languages: tuple[str, ...] | None = None
     readings: dict[str, Reading] = {"default": Reading()}
     validation: Questions
@@ -135,6 +221,7 @@ class Sweep(_Frozen):
     base: Setting = Setting()
     grid: dict[str, list[Any]] = {}
     runs: dict[str, dict[str, Any]] = {}
+    against: str = "base"
     seeds: tuple[int, ...] = (0,)
     vary: dict[str, list[str]] = {}
 
@@ -145,6 +232,11 @@ class Sweep(_Frozen):
         empty = [key for key, values in {**self.grid, **self.vary}.items() if not values]
         if empty:
             raise ValueError(f"{', '.join(empty)}: expected at least one value")
+        if self.against not in self.settings():
+            raise ValueError(
+                f"against: '{self.against}' is no setting, expected one of "
+                f"{', '.join(self.settings())}"
+            )
         for run in self.expand():
             if run.setting.space not in self.readings:
                 raise ValueError(
@@ -209,10 +301,11 @@ class Run:
     def key(self, sweep: Sweep, split: str, inputs: Mapping[str, str]) -> str:
         """Hash of everything that decides the result: settings, data, model, how it is judged."""
         facts = {
-            "setting": self.setting.model_dump(mode="json"),
+            "setting": self.setting.facts(),
             "config": self.setting.config().model_dump(mode="json"),
-            "seed": 0 if self.setting.method in ("unchanged", "diffmean") else self.seed,
+            "seed": 0 if self.setting.method in UNSEEDED else self.seed,
             "split": split,
+            "chosen on": sweep.validation.model_dump(mode="json") if self.setting.chooses else None,
             "questions": getattr(sweep, split).model_dump(mode="json"),
             "reading": sweep.readings[self.setting.space].model_dump(mode="json"),
             "inputs": dict(inputs),
@@ -232,59 +325,27 @@ def read_sweep(path: str | Path) -> Sweep:
     try:
         return Sweep.model_validate(content)
     except ValidationError as error:
-        found = [f"{path}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        raise InputError("\n".join(found)) from None
+        found = problems(error, Sweep, content)
+        raise InputError("\n".join(f"{path}: {line}" for line in found)) from None
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-
-
-def read_yaml(path: str | Path) -> Any:
-    """Read a YAML file.
-
-    Raises
-    ------
-    InputError
-        If it is missing or no YAML.
-    """
-    import yaml
-
-    try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"no config file '{path}'; check the path") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not YAML: {error}") from None
 
 
 def changed(name: str, base: Mapping[str, Any], changes: Mapping[str, Any]) -> Setting:
     """Return a setting with dotted keys changed; ``name`` is for messages."""
     values = json.loads(json.dumps(base))
-    if isinstance(values["losses"], str) and any(key.startswith("losses.") for key in changes):
+    values["losses"] = changes.get("losses", values["losses"])  # then its keys, in any order
+    if any(key.startswith("losses.") for key in changes):
         values["losses"] = resolve(values["losses"]).model_dump(mode="json")
     for key, value in changes.items():
-        _put(values, key.split("."), value, f"run '{name}': {key}")
-    return Setting.model_validate(values)
-
-
-def _put(values: Any, keys: list[str], value: Any, where: str) -> None:
-    """Set a dotted key inside nested dicts and lists."""
-    for key in keys[:-1]:
-        values = _inside(values, key, where)
-    last = keys[-1]
-    if isinstance(values, list):
-        _inside(values, last, where)
-        values[int(last)] = value
-    else:
-        values[last] = value
-
-
-def _inside(values: Any, key: str, where: str) -> Any:
-    if isinstance(values, list) and key.isdigit() and int(key) < len(values):
-        return values[int(key)]
-    if isinstance(values, dict) and key in values:
-        return values[key]
-    known = range(len(values)) if isinstance(values, list) else values
-    raise InputError(f"{where}: no '{key}' here, expected one of {', '.join(map(str, known))}")
+        if key == "losses":
+            continue
+        put(values, key.split("."), value, f"run '{name}': {key}")
+    try:
+        return Setting.model_validate(values)
+    except ValidationError as error:
+        found = "; ".join(problems(error, Setting, values))
+        raise InputError(f"run '{name}': {found}") from None
 
 
 def _short(value: Any) -> str:

@@ -13,9 +13,11 @@ from lens.data import canonical, read_parallel
 from lens.errors import InputError
 from lens.evaluate import evaluate, pivot_kl
 from lens.evaluate.suite import Evaluation, read_references
+from lens.models import ChatOptions
 from lens.sweeps.config import Questions, fill
 
 Around = Callable[[str], AbstractContextManager[Any]]
+Respond = Callable[[str, list[str]], list[str]]
 METRICS = ("accuracy_in_language", "fidelity", "accuracy_any")
 
 
@@ -43,6 +45,8 @@ class Asked:
         What replaces the names in paths.
     split : str
         Written into results.
+    chat : ChatOptions, optional
+        Chat template flags.
 
     Raises
     ------
@@ -60,9 +64,10 @@ class Asked:
         languages: Sequence[str] | None = None,
         where: Mapping[str, str] | None = None,
         split: str = "validation",
+        chat: ChatOptions | None = None,
     ) -> None:
         self.questions, self.reference, self.tokenizer = questions, reference, tokenizer
-        self.pivot, self.split = canonical(pivot), split
+        self.pivot, self.split, self.chat = canonical(pivot), split, chat
         names = where or {}
         self.prompts = read_parallel(
             fill(questions.prompts, names), languages=languages, limit=questions.limit, min_rows=1
@@ -73,18 +78,35 @@ class Asked:
         if questions.references is not None:
             self.references = read_references(fill(questions.references, names))
         self.neutral = _words(questions, names)
+        self.kinds = _kinds(questions, names, len(self.prompts[self.pivot]))
 
-    def judge(self, model: Any, around: Around = unsteered) -> dict[str, Any]:
+    def require(self, languages: Sequence[str]) -> None:
+        """Refuse questions that lack a language.
+
+        Raises
+        ------
+        InputError
+            With the languages that were not asked.
+        """
+        missing = [lang for lang in languages if lang not in self.prompts]
+        if missing:
+            listed = ", ".join(missing)
+            raise InputError(f"the questions have no {listed}, which is trained; add them")
+
+    def judge(
+        self, model: Any, around: Around = unsteered, respond: Respond | None = None
+    ) -> dict[str, Any]:
         """Answer inside ``around(language)``: shares per item and language, and the drift."""
         how = self.questions
         found = evaluate(
             model, self.tokenizer, prompts=self.prompts, references=self.references,
             pivot=self.pivot, identifier=how.identifier, neutral=self.neutral, split=self.split,
             batch_size=how.batch_size, max_new_tokens=how.max_new_tokens, around=around,
+            chat=self.chat, respond=respond,
         )  # fmt: skip
         drift = pivot_kl(
             self.reference, model, self.tokenizer, self.prompts[self.pivot],
-            batch_size=how.batch_size, steered=lambda: around(self.pivot),
+            batch_size=how.batch_size, steered=lambda: around(self.pivot), chat=self.chat,
         )  # fmt: skip
         metrics = METRICS if self.references is not None else ("fidelity",)
         return {
@@ -94,6 +116,7 @@ class Asked:
                 for metric in metrics
             },
             "pivot": self.pivot,
+            "kinds": self.kinds,
             "kl": {"mean": drift.mean, "low": drift.low, "high": drift.high, "n": drift.n},
             "identifier": found.about["identifier"],
         }
@@ -105,25 +128,30 @@ class Asked:
 
 
 def average(found: Mapping[str, Any], metric: str, languages: Sequence[str]) -> float:
-    """Mean of a metric over languages.
-
-    Raises
-    ------
-    InputError
-        If a language was not asked.
-    """
-    shares = found["languages"][metric]
-    missing = [lang for lang in languages if lang not in shares]
-    if missing:
-        raise InputError(f"the questions have no {', '.join(missing)}, which is trained; add them")
-    return float(np.mean([shares[lang] for lang in languages]))
+    """Mean of a metric over languages."""
+    return float(np.mean([found["languages"][metric][lang] for lang in languages]))
 
 
 def _words(questions: Questions, where: Mapping[str, str]) -> list[str]:
-    if questions.neutral is None:
-        return []
-    path = fill(questions.neutral, where)
+    return _text("neutral", questions.neutral, where).split()
+
+
+def _kinds(questions: Questions, where: Mapping[str, str], count: int) -> list[str]:
+    """Kind of every question asked, or none."""
+    found = _text("kinds", questions.kinds, where).splitlines()
+    if found and len(found) < count:
+        raise InputError(
+            f"kinds: {questions.kinds} has {len(found)} lines for {count} questions; expected one "
+            "a question"
+        )
+    return found[:count]
+
+
+def _text(what: str, path: str | None, where: Mapping[str, str]) -> str:
+    if path is None:
+        return ""
+    place = fill(path, where)
     try:
-        return Path(path).read_text(encoding="utf-8").split()
+        return Path(place).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"neutral: cannot read '{path}': {error}") from None
+        raise InputError(f"{what}: cannot read '{place}': {error}") from None

@@ -1,23 +1,25 @@
-"""Run settings one after the other on one model, sharing spaces and cached prefixes."""
+"""One model of a sweep with its data; settings share spaces, answers and cached prefixes."""
 
 from __future__ import annotations
 
+import random
 import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lens.data import canonical, read_parallel
 from lens.errors import InputError
 from lens.lsm import LensTrainer
-from lens.lsm.finetuning import finetune
-from lens.lsm.geometry import geometries
 from lens.models import load
 from lens.probing import probe
+from lens.recipes import Translator, question_translation, self_translate
 from lens.space import Space
-from lens.steering import diffmean_rules, steer
 from lens.sweeps.config import Run, Setting, Sweep, fill
-from lens.sweeps.judging import Around, Asked, unsteered
+from lens.sweeps.judging import Asked
+from lens.sweeps.methods import prepare
+
+Rows = dict[str, list[str]]
+Answers = Mapping[str, Sequence[str | None]]
 
 
 class Study:
@@ -38,131 +40,170 @@ class Study:
 
     def __init__(self, sweep: Sweep, where: Mapping[str, str]) -> None:
         self.sweep, self.where = sweep, dict(where)
-        name = fill(sweep.model, where)
-        self.model, self.tokenizer = load(name, dtype=sweep.dtype, device=sweep.device)
-        self.reference, _ = load(name, dtype=sweep.dtype, device=sweep.device)
+        self.model, self.tokenizer = self._load(sweep.model)
+        self.reference, _ = self._load(sweep.model)
         self.pivot = canonical(sweep.pivot)
         self.prompts = self._rows(sweep.prompts)
-        self.spaces: dict[tuple[Any, ...], Space] = {}
-        self.trainers: dict[tuple[Any, ...], LensTrainer] = {}
-        self.asked: dict[str, Asked] = {}
+        self._made: dict[Any, Any] = {}
+        self.releases: list[Callable[[], None]] = []  # take adapters off again
 
     def run(self, run: Run, split: str) -> dict[str, Any]:
         """Do what the run says, judge it, put the model back, and return its record."""
         started = time.perf_counter()
-        around, log = self._prepare(run)
-        trained = time.perf_counter()
         try:
-            record = self._asked(split).judge(self.model, around)
+            made = prepare(self, run)
+            trained = time.perf_counter()
+            model = self.model if made.model is None else made.model
+            record = self.asked(split).judge(model, made.around, made.respond)
         finally:
             self._restore()
         record["seconds"] = {
             "training": trained - started, "judging": time.perf_counter() - trained
         }  # fmt: skip
-        return record | {"log": log}
+        return record | {"log": made.log, "strength": made.strength}
 
-    def _prepare(self, run: Run) -> tuple[Around, dict[str, float]]:
-        setting, config = run.setting, run.setting.config()
-        if setting.method == "unchanged":
-            return unsteered, {}
-        if setting.method == "diffmean":
-            return self._steering(setting), {}
-        if setting.method == "finetune":
-            asked = self._training_prompts(setting)
-            given = {k: v[: setting.prompts] for k, v in self._answers(setting).items()}
-            log = finetune(
-                self.model, self.tokenizer, asked, {k: given.get(k, []) for k in asked},
-                layers=setting.layers, config=config, seed=run.seed,
-            )  # fmt: skip
-            return unsteered, log[-1]
-        trainer = self._trainer(setting)
-        where = None
-        if setting.method == "random":
-            true = geometries(trainer.space, config.subspace_sites, config)
-            where = {site: geometry.randomised(run.seed) for site, geometry in true.items()}
-        result = trainer.run(config, strength=setting.strength, seed=run.seed, geometry=where)
-        return unsteered, result.log[-1]
-
-    def _steering(self, setting: Setting) -> Around:
-        space = self._space(setting)
-
-        def around(language: str) -> AbstractContextManager[Any]:
-            if language == self.pivot or language not in space.languages:
-                return nullcontext()
-            given = setting.strength
-            by_code = {canonical(k): v for k, v in given.items()} if isinstance(given, dict) else {}
-            strength = by_code.get(language, 0.0) if isinstance(given, dict) else given
-            rules = diffmean_rules(
-                space, language, layers=setting.layers, strength=strength, apply="prompt"
-            )
-            return steer(self.model, rules)
-
-        return around
-
-    def _asked(self, split: str) -> Asked:
-        if split not in self.asked:
-            self.asked[split] = Asked(
+    def asked(self, split: str) -> Asked:
+        """Return the questions of a split."""
+        key = ("asked", split)
+        if key not in self._made:
+            self._made[key] = Asked(
                 getattr(self.sweep, split), self.reference, self.tokenizer, pivot=self.pivot,
                 languages=self.sweep.languages, where=self.where, split=split,
             )  # fmt: skip
-        return self.asked[split]
+        found: Asked = self._made[key]
+        return found
 
-    def _restore(self) -> None:
-        """Give the model the weights of the untouched copy again."""
-        self.model.load_state_dict(self.reference.state_dict())
+    def space(self, setting: Setting) -> Space:
+        """Language space of a setting, from the untouched model."""
+        reading = self.sweep.readings[setting.space]
+        rows = setting.prompts if reading.data is None else None
+        key = ("space", setting.space, setting.without, rows)
+        if key not in self._made:
+            self._made[key] = self._probe(setting, self._reading(setting))
+        found: Space = self._made[key]
+        return found
 
-    def _training_prompts(self, setting: Setting) -> dict[str, list[str]]:
+    def shuffled(self, setting: Setting, seed: int) -> Space:
+        """Return a space of the same rows with the languages of each row shuffled (a null)."""
+        rows = self._reading(setting)
+        count = min(map(len, rows.values()))
+        rng = random.Random(seed)
+        drawn = [rng.sample(list(rows), len(rows)) for _ in range(count)]
+        mixed = {
+            code: [rows[order[place]][i] for i, order in enumerate(drawn)]
+            for place, code in enumerate(rows)
+        }
+        return self._probe(setting, mixed)
+
+    def trainer(self, setting: Setting) -> LensTrainer:
+        """Return a trainer with the prefixes that a setting needs; settings alike share one."""
+        config = setting.config()
+        kinds = {getattr(term, "rows", None) for term in config.active}
+        answers = setting.answers if "answers" in kinds else None
+        key = (
+            "trainer", setting.layers, setting.train, setting.adapter, config.sites,
+            config.references, setting.space, setting.prompts, setting.without, "text" in kinds,
+            answers,
+        )  # fmt: skip
+        if key not in self._made:
+            asked, given = self.training_prompts(setting), None
+            if answers is not None:
+                asked, given = self.supervised(setting)
+            texts = self._optional("texts") if "text" in kinds else {}
+            self._made[key] = LensTrainer(
+                self.model, self.tokenizer, self.space(setting), asked,
+                layers=setting.layers, train=setting.train, lora=setting.adapter,
+                sites=config.sites, references=config.references,
+                texts={k: v for k, v in texts.items() if k in asked and k != self.pivot} or None,
+                answers=given,
+            )  # fmt: skip
+        found: LensTrainer = self._made[key]
+        return found
+
+    def training_prompts(self, setting: Setting) -> Rows:
+        """Prompts of the languages that are trained."""
         left_out = {canonical(code) for code in setting.without}
         if self.pivot in left_out:
             raise InputError(f"without: the pivot {self.pivot} cannot be left out of training")
         return {k: v[: setting.prompts] for k, v in self.prompts.items() if k not in left_out}
 
-    def _space(self, setting: Setting) -> Space:
-        reading = self.sweep.readings[setting.space]
-        key = (setting.space, setting.without, setting.prompts if reading.data is None else None)
-        if key not in self.spaces:
-            rows = self._training_prompts(setting)
-            prompts = dict(rows)
-            if reading.data is not None:
-                rows = {k: v for k, v in self._rows(reading.data).items() if k in rows}
-            rows = {k: v[: reading.limit] for k, v in rows.items()}
-            self.spaces[key] = probe(
-                self.model, self.tokenizer, rows, pivot=self.pivot, role=reading.role,
-                pooling=reading.pooling, prompts=prompts if reading.role == "assistant" else None,
-            )  # fmt: skip
-        return self.spaces[key]
+    def supervised(self, setting: Setting) -> tuple[Rows, Answers]:
+        """Prompts and their answers: those given, or those that a recipe makes, once."""
+        asked = self.training_prompts(setting)
+        if setting.answers == "given":
+            answers = self._optional("answers")
+            if any(len(rows) != len(self.prompts[code]) for code, rows in answers.items()):
+                raise InputError("answers: expected one line per line of prompts")
+            return asked, {k: v[: setting.prompts] for k, v in answers.items() if k in asked}
+        key = ("answers", setting.answers)
+        if key not in self._made:
+            self._made[key] = self._self_made(setting.answers)
+        prompts, answers = self._made[key]
+        return (
+            {code: prompts[code][: setting.prompts] for code in asked},
+            {code: answers[code][: setting.prompts] for code in asked},
+        )
 
-    def _trainer(self, setting: Setting) -> LensTrainer:
-        config = setting.config()
-        kinds = {getattr(term, "rows", None) for term in config.active}
-        key = (
-            setting.layers, config.sites, config.references, setting.space, setting.prompts,
-            setting.without, "text" in kinds, "answers" in kinds,
+    def translator(self) -> Translator:
+        """Model and examples that translate."""
+        if ("translator",) not in self._made:
+            path = self.sweep.translator
+            model = self.model if path is None else self._load(path)[0]
+            how = self.sweep.validation
+            self._made[("translator",)] = Translator(
+                model, self.tokenizer, self._optional("texts"), languages=list(self.prompts),
+                max_new_tokens=how.max_new_tokens, batch_size=how.batch_size,
+            )  # fmt: skip
+        found: Translator = self._made[("translator",)]
+        return found
+
+    def _self_made(self, recipe: str) -> tuple[Rows, Answers]:
+        how = self.sweep.validation
+        if recipe == "questions":
+            made = question_translation(
+                self.model, self.tokenizer, self.prompts, pivot=self.pivot,
+                max_new_tokens=how.max_new_tokens, batch_size=how.batch_size,
+            )  # fmt: skip
+            return made.prompts, made.answers
+        by = self.translator()
+        said = self_translate(
+            self.model, self.tokenizer, self.prompts, by.pool, pivot=self.pivot,
+            translator=by.model, neutral=self.asked("validation").neutral, name=how.identifier,
+            max_new_tokens=how.max_new_tokens, batch_size=how.batch_size,
         )  # fmt: skip
-        if key not in self.trainers:
-            asked = self._training_prompts(setting)
-            texts = self._optional("texts") if "text" in kinds else {}
-            answers = self._answers(setting) if "answers" in kinds else {}
-            self.trainers[key] = LensTrainer(
-                self.model, self.tokenizer, self._space(setting), asked,
-                layers=setting.layers, sites=config.sites, references=config.references,
-                texts={k: v for k, v in texts.items() if k in asked and k != self.pivot} or None,
-                answers={k: v[: setting.prompts] for k, v in answers.items() if k in asked} or None,
-            )  # fmt: skip
-        return self.trainers[key]
+        return self.prompts, said.answers
 
-    def _answers(self, setting: Setting) -> dict[str, list[str]]:
-        answers = self._optional("answers")
-        if any(len(rows) != len(self.prompts[code]) for code, rows in answers.items()):
-            raise InputError("answers: expected one line per line of prompts")
-        return answers
+    def _probe(self, setting: Setting, rows: Rows) -> Space:
+        reading = self.sweep.readings[setting.space]
+        prompts = self.training_prompts(setting) if reading.role == "assistant" else None
+        return probe(
+            self.model, self.tokenizer, rows, pivot=self.pivot, role=reading.role,
+            pooling=reading.pooling, prompts=prompts,
+        )  # fmt: skip
 
-    def _optional(self, name: str) -> dict[str, list[str]]:
+    def _reading(self, setting: Setting) -> Rows:
+        """Rows from which a setting's space is read."""
+        reading, rows = self.sweep.readings[setting.space], self.training_prompts(setting)
+        if reading.data is not None:
+            rows = {k: v for k, v in self._rows(reading.data).items() if k in rows}
+        if not reading.parallel:
+            rows = {k: random.Random(k).sample(v, len(v)) for k, v in rows.items()}
+        return {k: v[: reading.limit] for k, v in rows.items()}
+
+    def _restore(self) -> None:
+        """Give the model the weights of the untouched copy again, without adapters."""
+        while self.releases:
+            self.releases.pop()()
+        self.model.load_state_dict(self.reference.state_dict())
+
+    def _load(self, path: str) -> tuple[Any, Any]:
+        return load(fill(path, self.where), dtype=self.sweep.dtype, device=self.sweep.device)
+
+    def _optional(self, name: str) -> Rows:
         path = getattr(self.sweep, name)
         if path is None:
             raise InputError(f"a setting needs {name}; name their file under '{name}:'")
         return self._rows(path)
 
-    def _rows(self, path: str) -> dict[str, list[str]]:
-        languages = self.sweep.languages
-        return read_parallel(fill(path, self.where), languages=languages).rows
+    def _rows(self, path: str) -> Rows:
+        return read_parallel(fill(path, self.where), languages=self.sweep.languages).rows

@@ -26,7 +26,8 @@ def export(out: str | Path, *, models: str | Path | None = None, force: bool = F
     out : str or Path
         Folder to make. It will hold ``base``, ``chat`` and ``mixed`` (Hugging Face checkpoints),
         ``prompts``, ``answers`` and ``references`` (one JSONL a split, one key per language, line
-        i about the same fact everywhere), ``text.jsonl`` and ``names.txt``.
+        i about the same fact everywhere), ``kinds`` (a text a split, line i whether the world's
+        text states fact i in every language or in English only), ``text.jsonl`` and ``names.txt``.
     models : str or Path, optional
         Folder of ``lens world train``; the shipped models by default.
     force : bool
@@ -52,10 +53,12 @@ def export(out: str | Path, *, models: str | Path | None = None, force: bool = F
             _parallel(folder / "answers" / f"{split}.jsonl", asked, lambda q: q.answer)
             accepted = (dict(q.accepted) for q in asked[LANGUAGES[0]])
             _lines(folder / "references" / f"{split}.jsonl", accepted)
+            kinds = ("English only" if q.english_only else "shared" for q in asked[LANGUAGES[0]])
+            _text(folder / "kinds" / f"{split}.txt", kinds)
         texts = {code: text(code, TEXT_ROWS) for code in LANGUAGES}
         rows = ({code: texts[code][i] for code in LANGUAGES} for i in range(TEXT_ROWS))
         _lines(folder / "text.jsonl", rows)
-        (folder / "names.txt").write_text("\n".join(PEOPLE) + "\n", encoding="utf-8")
+        _text(folder / "names.txt", PEOPLE)
         names = sorted(path.name for path in folder.iterdir())
     return names
 
@@ -80,6 +83,9 @@ def _parallel(
 
 
 def _lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    _text(path, (json.dumps(row, ensure_ascii=False) for row in rows))
+
+
+def _text(path: Path, rows: Iterable[str]) -> None:
     path.parent.mkdir(exist_ok=True)
-    content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    path.write_text(content, encoding="utf-8")
+    path.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
