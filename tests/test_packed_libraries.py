@@ -1,4 +1,4 @@
-"""Models packed by GPTQ, AWQ, torchao and Quanto themselves, as a frozen prefix, on a CPU."""
+"""Models packed by GPTQModel and Quanto themselves, as a frozen prefix, on a CPU."""
 
 import importlib.util
 import random
@@ -20,8 +20,6 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 WIDTH = 64
 LIBRARY = {
     "gptq": "gptqmodel",
-    "awq": "gptqmodel",
-    "torchao": "torchao",
     "quanto": "optimum.quanto",
 }
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])
@@ -51,18 +49,18 @@ def folder(kind, tmp_path_factory):
     net = tiny.model("llama", hidden_size=WIDTH, intermediate_size=128)
     net.save_pretrained(path)
     tiny.tokenizer().save_pretrained(path)
-    if kind in ("gptq", "awq"):
+    if kind == "gptq":
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("GPTQMODEL_CPU_WORKERS", "2")
-            return calibrated(kind, path, tmp_path_factory.mktemp("packed"))
+            return calibrated(path, tmp_path_factory.mktemp("packed"))
     return path
 
 
-def calibrated(kind, path, out):
+def calibrated(path, out):
     from gptqmodel import GPTQModel, QuantizeConfig
 
-    how = {"quant_method": "awq", "format": "gemm"} if kind == "awq" else {"desc_act": False}
-    net = GPTQModel.load(str(path), QuantizeConfig(bits=4, group_size=32, **how), device="cpu")
+    how = QuantizeConfig(bits=4, group_size=32, desc_act=False)
+    net = GPTQModel.load(str(path), how, device="cpu")
     rng = random.Random(0)
     rows = [torch.tensor([[rng.randrange(5, 280) for _ in range(20)]]) for _ in range(16)]
     net.quantize([{"input_ids": r, "attention_mask": torch.ones_like(r)} for r in rows])
@@ -79,16 +77,10 @@ def packed(kind, folder):
         TorchAoConfig,
     )
 
-    if kind == "torchao":
-        from torchao.quantization import Int8WeightOnlyConfig
-
-        config = TorchAoConfig(Int8WeightOnlyConfig())
-    else:
-        config = {
-            "gptq": lambda: GPTQConfig(bits=4, backend="torch"),
-            "awq": lambda: AwqConfig(bits=4, group_size=32, backend="torch_awq"),
-            "quanto": lambda: QuantoConfig(weights="int8"),
-        }[kind]()
+    config = {
+        "gptq": lambda: GPTQConfig(bits=4, backend="torch"),
+        "quanto": lambda: QuantoConfig(weights="int8"),
+    }[kind]()
     return AutoModelForCausalLM.from_pretrained(
         folder, quantization_config=config, device_map="cpu", dtype=torch.float32
     ).eval()
