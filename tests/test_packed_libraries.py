@@ -71,10 +71,8 @@ def calibrated(path, out):
 def packed(kind, folder):
     from transformers import (
         AutoModelForCausalLM,
-        AwqConfig,
         GPTQConfig,
         QuantoConfig,
-        TorchAoConfig,
     )
 
     config = {
