@@ -21,6 +21,7 @@ BENCHMARKS = (
     "moments",
     "weights",
     "lens_step",
+    "plan",
 )
 
 
