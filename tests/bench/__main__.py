@@ -21,6 +21,7 @@ BENCHMARKS = (
     "moments",
     "weights",
     "lens_step",
+    "plan",
 )
 LONG = ("lens_1b",)  # a quarter of an hour: run only when they are named
 
