@@ -9,16 +9,16 @@ from pathlib import Path
 from tests.bench.common import Row, child, side_by_side
 
 OVERHEAD = 1.03
-ROWS = [f"{i}: " + "words that say something, " * 2 for i in range(24)]
 
 
 def run() -> Iterator[Row]:
     """Rows of the table."""
-    yield from overhead()
+    yield from overhead(width=1024, blocks=6, rows=12)
+    yield from overhead(width=512, blocks=8, rows=24)
     yield from memory()
 
 
-def overhead() -> Iterator[Row]:
+def overhead(*, width: int, blocks: int, rows: int) -> Iterator[Row]:
     """Seconds of `capture`, tokenizing included, over those of the same batches run bare."""
     import torch
 
@@ -28,13 +28,14 @@ def overhead() -> Iterator[Row]:
     from tests import tiny
 
     model = tiny.model(
-        "llama", hidden_size=512, intermediate_size=1408, num_hidden_layers=8,
+        "llama", hidden_size=width, intermediate_size=width * 11 // 4, num_hidden_layers=blocks,
         num_attention_heads=8, num_key_value_heads=8,
     )  # fmt: skip
+    texts = [f"{i}: " + "words that say something, " * 2 for i in range(rows)]
     tokenizer = tiny.tokenizer()
     locate(model)
-    rows = sorted(encode(tokenizer, ROWS), key=lambda row: len(row.ids))
-    batches = [pad(rows[i : i + 8]) for i in range(0, len(rows), 8)]
+    encoded = sorted(encode(tokenizer, texts), key=lambda row: len(row.ids))
+    batches = [pad(encoded[i : i + 8]) for i in range(0, rows, 8)]
 
     def bare() -> None:
         with torch.no_grad():
@@ -47,20 +48,21 @@ def overhead() -> Iterator[Row]:
                 model.base_model(**forward_arguments(model, tensors))
 
     def captured() -> None:
-        capture(model, tokenizer, ROWS, batch_size=8)
+        capture(model, tokenizer, texts, batch_size=8)
 
     def journalled() -> None:
         with tempfile.TemporaryDirectory(prefix="lens-bench-") as folder:
             journal = Journal(Path(folder) / "work")
-            capture_sets(model, tokenizer, {"": ROWS}, batch_size=8, journal=journal)
+            capture_sets(model, tokenizer, {"": texts}, batch_size=8, journal=journal)
 
     mine, safe, theirs = side_by_side(captured, journalled, bare, turns=5, each=2, settle=0)
-    tokens = sum(len(row.ids) for row in rows)
+    tokens = sum(len(row.ids) for row in encoded)
     what = (
-        f"{len(ROWS)} rows, {tokens} tokens, 8 blocks of width 512, 9 sites, medians of 10, "
+        f"{rows} rows, {tokens} tokens, {blocks} blocks, {blocks + 1} sites, medians of 10, "
         "tokenizing and pooling included"
     )
-    for name, seconds in (("capture", mine), ("capture that can be resumed", safe)):
+    for kind, seconds in (("capture", mine), ("capture that can be resumed", safe)):
+        name = f"{kind}, width {width}"
         detail = f"{seconds * 1e3:.0f} ms against {theirs * 1e3:.0f} ms: {what}"
         limit = f"<= {OVERHEAD}"
         yield Row(name, "bare forward without head", seconds / theirs, limit, detail)
