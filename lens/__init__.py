@@ -9,8 +9,8 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_MODULES = ("data", "errors", "evaluate", "losses", "lsm", "metrics", "models", "neurons",
-            "recipes", "report", "resample", "space", "stats", "steering", "subspace", "sweeps",
+_MODULES = ("checking", "data", "errors", "evaluate", "losses", "lsm", "metrics", "models",
+            "neurons", "recipes", "report", "resample", "space", "stats", "steering", "subspace", "sweeps",
             "tensors", "weights", "world")  # fmt: skip
 _NAMES = {
     "probe": "lens.probing",

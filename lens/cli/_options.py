@@ -94,6 +94,18 @@ def model_options(function: F) -> F:
     return function
 
 
+def part_options(function: F) -> F:
+    """Which part of a data set, and what to do with rows that lack a language."""
+    for decorate in (
+        click.option("--incomplete", type=click.Choice(["refuse", "drop"]), default="refuse",
+                     show_default=True, help="Rows that are empty in some language."),
+        click.option("--column", help="Field of text, where a language has several."),
+        click.option("--split", help="Split of a data set, where it has several."),
+    ):  # fmt: skip
+        function = decorate(function)
+    return function
+
+
 def chat_options(function: F) -> F:
     """How prompts meet the chat template."""
     for decorate in (
