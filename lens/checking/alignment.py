@@ -1,11 +1,15 @@
-"""Does row i say the same in two languages? Judged by lengths, numbers and question marks.
+"""Does row i say the same in two languages? Judged without knowing either.
 
-No translation is needed: a translation is about as long as its source, keeps its numbers, and asks
-where it asks. Each pair of rows gets a score; rows that were shifted against each other fit better
-one row further, and rows that are not parallel fit no better than rows far apart.
+A translation is about as long as its source, keeps its numbers and many names, and asks where it
+asks. Each pair of rows gets a score; rows that were shifted against each other fit better one row
+further, and rows that are not parallel fit no better than rows far apart. Before rows are called
+not parallel, a second test must agree: rows that resemble each other in one language should
+resemble each other in the other (see `kernel_z`).
 """
 
 import re
+import zlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,11 +26,18 @@ T_SHIFTED = 5.0
 """How many standard errors better a shift must fit, in a window of rows."""
 T_PARALLEL = 3.0
 """How many standard errors better a row must fit its partner than rows far away."""
+Z_PARALLEL = 4.0
+"""Or how far the resemblance of rows must agree between languages, in standard deviations."""
 _WINDOW = 50
 _REACH = 3
 _ROLLS = 8
 _ODD = np.log(3.0)
 _NUMBERS = re.compile(r"\d+")
+_WORDS = re.compile(r"[^\W\d_]{3,}")
+_COMMON = 0.1  # a word in more rows than this tells nothing about which row it is
+_KERNEL_ROWS = 400
+_KERNEL_WIDTH = 4096
+_PERMUTATIONS = 100
 _QUESTIONS = ("?", "？", "؟", "՞", "።?")
 
 Floats = NDArray[np.float64]
@@ -40,14 +51,14 @@ class Features:
     ----------
     length : ndarray
         (n,) standardised logarithm of the number of characters.
-    numbers : tuple of frozenset
-        Numbers in digits of any script.
+    anchors : tuple of frozenset
+        Numbers in digits of any script, and words that both languages have, such as names.
     asks : ndarray
         (n,) whether there is a question mark.
     """
 
     length: Floats
-    numbers: tuple[frozenset[int], ...]
+    anchors: tuple[frozenset[int | str], ...]
     asks: NDArray[np.bool_]
 
 
@@ -61,14 +72,33 @@ class Shift:
     t: float
 
 
-def features(rows: Sequence[str]) -> Features:
-    """Describe rows by what translation keeps."""
+def features(pivot: Sequence[str], rows: Sequence[str]) -> tuple[Features, Features]:
+    """Describe rows of two languages by what translation keeps."""
+    words = [[set(_WORDS.findall(row.casefold())) for row in side] for side in (pivot, rows)]
+    counts = [Counter(word for found in side for word in found) for side in words]
+    most = max(1.0, _COMMON * len(rows))
+    shared = {
+        word
+        for word in counts[0].keys() & counts[1].keys()
+        if max(counts[0][word], counts[1][word]) <= most
+    }
+    first, second = (
+        _described(side, [found & shared for found in said])
+        for side, said in zip((pivot, rows), words, strict=True)
+    )
+    return first, second
+
+
+def _described(rows: Sequence[str], names: Sequence[set[str]]) -> Features:
     logs = np.array([np.log1p(len(row.strip())) for row in rows])
     # Rows of one template differ little; the floor keeps their noise from being blown up.
     length = (logs - logs.mean()) / max(float(logs.std()), 0.2)
-    numbers = tuple(frozenset(map(int, _NUMBERS.findall(row))) for row in rows)
+    anchors: tuple[frozenset[int | str], ...] = tuple(
+        frozenset([*map(int, _NUMBERS.findall(row)), *found])
+        for row, found in zip(rows, names, strict=True)
+    )
     asks = np.array([any(mark in row for mark in _QUESTIONS) for row in rows])
-    return Features(length, numbers, asks)
+    return Features(length, anchors, asks)
 
 
 def fit(pivot: Features, other: Features, partner: NDArray[np.int_]) -> Floats:
@@ -85,14 +115,14 @@ def fit(pivot: Features, other: Features, partner: NDArray[np.int_]) -> Floats:
     -------
     ndarray
         (n,) scores, NaN where there is no partner: minus the difference of lengths (at most 2),
-        plus 1 for the same numbers to minus 1 for different ones, minus 1/2 where one asks.
+        plus 1 for the same anchors to minus 1 for different ones, minus 1/2 where one asks.
     """
     here = np.flatnonzero(partner >= 0)
     there = partner[here]
     score = -np.minimum(np.abs(pivot.length[here] - other.length[there]), 2.0)
     score -= 0.5 * (pivot.asks[here] != other.asks[there])
     for place, (i, j) in enumerate(zip(here, there, strict=True)):
-        a, b = pivot.numbers[i], other.numbers[j]
+        a, b = pivot.anchors[i], other.anchors[j]
         if a or b:
             score[place] += 2 * len(a & b) / len(a | b) - 1
     out = np.full(len(partner), np.nan)
@@ -131,6 +161,52 @@ def parallel_t(pivot: Features, other: Features) -> float | None:
     return _t(fit(pivot, other, rows) - null)
 
 
+def kernel_z(pivot: Sequence[str], rows: Sequence[str]) -> float:
+    """Agreement of two languages on which rows resemble each other.
+
+    Parameters
+    ----------
+    pivot, rows : sequence of str
+        Equally many rows.
+
+    Returns
+    -------
+    float
+        Standard deviations above the agreement under random orders of the rows.
+
+    Notes
+    -----
+    The Hilbert-Schmidt independence criterion (Gretton et al. 2005): tr(K H L H) with cosine
+    kernels K, L over hashed runs of four bytes and centring H, against 100 permutations.
+    """
+    n = len(rows)
+    where = [i * n // _KERNEL_ROWS for i in range(_KERNEL_ROWS)] if n > _KERNEL_ROWS else range(n)
+    a, b = (_kernel([side[i] for i in where]) for side in (pivot, rows))
+    generator = np.random.default_rng(0)
+    null = []
+    for _ in range(_PERMUTATIONS):
+        order = generator.permutation(len(b))
+        null.append(float((a * b[np.ix_(order, order)]).sum()))
+    spread = float(np.std(null))
+    return (float((a * b).sum()) - float(np.mean(null))) / spread if spread > 0 else 0.0
+
+
+def _kernel(rows: Sequence[str]) -> Floats:
+    """Centred cosines between rows over hashed runs of bytes, weighted by how rare they are."""
+    table = np.zeros((len(rows), _KERNEL_WIDTH))
+    for i, row in enumerate(rows):
+        text = f" {row.casefold()} ".encode()
+        for j in range(len(text) - 3):
+            table[i, zlib.crc32(text[j : j + 4]) % _KERNEL_WIDTH] += 1.0
+    table = np.log1p(table) * np.log(len(rows) / np.maximum(1, (table > 0).sum(axis=0)))
+    table /= np.maximum(np.linalg.norm(table, axis=1, keepdims=True), 1e-12)
+    cosines = table @ table.T
+    np.fill_diagonal(cosines, 0.0)  # a row resembles itself in any order
+    centred: Floats = cosines - cosines.mean(axis=0) - cosines.mean(axis=1)[:, None]
+    centred += cosines.mean()
+    return centred
+
+
 def odd_lengths(rows: Sequence[str], pivot: Sequence[str]) -> tuple[list[int], float | None]:
     """Rows more than three times as long or short as usual beside the pivot, and what is usual."""
     pairs = [
@@ -163,12 +239,13 @@ def check_alignment(
     odd, ratio = odd_lengths(rows, pivot)
     found: list[Finding] = []
     if len(both) >= LEAST_ROWS:
-        a, b = features([pivot[i] for i in both]), features([rows[i] for i in both])
+        sides = [pivot[i] for i in both], [rows[i] for i in both]
+        a, b = features(*sides)
         shift = find_shift(a, b)
         t = parallel_t(a, b)
         if shift is not None:
             found.append(_shifted(code, pivot_code, shift, both))
-        elif t is not None and t < T_PARALLEL:
+        elif t is not None and t < T_PARALLEL and kernel_z(*sides) < Z_PARALLEL:
             found.append(Finding(
                 "warning", "parallel", code,
                 f"its rows fit those of {pivot_code} no better than rows far away do "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -51,7 +50,11 @@ def command(
 
     tokenizer, longest = None, None
     if model is not None:
-        tokenizer, longest = _tokenizer(model, revision, trust_remote_code)
+        from lens.models.tokenizers import load_tokenizer
+
+        tokenizer, longest = load_tokenizer(
+            model, revision=revision, trust_remote_code=trust_remote_code
+        )
     report = check_text(
         path, languages=langs, pivot=pivot, tokenizer=tokenizer, longest=longest,
         max_tokens=max_tokens, limit=limit, judge=judge, split=split, column=column,
@@ -63,10 +66,3 @@ def command(
         click.echo(report.summary(notes=notes))
     if not report.passes(strict=strict):
         ctx.exit(2)
-
-
-def _tokenizer(model: str, revision: str | None, trust_remote_code: bool) -> tuple[Any, int | None]:
-    """Tokenizer of a checkpoint and the length it takes; its weights are not read."""
-    from lens.models.loading import load_tokenizer
-
-    return load_tokenizer(model, revision=revision, trust_remote_code=trust_remote_code)

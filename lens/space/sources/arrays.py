@@ -49,7 +49,7 @@ def as_states(x: Any, name: str, *, ndim: int = 2) -> Float64:
             "as a torch tensor or in safetensors"
         )
     if data.ndim != ndim or 0 in data.shape:
-        wanted = {2: "(rows, d)", 3: "(rows, sites, d)"}.get(ndim, f"{ndim} dimensions")
+        wanted = {2: "(n, d)", 3: "(n, sites, d)"}.get(ndim, f"{ndim} dimensions")
         raise ShapeError(f"{name}: shape {data.shape}, expected {wanted}, none of them 0")
     values: Float64 = np.ascontiguousarray(data, dtype=np.float64)
     if not np.isfinite(values).all():
@@ -70,7 +70,7 @@ def read_tensors(content: bytes, name: str) -> dict[str, NDArray[Any]]:
         When the file is truncated or damaged, or holds another dtype.
     """
     try:
-        tensors = deserialize(content)
+        tensors: Any = deserialize(content)  # type: ignore[no-untyped-call]
     except SafetensorError as error:
         raise InputError(
             f"{name}: cannot be read as safetensors (truncated or damaged: {error}); copy it again"

@@ -83,12 +83,12 @@ def read_dumps(
 
 
 def layers_of(file: Path) -> int | None:
-    """Number of layers in a dumped request; None where tokens and layers are equally many."""
+    """Return the number of layers in a dump; None where there are as many tokens."""
     [(_, ids, states)] = _requests([file])
     first, second = states.shape[:2]
     if first == second:
-        return first if first == len(ids) else None
-    return second if first == len(ids) else first
+        return None
+    return int(second if first == len(ids) else first)
 
 
 def common_first_token(files: Sequence[Path]) -> int | None:

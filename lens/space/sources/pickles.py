@@ -8,6 +8,7 @@ import io
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ class _Reader(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """Return what builds arrays; refuse the rest by name."""
         if module in _MULTIARRAY and name in ("_reconstruct", "scalar"):
-            return getattr(np._core.multiarray, name)
+            return getattr(import_module("numpy._core.multiarray"), name)
         if module in _NUMERIC and name == "_frombuffer":
             return _frombuffer
         if (module, name) == ("numpy", "ndarray"):

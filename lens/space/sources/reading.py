@@ -12,7 +12,7 @@ from lens.errors import InputError, ShapeError
 from lens.models.sites import FINAL
 from lens.space.sources.arrays import Float64, as_states, read_tensors
 from lens.space.sources.artifacts import read_artifact
-from lens.space.sources.dumps import common_first_token, is_dump, layers_of, read_dumps
+from lens.space.sources.dumps import common_first_token, layers_of, read_dumps
 
 _ENDINGS = (".npy", ".safetensors", ".pkl", ".pt")
 _SITE = re.compile(r"block\.\d+")
