@@ -6,7 +6,6 @@ import io
 import json
 import lzma
 import sys
-import warnings
 from pathlib import Path
 
 import pytest
@@ -200,8 +199,6 @@ def test_a_file_that_cannot_be_read_is_one_problem(tmp_path):
 
 @pytest.fixture
 def datasets():
-    # dill, which datasets hashes with, warns of a class of pyarrow that it cannot find
-    warnings.filterwarnings("ignore", message="Cannot locate reference")
     return pytest.importorskip("datasets")
 
 

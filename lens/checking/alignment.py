@@ -282,7 +282,8 @@ def _windows(gain: Floats) -> list[tuple[int, float]]:
     """List starts of windows and how many standard errors their mean gain is above 0."""
     size = min(_WINDOW, len(gain))
     found = []
-    for start in range(0, len(gain) - size + 1, max(1, size // 2)):
+    last = len(gain) - size
+    for start in sorted({*range(0, last + 1, max(1, size // 2)), last}):
         known = gain[start : start + size]
         found.append((start, _t(known[~np.isnan(known)])))
     return found

@@ -13,6 +13,7 @@ from lens.evaluate.foreign import can_judge, foreign_languages
 
 _LETTERS = 10
 _LEAST_SHARE = 0.25
+_JOINED = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,7 @@ class Judged:
     findings: tuple[Finding, ...]
 
 
-def check_language(code: str, rows: Sequence[str], *, most: int | None) -> Judged:
+def check_language(code: str, rows: Sequence[str], *, most: int | None = None) -> Judged:
     """Judge the language and the script of rows.
 
     Parameters
@@ -34,8 +35,8 @@ def check_language(code: str, rows: Sequence[str], *, most: int | None) -> Judge
         Canonical code the rows should be in.
     rows : sequence of str
         Text.
-    most : int or None
-        Judge the language of so many rows at most, evenly spread; None judges all.
+    most : int, optional
+        Judge the language of so many rows at most, evenly spread.
 
     Returns
     -------
@@ -57,6 +58,9 @@ def check_language(code: str, rows: Sequence[str], *, most: int | None) -> Judge
             "only its script was judged; read a few rows yourself",
         )  # fmt: skip
         return Judged(0, 0, script_rows, (*scripts, note))
+    together = _together(code, rows, where)
+    if together is not None:
+        scripts = [*scripts, together]
     judged = sum(other is not None for other in found)
     hits = [(i, other) for i, other in zip(where, found, strict=True) if other]
     return Judged(judged, len(hits), script_rows, (*scripts, *_identity(code, rows, hits, judged)))
@@ -71,19 +75,24 @@ def _identity(
     listed = ", ".join(f"{_name(other)} {n}" for other, n in counts.most_common(3))
     share = len(hits) / judged
     where = [i for i, _ in hits]
-    if share > 0.5:
-        most = _name(counts.most_common(1)[0][0])
-        return [Finding(
-            "warning", "identity", code,
-            f"{len(hits)} of {judged} rows judged are in another language: {listed}",
-            f"it is probably {most}: correct the key or the name of the file",
-            *sample(rows, where),
-        )]  # fmt: skip
     return [Finding(
         "warning" if clearly_more(len(hits), judged, 0.01) else "note", "identity", code,
         f"{len(hits)} of {judged} rows judged ({share:.1%}) are in another language: {listed}",
         "translate these rows, or leave them out in every language", *sample(rows, where),
     )]  # fmt: skip
+
+
+def _together(code: str, rows: Sequence[str], where: Sequence[int]) -> Finding | None:
+    """Judge rows as one text, which is surer than any of them where they are short."""
+    said = [i for i in where if rows[i].strip()]
+    chosen = [said[i] for i in _spread(len(said), _JOINED)]
+    [other] = foreign_languages([" ".join(rows[i] for i in chosen)], code)
+    if not other:
+        return None
+    return Finding(
+        "warning", "identity", code, f"taken together, its rows are in {_name(other)}",
+        "correct the key or the name of the file, or replace these rows", *sample(rows, chosen),
+    )  # fmt: skip
 
 
 def _script(code: str, rows: Sequence[str]) -> tuple[list[Finding], int]:

@@ -1,7 +1,8 @@
 """Find texts that are surely in another language than they should be.
 
-`identify` chooses among a few languages; this asks among all that the library knows, and accuses
-a text only when the library is sure of another language and all but excludes the expected one.
+`identify` chooses among a few languages; this asks among all that the library knows, and accuses a
+text only when another language is a thousand times likelier than the one expected, so that close
+relatives (Indonesian and Malay) are not accused of each other.
 """
 
 from __future__ import annotations
@@ -15,10 +16,8 @@ from lens.data.languages import canonical
 from lens.errors import InputError, MissingExtraError
 from lens.evaluate.identify import content_words
 
-SURE = 0.99
-"""Least probability of the other language."""
-EXCLUDED = 1e-3
-"""Largest probability of the expected language."""
+LIKELIER = 1e3
+"""How many times likelier than the expected language another one must be."""
 LEAST_BYTES = 20
 """Shorter texts (in UTF-8, without digits and punctuation) are not judged."""
 
@@ -49,8 +48,8 @@ def foreign_languages(texts: Iterable[str], expected: str) -> list[str | None]:
     Notes
     -----
     py3langid's naive Bayes over byte n-grams (after langid.py, Lui and Baldwin 2012) gives
-    probabilities p over all its languages; a text is foreign when max p >= 0.99 and p of the
-    expected language <= 0.001.
+    probabilities p over all its languages. A text is foreign when max p >= 1000 times p of the
+    expected language.
     """
     if isinstance(texts, str):
         raise InputError("texts is one string, expected a list of texts; pass [text]")
@@ -78,8 +77,8 @@ def _foreign(text: str, label: str) -> str | None:
     if len(kept.encode("utf-8", "ignore")) < LEAST_BYTES:
         return None
     ranked = _model().rank(kept)
-    (best, sure), doubt = ranked[0], dict(ranked)[label]
-    if best == label or sure < SURE or doubt > EXCLUDED:
+    (best, chance), expected = ranked[0], dict(ranked)[label]
+    if chance < LIKELIER * expected:
         return ""
     try:
         return canonical(best)
