@@ -107,7 +107,7 @@ def test_narrow_tensors_keep_their_values(dtype, wrap):
         (np.zeros(3), ShapeError, r"shape \(3,\), expected \(n, d\)"),
         (np.zeros((0, 4)), ShapeError, r"shape \(0, 4\)"),
         (np.array([[1.0], [np.inf]]), InputError, "row 1 is not finite"),
-        (torch.zeros(2, 2, device="meta"), (InputError, NotImplementedError), ""),
+        (torch.zeros(2, 2, device="meta"), InputError, "the tensor has no values to read"),
     ],
 )
 def test_what_is_no_array_of_states(bad, error, message):
@@ -121,7 +121,7 @@ def test_one_site(states):
     assert made.sites == ("block.3",) and made.about.typed["swh_Latn"] == "sw"
     assert made.about.data["eng_Latn"][0].rows == N
     np.testing.assert_allclose(made.means(3)[1], one["es"].mean(0))
-    with pytest.raises(InputError, match="for one site pass site='block.7'"):
+    with pytest.raises(InputError, match=r"for one site pass site='block.7'"):
         Space.from_states(one, pivot="en")
     with pytest.raises(ShapeError, match="es at final: width 4, expected 8 as before"):
         Space.from_states({"en": one["en"], "es": one["es"][:, :4]}, pivot="en", site="final")
@@ -194,20 +194,15 @@ WRITERS = [write_npy, write_safetensors_each, write_lrd, write_lens, write_mexa]
 
 @pytest.mark.parametrize("write", WRITERS)
 def test_every_form_gives_the_same_states(tmp_path, states, write):
-    read = read_states(tmp_path, **write(tmp_path, states))
+    options = write(tmp_path, states)
+    read = read_states(tmp_path, **options)
     sites = ("block.0", "block.1", "block.2") if write is write_lrd else SITES
     assert tuple(read.states) == sites and read.warnings == ()
     for i, site in enumerate(sites):
         for code, x in states.items():
             np.testing.assert_array_equal(read.states[site][code], x[:, i])
-    assert set(read_states(tmp_path, languages=["Spanish", "eng"], **write(tmp_path / "again", states)
-               if False else _options(write)).states["block.0"]) == {"en", "es"}  # fmt: skip
-
-
-def _options(write):
-    return {write_npy: {"sites": SITES}, write_safetensors_each: {}}.get(
-        write, {"pooling": "weighted" if write is write_mexa else "last"}
-    )
+    some = read_states(tmp_path, languages=["Spanish", "eng"], **options)
+    assert set(some.states["block.0"]) == {"en", "es"}
 
 
 def test_one_file_of_all(tmp_path, states):
@@ -219,7 +214,7 @@ def test_one_file_of_all(tmp_path, states):
     assert list(read.states) == ["final"]
     np.testing.assert_array_equal(read.states["final"]["sw"], flat["final/sw"].double().numpy())
     save_torch({"x": torch.zeros(2, 2)}, file)
-    with pytest.raises(InputError, match="a tensor 'x'; expected names such as block.7/swh_Latn"):
+    with pytest.raises(InputError, match=r"a tensor 'x'; expected names such as block.7/swh_Latn"):
         read_states(file)
 
 
@@ -296,10 +291,10 @@ def test_dumps_that_do_not_tell_their_axes(tmp_path):
          r"token_ids \(5,\) and hidden_states \(4, 2, 8\)"),
         ({"token_ids": np.arange(4), "hidden_states": np.zeros((4, 3, D), np.float32)},
          "for 4 tokens and 2 site"),
-        ({"token_ids": np.arange(4), "hidden_states": np.full((4, 2, D), np.nan, np.float32)},
+        ({"token_ids": np.arange(4), "hidden_states": np.full((4, 2, 32), np.nan, np.float32)},
          "is not finite"),
         ({"token_ids": np.arange(4), "hidden_states": np.zeros((4, 2, 3), np.float32)},
-         "width 3, expected 8 as before"),
+         "width 3, expected 32 as before"),
     ],
 )  # fmt: skip
 def test_damaged_dumps(tmp_path, llama, tensors, message):
@@ -346,7 +341,7 @@ def test_code_hidden_inside_a_tensor_is_not_run(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("protocol", range(6))
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
 def test_arrays_of_every_protocol(tmp_path, protocol, dtype):
     content = {"a": RNG.normal(size=(2, 3)).astype(dtype), "b": [dtype(2), {1, 2}, (None, "x")]}
     (tmp_path / "x.pkl").write_bytes(pickle.dumps(content, protocol=protocol))
@@ -396,11 +391,11 @@ def test_bad_folders(tmp_path, states):
     with pytest.raises(InputError, match=r"no states of a language .* \(it has: nothing\)"):
         read_states(tmp_path)
     options = write_npy(tmp_path, states)
-    with pytest.raises(InputError, match="holds 3 site.s. without names"):
+    with pytest.raises(InputError, match=r"holds 3 site.s. without names"):
         read_states(tmp_path)
     with pytest.raises(ShapeError, match="but 1 sites are named"):
         read_states(tmp_path, sites=["final"])
-    with pytest.raises(InputError, match="site 'layer.1': expected names such as block.7"):
+    with pytest.raises(InputError, match=r"site 'layer.1': expected names such as block.7"):
         read_states(tmp_path, sites=["layer.1"])
     with pytest.raises(InputError, match="no states of tr; it has: eng_Latn, spa_Latn, swh_Latn"):
         read_states(tmp_path, languages=["en", "tr"], **options)
@@ -409,13 +404,13 @@ def test_bad_folders(tmp_path, states):
         read_states(tmp_path, **options)
     assert len(read_states(tmp_path, parallel=False, **options).states["final"]["sw"]) == 11
     (tmp_path / "sw.npy").write_bytes((tmp_path / "es.npy").read_bytes()[:-30])
-    with pytest.raises(InputError, match="sw.npy: cannot be read as .npy"):
+    with pytest.raises(InputError, match=r"sw.npy: cannot be read as .npy"):
         read_states(tmp_path, **options)
     np.save(tmp_path / "sw.npy", np.array([{"a": 1}]), allow_pickle=True)
-    with pytest.raises(InputError, match="sw.npy: cannot be read as .npy"):
+    with pytest.raises(InputError, match=r"sw.npy: cannot be read as .npy"):
         read_states(tmp_path, **options)
     shutil.copy(tmp_path / "es.npy", tmp_path / "es.safetensors")
-    with pytest.raises(InputError, match="has es.npy and es.safetensors for es; keep one"):
+    with pytest.raises(InputError, match=r"has es.npy and es.safetensors for es; keep one"):
         read_states(tmp_path, **options)
     (tmp_path / "es.npy").unlink()
     with pytest.raises(InputError, match="cannot be read as safetensors"):
@@ -441,8 +436,8 @@ def test_probe_from_states(tmp_path, states):
     (tmp_path / "states").mkdir()
     write_safetensors_each(tmp_path / "states", states)
     out = tmp_path / "space.safetensors"
-    done = run("probe", "--states", tmp_path / "states", "--pivot", "en", "--sites", "block.1,final",
-               "--langs", "en,sw", "--out", out, "--json")  # fmt: skip
+    done = run("probe", "--states", tmp_path / "states", "--pivot", "en", "--langs", "en,sw",
+               "--sites", "block.1,final", "--out", out, "--json")  # fmt: skip
     assert done.exit_code == 0, done.stderr
     data = json.loads(done.stdout)
     assert data["sites"] == ["block.1", "final"] and data["languages"] == ["eng_Latn", "swh_Latn"]

@@ -93,8 +93,11 @@ def _to_numpy(x: Any, name: str) -> NDArray[Any]:
         return x
     if is_tensor(x):
         narrow = x.dtype.itemsize < 4 and x.dtype.is_floating_point
-        tensor = x.detach().cpu()
-        data: NDArray[Any] = (tensor.float() if narrow else tensor).numpy()
+        try:
+            tensor = x.detach().cpu()
+            data: NDArray[Any] = (tensor.float() if narrow else tensor).numpy()
+        except (RuntimeError, TypeError, NotImplementedError) as error:
+            raise InputError(f"{name}: the tensor has no values to read ({error})") from None
         return data
     converters: tuple[tuple[str, Callable[[Any], NDArray[Any]]], ...] = (
         ("__array_interface__", np.asarray),
