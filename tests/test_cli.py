@@ -239,34 +239,6 @@ def test_underscores_and_hyphens_are_the_same(place: Path) -> None:
                 words="does not exist")  # fmt: skip
 
 
-def test_config_holds_flags_and_the_command_line_wins(place: Path, tmp_path: Path) -> None:
-    config = tmp_path / "probe.yaml"
-    config.write_text(yaml.safe_dump({
-        "model": str(place / "model"), "data": str(place / "text"), "langs": ["en", "es"],
-        "sites": "-1:", "max_tokens": 5, "out": str(tmp_path / "a.safetensors"), "json": True,
-    }))  # fmt: skip
-    data = json.loads(run("probe", "-C", config).stdout)
-    assert data["languages"] == ["eng_Latn", "spa_Latn"] and data["about"]["max_tokens"] == 5
-    data = json.loads(run("probe", "-C", config, "--langs", "en,sw", "--force").stdout)
-    assert data["languages"] == ["eng_Latn", "swh_Latn"]
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        ("layer: '-2:'", "unknown key 'layer'; the nearest is 'layers'"),
-        ("batchsize: 4", "the nearest is 'batch-size'"),
-        ("- a\n- b", "expected keys with values"),
-        ("a: [", "is not YAML"),
-    ],
-)
-def test_bad_configs(tmp_path: Path, content: str, words: str) -> None:
-    config = tmp_path / "train.yaml"
-    config.write_text(content)
-    refused("train", "--config", config, words=words)
-    refused("train", "--config", tmp_path / "absent.yaml", words="check the path")
-
-
 def test_strength_reads_numbers_pairs_and_mappings() -> None:
     read = Strength()
     assert read.convert("1.5", None, None) == 1.5

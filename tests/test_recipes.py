@@ -106,11 +106,51 @@ def test_the_command_refuses_what_does_not_go_together(tmp_path):
         return CliRunner().invoke(main, ["train", *needed, *options])
 
     assert run("--losses", "corrected", "--texts", "t").exit_code == 2
-    from lens.cli._answers import SelfMade
+    from lens.cli._answers import RowOptions
+    from lens.lsm import resolve
 
-    with pytest.raises(InputError, match="--texts: only for --losses self-translation"):
-        SelfMade("corrected", None, tmp_path, None).check()
-    with pytest.raises(InputError, match="needs --texts, parallel plain text"):
-        SelfMade("self-translation", None, None, None).check()
-    SelfMade("self-translation", tmp_path, None, None).check()
-    SelfMade("corrected", None, None, None).check()
+    lens_only, taught = resolve("corrected"), resolve("self-translation")
+    on_text = resolve({"terms": [{"kind": "separate"}, {"kind": "lm", "rows": "text"}]})
+    with pytest.raises(InputError, match="--texts: not for these losses"):
+        RowOptions(None, None, tmp_path, None).check(lens_only)
+    with pytest.raises(InputError, match="--answers: not for these losses"):
+        RowOptions(None, tmp_path, tmp_path, None).check(on_text)
+    with pytest.raises(InputError, match="give --answers, or --texts"):
+        RowOptions(None, None, None, None).check(taught)
+    with pytest.raises(InputError, match="read plain text in the languages trained"):
+        RowOptions(None, None, None, None).check(on_text)
+    RowOptions(None, tmp_path, None, None).check(taught)
+    RowOptions(None, None, tmp_path, None).check(taught)
+    RowOptions(None, None, tmp_path, None).check(on_text)
+    RowOptions(None, None, None, None).check(lens_only)
+    exercises = RowOptions("question-translation", None, None, None)
+    exercises.check(resolve("question-translation"))
+    with pytest.raises(InputError, match="--texts: not for these losses"):
+        RowOptions("question-translation", None, tmp_path, None).check(taught)
+
+
+def test_question_translation_is_trained_from_the_command_line(tmp_path):
+    import json
+
+    from click.testing import CliRunner
+
+    from lens.cli import main
+    from lens.world import checkpoint_path
+
+    rows = {code: [q.prompt for q in questions("train", code, 6)] for code in LANGS}
+    path, space, out = (str(tmp_path / name) for name in ("p.jsonl", "s.safetensors", "out"))
+    lines = [json.dumps({code: rows[code][i] for code in LANGS}) + "\n" for i in range(6)]
+    (tmp_path / "p.jsonl").write_text("".join(lines))
+    model = ("--model", str(checkpoint_path("chat")), "--quiet")
+    done = CliRunner().invoke(main, ["probe", *model, "--data", path, "--out", space])
+    assert done.exit_code == 0, done.output
+    given = ("--space", space, "--prompts", path, "--steps", "2", "--out", out)
+    done = CliRunner().invoke(main, ["train", *model, *given, "--losses", "question-translation"])
+    assert done.exit_code == 0, done.output
+    inputs = json.loads((tmp_path / "out" / "reproduce.json").read_text())["inputs"]
+    plain = CliRunner().invoke(main, ["train", *model, *given[:-1], out + "2"])
+    assert plain.exit_code == 0, plain.output
+    other = json.loads((tmp_path / "out2" / "reproduce.json").read_text())["inputs"]
+    assert set(inputs["answers"]) == set(LANGS) and "answers" not in other
+    same = {code: inputs["prompts"][code] == other["prompts"][code] for code in LANGS}
+    assert same == {code: code == PIVOT for code in LANGS}  # the others are instructed

@@ -4,13 +4,14 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 from lens.cli import main
 from lens.errors import InputError
 from lens.evaluate.intervals import hierarchical_interval
 from lens.sweeps import Sweep, ablate, read_sweep, table, tables
-from lens.sweeps.config import fill
+from lens.sweeps.config import Run, Setting, fill
 from lens.sweeps.journal import Journal, identity
 from lens.sweeps.summary import summarise
 from tests import tiny
@@ -129,6 +130,42 @@ def test_a_sweep_runs_resumes_and_compares(content, tmp_path, monkeypatch):
     assert asked == ["less"]
     assert [line.values for line in again] == [line.values for line in first]
     assert [line.kl for line in again] == [line.kl for line in first]
+
+
+def test_parts_and_adapters_are_settings_and_leave_nothing_behind(content):
+    from lens.sweeps.study import Study
+
+    sweep = Sweep.model_validate(
+        content
+        | {
+            "runs": {
+                "part": {"train": "mlp"},
+                "adapter": {"lora": 2},
+                "same adapter": {"lora": 2, "lora_alpha": 4, "train": "full"},
+                "tuned adapter": {"lora": 2, "dora": True, "method": "finetune"},
+                "tuned part": {"train": "attention", "method": "finetune"},
+            }
+        }
+    )
+    runs = {run.name: run for run in sweep.expand()}
+    keys = {name: run.key(sweep, "validation", {}) for name, run in runs.items()}
+    assert keys["adapter"] == keys["same adapter"] and len(set(keys.values())) == 5
+    study = Study(sweep, {})
+    original = {name: weight.clone() for name, weight in study.model.state_dict().items()}
+    first = {}
+    for name in (*runs, *runs):  # adapters go on a second time
+        found = study.run(runs[name], "validation")
+        assert list(study.model.state_dict()) == list(original)
+        assert all(torch.equal(w, original[n]) for n, w in study.model.state_dict().items())
+        known = first.setdefault(name, found)
+        assert (found["log"], found["kl"], found["items"]) == (
+            known["log"], known["kl"], known["items"],
+        )  # fmt: skip
+    drifts = {name: record["kl"]["mean"] for name, record in first.items()}
+    assert min(drifts.values()) > 0 and len(set(drifts.values())) == 5
+    assert drifts["adapter"] == drifts["same adapter"]
+    with pytest.raises(InputError, match=r"self_attn\.q_proj"):  # and what is inside the block
+        study.run(Run("x", Setting(train="ffn"), 0, {}), "validation")
 
 
 def test_every_method_runs(content, tmp_path):
@@ -261,6 +298,8 @@ def test_hierarchical_interval_covers_each_level():
         ({"grid": {"losses.rnk": [1]}}, None),
         ({"grid": {"losses.terms.4.weight": [1]}}, "no '4' here, expected one of 0"),
         ({"base": {"stride": 1}}, "stride"),
+        ({"base": {"dora": True}}, "give lora: RANK too"),
+        ({"grid": {"lora": [0]}}, "greater than or equal to 1"),
         ({"runs": {"x": {"space": "other"}}}, "expected one of the readings default"),
         ({"seeds": []}, "at least one"),
         ({"runs": {"base": {}}}, "is taken"),

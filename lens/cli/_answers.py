@@ -1,77 +1,111 @@
-"""Answers for ``lens train --losses self-translation``: given, or made by the model itself."""
+"""Answers and plain text that the losses of ``lens train`` read: given, or made by the model."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from lens.errors import InputError
 
-RECIPE = "self-translation"
+if TYPE_CHECKING:
+    from lens.lsm import LensConfig
+
+
+_QUESTIONS = "question-translation"  # the model's own prompts are its answers
 
 
 @dataclass(frozen=True, slots=True)
-class SelfMade:
-    """The options that say where answers come from."""
+class RowOptions:
+    """The options that say where answers and text come from, and the preset, if there is one."""
 
-    losses: str
-    given: Path | None
+    preset: str | None
+    answers: Path | None
     texts: Path | None
     translator: str | None
 
-    def check(self) -> None:
-        """Refuse options that do not go together, before a model is loaded.
+    def check(self, config: LensConfig) -> None:
+        """Refuse options that do not fit the losses, before a model is loaded.
 
         Raises
         ------
         InputError
-            If answers are named without the recipe, or nothing says how to make them.
+            If something is named that no loss reads, or nothing says where answers come from.
         """
-        named = [o for o in ("given", "texts", "translator") if getattr(self, o) is not None]
-        if self.losses != RECIPE:
-            if named:
-                options = ", ".join("--answers" if o == "given" else f"--{o}" for o in named)
-                raise InputError(f"{options}: only for --losses {RECIPE}; got {self.losses}")
-        elif self.given is None and self.texts is None:
+        reads = _reads(config) - ({"answers"} if self.preset == _QUESTIONS else set())
+        unread = [name for name in ("answers", "translator") if "answers" not in reads]
+        unread += [] if reads else ["texts"]
+        named = [f"--{name}" for name in unread if getattr(self, name) is not None]
+        if named:
             raise InputError(
-                f"--losses {RECIPE} needs --texts, parallel plain text that shows how to "
-                "translate, or --answers"
+                f"{', '.join(named)}: not for these losses; only for losses that read answers or "
+                "text, such as --losses self-translation"
             )
+        if "answers" in reads and self.answers is None and self.texts is None:
+            raise InputError(
+                "these losses learn from answers: give --answers, or --texts, parallel plain text "
+                "that shows the model how to translate its own"
+            )
+        if "text" in reads and self.texts is None:
+            raise InputError("these losses read plain text in the languages trained; give --texts")
 
-    def answers(
+    def plain(
+        self, config: LensConfig, prompts: Mapping[str, Sequence[str]], pivot: str
+    ) -> dict[str, list[str]] | None:
+        """Read the text that losses train on; None where none does."""
+        if "text" not in _reads(config):
+            return None
+        return {code: rows for code, rows in self._texts(prompts).items() if code != pivot}
+
+    def said(
         self,
+        config: LensConfig,
         model: Any,
         tokenizer: Any,
         prompts: Mapping[str, Sequence[str]],
+        *,
         pivot: str,
         chat: Any,
-        *,
         device: str,
         dtype: str,
-    ) -> dict[str, list[str | None]] | None:
-        """Read the answers, or let the model make them; None where none are needed."""
+    ) -> tuple[Mapping[str, Sequence[str]], Mapping[str, Sequence[str | None]] | None]:
+        """Return prompts and answers: read, made by the model, or none where none are needed."""
         from lens.data import read_parallel
 
-        if self.losses != RECIPE:
-            return None
-        if self.given is not None:
-            found = read_parallel(self.given, languages=tuple(prompts)).rows
+        if "answers" not in _reads(config):
+            return prompts, None
+        if self.preset == _QUESTIONS:
+            from lens.recipes import question_translation
+
+            asked = question_translation(model, tokenizer, prompts, pivot=pivot, chat=chat)
+            return asked.prompts, asked.answers
+        if self.answers is not None:
+            found = read_parallel(self.answers, languages=tuple(prompts)).rows
             count = len(prompts[pivot])
-            return {code: list(rows[:count]) for code, rows in found.items()}
+            return prompts, {code: rows[:count] for code, rows in found.items()}
         from lens.models import load
         from lens.recipes import self_translate
 
         other = None
         if self.translator is not None:
             other, _ = load(self.translator, device=device, dtype=dtype)
-        texts = read_parallel(str(self.texts), languages=tuple(prompts)).rows
+        texts = self._texts(prompts)
         made = self_translate(
             model, tokenizer, prompts, texts, pivot=pivot, translator=other, chat=chat
         )
         shares = ", ".join(f"{code} {share:.0%}" for code, share in made.kept.items())
         click.echo(f"translations kept: {shares}", err=True)
-        return made.answers
+        return prompts, made.answers
+
+    def _texts(self, prompts: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+        from lens.data import read_parallel
+
+        return read_parallel(str(self.texts), languages=tuple(prompts)).rows
+
+
+def _reads(config: LensConfig) -> set[str]:
+    """Which of answers and text the losses read."""
+    return {"answers", "text"} & {getattr(term, "rows", "") for term in config.active}

@@ -1,8 +1,8 @@
-"""Options that several verbs share, and the YAML file that can hold any of them."""
+"""Options that several verbs share."""
 
 from __future__ import annotations
 
-import difflib
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 
 import click
 
+from lens.cli._config import print_config as _print_config
+from lens.cli._config import read_config
 from lens.cli._group import VERBOSE
-from lens.errors import InputError
 
 F = TypeVar("F", bound=Callable[..., Any])
-_ALWAYS = ("config", "help", "json", "quiet", "verbose")
 
 
 class Listed(click.ParamType[Any]):
@@ -64,17 +64,35 @@ class Strength(click.ParamType[Any]):
             )
 
 
-def talk_options(function: F) -> F:
-    """``--config``, ``--json``, ``--quiet`` and ``-v`` of every verb."""
+def talk_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``--config``, ``--print-config``, ``--json``, ``--quiet`` and ``-v`` of every verb."""
+
+    @functools.wraps(function)
+    def printed_or_run(*args: Any, print_config: bool, **given: Any) -> Any:
+        if print_config:
+            return _print_config(click.get_current_context())
+        return function(*args, **given)
+
+    decorated: Callable[..., Any] = printed_or_run
+    for decorate in (
+        click.option("--config", "-C", type=click.Path(path_type=Path), expose_value=False,
+                     is_eager=True, callback=read_config, metavar="FILE",
+                     help="YAML file with these options as keys; the command line wins."),
+        click.option("--print-config", is_flag=True,
+                     help="Print the options of this call as such a file, and stop."),
+    ):  # fmt: skip
+        decorated = decorate(decorated)
+    return saying_options(decorated)
+
+
+def saying_options(function: F) -> F:
+    """``--json``, ``--quiet`` and ``-v``, for verbs whose ``--config`` is of another kind."""
     for decorate in (
         click.option("-v", "--verbose", count=True, expose_value=False, callback=_remember_verbose,
                      is_eager=True, help="Show the traceback of an error."),
         click.option("--quiet", is_flag=True, expose_value=False, callback=_silence,
                      help="No progress, only the result."),
         click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
-        click.option("--config", "-C", type=click.Path(path_type=Path), expose_value=False,
-                     is_eager=True, callback=_read_config, metavar="FILE",
-                     help="YAML file with these options as keys; the command line wins."),
     ):  # fmt: skip
         function = decorate(function)
     return function
@@ -159,54 +177,3 @@ def _silence(_ctx: click.Context, _param: click.Parameter, value: bool) -> None:
     from lens.progress import set_quiet
 
     set_quiet(value)
-
-
-def _read_config(ctx: click.Context, _param: click.Parameter, path: Path | None) -> None:
-    """Turn a YAML file into defaults of the options that the command line leaves out."""
-    if path is None:
-        return
-    content = _yaml(path)
-    options = {
-        name.removeprefix("--").replace("-", "_"): param.name or ""
-        for param in ctx.command.params
-        for name in (*param.opts, *param.secondary_opts)
-        if name.startswith("--")
-    }
-    secondary = {
-        name.removeprefix("--").replace("-", "_")
-        for param in ctx.command.params
-        for name in param.secondary_opts
-    }
-    values: dict[str, Any] = {}
-    problems = []
-    for key, value in content.items():
-        spelled = str(key).replace("-", "_")
-        if spelled not in options or spelled in ("config", "help"):
-            known = [name for name in options if name not in _ALWAYS]
-            close = difflib.get_close_matches(spelled, known, n=1, cutoff=0.0)
-            nearest = close[0].replace("_", "-")
-            problems.append(f"{path}: unknown key '{key}'; the nearest is '{nearest}'")
-            continue
-        values[options[spelled]] = (not value) if spelled in secondary else value
-    if problems:
-        raise InputError("\n".join(problems))
-    ctx.default_map = {**(ctx.default_map or {}), **values}
-
-
-def _yaml(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"no config file '{path}'; check the path after --config") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not YAML: {error}") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise InputError(
-            f"{path} holds a {type(content).__name__}; expected keys with values, one per option, "
-            "such as 'layers: \"-2:\"'"
-        )
-    return content

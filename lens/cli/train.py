@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from lens.cli._answers import SelfMade
+from lens.cli._answers import RowOptions
+from lens.cli._config import Settings
 from lens.cli._options import (
     Layers,
     Listed,
@@ -20,10 +22,21 @@ from lens.cli._options import (
     talk_options,
 )
 from lens.cli._running import RunOptions, run_options
+from lens.cli._tuning import Tuned, spoken, tune_options
+from lens.errors import InputError
 
 if TYPE_CHECKING:
-    from lens.lsm import TrainResult
+    from lens.lsm import Lora, TrainResult
     from lens.models import ChatOptions
+
+
+def _losses(content: Any) -> dict[str, Any]:
+    """Check a preset's name or settings, and return them complete."""
+    from lens.lsm import resolve
+
+    name = content.get("preset") if isinstance(content, dict) else content
+    named = {"preset": name} if isinstance(name, str) else {}
+    return named | resolve(content).model_dump(mode="json")
 
 
 @click.command()
@@ -60,9 +73,10 @@ if TYPE_CHECKING:
 @click.option("--dora", is_flag=True, help="Train DoRA adapters; needs --lora.")
 @click.option(
     "--losses",
-    type=click.Choice(["corrected", "lens-v1", "self-translation"]),
+    type=Settings("preset | FILE", _losses),
     default="corrected",
     show_default=True,
+    help="corrected, lens-v1, self-translation, question-translation, or a YAML file of settings.",
 )
 @click.option(
     "--strength",
@@ -74,12 +88,12 @@ if TYPE_CHECKING:
 @click.option(
     "--answers",
     type=click.Path(path_type=Path),
-    help="Answers to the prompts, line by line, for --losses self-translation; else they are made.",
+    help="Answers to the prompts, line by line, for losses that read them; else they are made.",
 )
 @click.option(
     "--texts",
     type=click.Path(path_type=Path),
-    help="Parallel plain text: examples of translation for --losses self-translation.",
+    help="Parallel plain text: examples of translation, or what losses with rows: text read.",
 )
 @click.option("--translator", help="Model that translates with the same tokenizer; else --model.")
 @click.option("--steps", type=click.IntRange(min=1), help="Optimizer steps.")
@@ -107,67 +121,96 @@ if TYPE_CHECKING:
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Checkpoint folder.")
 @click.option("--force", is_flag=True, help="Replace --out, discard an unfinished run.")
+@tune_options
 @run_options
 @chat_options
 @talk_options
 def command(
     model: str, revision: str | None, device: str, dtype: str, trust_remote_code: bool,
-    space: Path, prompts: Path, langs: tuple[str, ...] | None, layers: str, losses: str,
+    space: Path, prompts: Path, langs: tuple[str, ...] | None, layers: str, losses: dict[str, Any],
     strength: float | dict[str, float], steps: int | None, learning_rate: float | None,
     batch_size: int | None, limit: int | None, answers: Path | None, texts: Path | None,
-    translator: str | None, what: str, lora: int | None,
-    lora_alpha: int | None, dora: bool, low_memory: bool, cache: Path | None,
-    max_memory: str | None, seed: int, out: Path, force: bool, template: bool | None,
-    system: str | None, thinking: bool | None, run: RunOptions, as_json: bool,
+    translator: str | None, what: str, lora: int | None, lora_alpha: int | None, dora: bool,
+    low_memory: bool, cache: Path | None, max_memory: str | None, seed: int, out: Path, force: bool,
+    tune: dict[str, Any] | None, journal: Path | None, template: bool | None, system: str | None,
+    thinking: bool | None, run: RunOptions, as_json: bool,
 ) -> None:  # fmt: skip
     """Train the top blocks so that the model answers in the language it is asked in.
 
     Needs prompts alone, the same ones in every language. With --losses self-translation the model
     learns from its own pivot answers, which it (or --translator) translates; that needs --texts.
-    Writes a Hugging Face checkpoint with the log and reproduce.json.
+    With --tune, settings are chosen on validation questions first. Writes a Hugging Face
+    checkpoint with the log and reproduce.json.
     """
-    from lens.data import read_parallel
-    from lens.errors import InputError
     from lens.io import refuse_existing
+    from lens.lsm import distribution, resolve, train
     from lens.space import Space
 
     refuse_existing(out, force=force)
-    if lora is None and (dora or lora_alpha):
-        raise InputError("--dora and --lora-alpha are settings of adapters; give --lora RANK too")
-    if max_memory is not None:
-        from lens.lsm.memory import size_in_bytes
-
-        size_in_bytes(max_memory)  # a typing error is told before a model is loaded
-    running = run.running(out, force=force)
-    refusals = run.refusals()
+    adapter = _adapter(lora, lora_alpha, dora)
+    search = Tuned.of(tune, journal, out)
+    _check_memory(max_memory)
+    running, refusals = run.running(out, force=force), run.refusals()
     read = Space.load(space)
-    wanted = (read.pivot, *(code for code in langs or () if read.pivot != _code(code)))
-    rows = read_parallel(prompts, languages=wanted if langs else None, limit=limit).rows
-    validation = run.validation_rows(tuple(rows))
-    made = SelfMade(losses, answers, texts, translator)
-    made.check()
-    from lens.lsm import Lora, distribution, resolve, train
+    rows: Mapping[str, Sequence[str]] = _prompts(prompts, read.pivot, langs, limit)
+    given = {"steps": steps, "learning_rate": learning_rate, "batch_size": batch_size}
+    changed = {name: value for name, value in given.items() if value is not None} | run.settings
+    config = resolve(losses | changed)
+    row_options = RowOptions(losses.get("preset"), answers, texts, translator)
+    row_options.check(config)
+    validation, chat = run.validation_rows(tuple(rows)), chat_of(template, system, thinking)
 
     processes, device = distribution.start(device)
+    if search is not None and processes.count > 1:
+        raise InputError("--tune runs in one process; train the chosen setting with several")
     loaded, tokenizer = load_model(
         model, revision=revision, device=device, dtype=dtype, trust_remote_code=trust_remote_code
     )
-    given = {"steps": steps, "learning_rate": learning_rate, "batch_size": batch_size}
-    settings = {name: value for name, value in given.items() if value is not None} | run.settings
-    chat = chat_of(template, system, thinking)
-    result = train(
-        loaded, tokenizer, read, rows, layers=layers, strength=strength, seed=seed, chat=chat,
-        losses=resolve(resolve(losses).model_dump() | settings), low_memory=low_memory,
-        train=what, lora=None if lora is None else Lora(lora, lora_alpha, dora), cache=cache,
-        max_memory=max_memory, validation=validation, running=running,
-        answers=made.answers(loaded, tokenizer, rows, read.pivot, chat, device=device, dtype=dtype),
+    rows, said = row_options.said(
+        config, loaded, tokenizer, rows, pivot=read.pivot, chat=chat, device=device, dtype=dtype
+    )
+    result = (train if search is None else search.train)(
+        loaded, tokenizer, read, rows, layers=layers, train=what, lora=adapter, losses=config,
+        strength=strength, seed=seed, running=running, chat=chat, low_memory=low_memory,
+        cache=cache, max_memory=max_memory, validation=validation, answers=said,
+        texts=row_options.plain(config, rows, read.pivot),
     )  # fmt: skip
     if processes.main:
         if refusals:
             result.about["refusal_drift"] = _refusals(result, refusals, chat)
         result.save(out, force=force)
+        if search is not None:
+            search.forget()
         _tell(result, out, as_json=as_json)
     distribution.finish()
+
+
+def _adapter(rank: int | None, alpha: int | None, dora: bool) -> Lora | None:
+    if rank is None and (dora or alpha):
+        raise InputError("--dora and --lora-alpha are settings of adapters; give --lora RANK too")
+    from lens.lsm import Lora
+
+    return None if rank is None else Lora(rank, alpha, dora)
+
+
+def _check_memory(limit: str | None) -> None:
+    """Tell a typing error before a model is loaded."""
+    if limit is not None:
+        from lens.lsm.memory import size_in_bytes
+
+        size_in_bytes(limit)
+
+
+def _prompts(
+    path: Path, pivot: str, languages: tuple[str, ...] | None, limit: int | None
+) -> dict[str, list[str]]:
+    """Read the prompts of the languages that were named, or all, the pivot among them."""
+    from lens.data import canonical, read_parallel
+
+    wanted = None
+    if languages:
+        wanted = (pivot, *(code for code in languages if canonical(code) != pivot))
+    return read_parallel(path, languages=wanted, limit=limit).rows
 
 
 def _refusals(result: TrainResult, prompts: list[str], chat: ChatOptions) -> dict[str, Any]:
@@ -180,10 +223,18 @@ def _refusals(result: TrainResult, prompts: list[str], chat: ChatOptions) -> dic
 
 def _tell(result: TrainResult, out: Path, *, as_json: bool) -> None:
     last = result.log[-1] if result.log else {}
-    found = {k: result.about[k] for k in ("validation", "refusal_drift") if k in result.about}
+    shown = ("validation", "refusal_drift", "tuning")
+    found = {key: result.about[key] for key in shown if key in result.about}
     if as_json:
         print_json({"out": str(out), "steps": len(result.log), "last": last, **found})
         return
+    if "tuning" in found:
+        best = found["tuning"]["best"]
+        click.echo(
+            f"chose trial {best['number']} of {len(found['tuning']['trials'])}: "
+            f"{found['tuning']['metric']} {best['quality']:.3f}, drift {best['drift']:.4f} nats; "
+            f"layers {best['setting']['layers']}, strength {spoken(best['strength'])}"
+        )
     losses = ", ".join(f"{k} {v:.4g}" for k, v in last.items() if k.startswith("loss"))
     click.echo(f"{len(result.log)} steps in {result.seconds:.1f} s; last step: {losses}")
     if "validation" in found:
@@ -197,9 +248,3 @@ def _tell(result: TrainResult, out: Path, *, as_json: bool) -> None:
             f"KL {moved['kl']:.3g} nats"
         )
     click.echo(str(out))
-
-
-def _code(typed: str) -> str:
-    from lens.data import canonical
-
-    return canonical(typed)

@@ -1,7 +1,8 @@
 """Language codes and parallel text."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lens._lazy import lazy
 
 if TYPE_CHECKING:  # for type checkers and editors: the same names, at no cost at run time
     from lens.data.corpora import Corpus as Corpus
@@ -20,16 +21,4 @@ _NAMES = {
     "read_parallel": "corpora",
 }
 
-__all__ = sorted(_NAMES)
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public function the first time it is asked for (PEP 562)."""
-    if name not in _NAMES:
-        raise AttributeError(f"module 'lens.data' has no attribute '{name}'")
-    return getattr(import_module(f"lens.data.{_NAMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    """Names offered to completion in a notebook."""
-    return list(__all__)
+__getattr__, __dir__, __all__ = lazy(__name__, _NAMES)

@@ -4,8 +4,9 @@
 ``score`` turn both into numbers with 95 % intervals, ``pivot_kl`` says how far the pivot moved.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lens._lazy import lazy
 
 if TYPE_CHECKING:  # for type checkers and editors: the same names, at no cost at run time
     from lens.evaluate.drift import PivotDrift as PivotDrift
@@ -76,16 +77,4 @@ _NAMES = {
     "evaluate": "suite",
 }
 
-__all__ = sorted(_NAMES)
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name the first time it is asked for (PEP 562)."""
-    if name in _NAMES:
-        return getattr(import_module(f"lens.evaluate.{_NAMES[name]}"), name)
-    raise AttributeError(f"module 'lens.evaluate' has no attribute '{name}'")
-
-
-def __dir__() -> list[str]:
-    """Names offered to completion in a notebook."""
-    return __all__
+__getattr__, __dir__, __all__ = lazy(__name__, _NAMES)

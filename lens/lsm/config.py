@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from lens.configs import problems
 from lens.errors import InputError
 from lens.models.sites import resolve_site, resolve_sites
 
@@ -267,6 +268,8 @@ PRESETS["question-translation"] = PRESETS["self-translation"]
 def resolve(losses: str | LensConfig | dict[str, Any]) -> LensConfig:
     """Turn a preset's name, a mapping or a config into a config.
 
+    A mapping may start from a preset, ``{"preset": "corrected", "rank": 3}``.
+
     Raises
     ------
     InputError
@@ -281,8 +284,13 @@ def resolve(losses: str | LensConfig | dict[str, Any]) -> LensConfig:
                 "or pass a LensConfig"
             )
         return PRESETS[losses]
+    if isinstance(losses, dict) and "preset" in losses:
+        losses = resolve(str(losses["preset"])).model_dump() | losses
+        del losses["preset"]
     try:
         return LensConfig.model_validate(losses)
     except ValidationError as error:
-        found = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise InputError(f"the losses are not a valid Lens config: {found}") from None
+        found = problems(error, LensConfig, losses)
+        between = "\n  " if len(found) > 1 else " "
+        listed = between.join(["the losses are not a valid Lens config:", *found])
+        raise InputError(listed) from None

@@ -7,19 +7,42 @@ step and schedule, from the same kind of prefix cache.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
 
 from lens.errors import InputError
+from lens.lsm.adapters import Lora
 from lens.lsm.config import LensConfig
 from lens.lsm.optimizing import only_trainable, optimize
+from lens.lsm.trainable import Trainable
 from lens.models.blocks import locate
 from lens.models.chat import ChatOptions, EncodedRow, encode
 from lens.models.heads import logits
 from lens.models.prefix import PrefixCache
 from lens.models.sites import resolve_layers
+
+
+@dataclass(frozen=True, slots=True)
+class Finetuned:
+    """A finished tuning; the model holds its weights, or carries its adapters.
+
+    Attributes
+    ----------
+    log : list of dict
+        One entry per step, with ``loss``.
+    trainable : Trainable
+        What was trained.
+    """
+
+    log: list[dict[str, float]]
+    trainable: Trainable
+
+    def release(self) -> None:
+        """Take adapters off; weights that were tuned themselves stay as they are."""
+        self.trainable.release()
 
 
 def finetune(
@@ -29,10 +52,12 @@ def finetune(
     answers: Mapping[str, Sequence[str]],
     *,
     layers: str = "-2:",
+    train: str = "full",
+    lora: int | Lora | None = None,
     config: LensConfig,
     chat: ChatOptions | None = None,
     seed: int = 0,
-) -> list[dict[str, float]]:
+) -> Finetuned:
     """Tune a band of blocks in place to answer prompts with given answers.
 
     Parameters
@@ -43,6 +68,11 @@ def finetune(
         Per language, row i of answers answers row i of prompts; parallel across languages.
     layers : str
         Blocks to train.
+    train : str
+        What of them, as in `LensTrainer`.
+    lora : int or Lora, optional
+        Train adapters of this rank on their linear layers instead; they stay on the model until
+        the result's ``release``.
     config : LensConfig
         Its steps, batch size, rates and clipping are used; its loss terms are not.
     chat : ChatOptions, optional
@@ -52,13 +82,13 @@ def finetune(
 
     Returns
     -------
-    list of dict
-        One entry per step, with ``loss``.
+    Finetuned
 
     Raises
     ------
     InputError
-        If answers are missing for a language or not as many as its prompts.
+        If answers are missing for a language or not as many as its prompts, ``train`` selects
+        nothing, or the loss stops being finite (adapters are then taken off).
     """
     for lang, rows in prompts.items():
         if len(answers.get(lang, ())) != len(rows):
@@ -68,6 +98,7 @@ def finetune(
             )
     parts = locate(model)
     chosen = resolve_layers(layers, len(parts.blocks))
+    trainable = Trainable(model, parts, chosen, train=train, lora=lora)
     cache = PrefixCache(model, parts, first_block=min(chosen))
     encoded: list[list[EncodedRow]] = []
     end = tokenizer.eos_token_id
@@ -93,9 +124,14 @@ def finetune(
             value = value * (answer_tokens(drawn) / answer_tokens(whole) * len(whole) / len(drawn))
         return value, {"loss": float(value.detach())}
 
-    parameters = [p for i in chosen for p in parts.blocks[i].parameters()]
-    with only_trainable(model, parameters):
-        return list(optimize(parameters, loss_of, config, count=count, seed=seed))
+    parameters = list(trainable.activate().values())
+    try:
+        with only_trainable(model, parameters):
+            steps = optimize(parameters, loss_of, config, count=count, seed=seed, dtype=model.dtype)
+            return Finetuned(list(steps), trainable)
+    except BaseException:
+        trainable.release()
+        raise
 
 
 def _predicting(row: EncodedRow) -> range:

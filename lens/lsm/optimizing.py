@@ -154,7 +154,13 @@ class Optimization:
 
 
 def optimize(
-    parameters: Sequence[Tensor], loss_of: Loss, config: LensConfig, *, count: int, seed: int
+    parameters: Sequence[Tensor],
+    loss_of: Loss,
+    config: LensConfig,
+    *,
+    count: int,
+    seed: int,
+    dtype: torch.dtype,
 ) -> Iterator[Entry]:
     """Run `Optimization` for ``config.steps`` steps and yield one log entry per step.
 
@@ -163,7 +169,6 @@ def optimize(
     DivergedError
         If the loss is not finite; names the step and the terms.
     """
-    dtype = parameters[0].dtype
     optimization = Optimization(parameters, config, count=count, seed=seed, dtype=dtype)
     for _ in progress(range(config.steps), "Training", unit="step"):
         yield optimization.step(loss_of)

@@ -28,7 +28,7 @@ _CARD = """# Lens-trained model
 
 Blocks {layers} of `{source}` were trained with Lens (arXiv 2410.04407) by lens {version}, on
 {prompts} parallel prompts in {languages} (pivot {pivot}). {answers}
-
+{tuning}
 `reproduce.json` holds every setting, `metrics.jsonl` the losses of every step.
 """
 
@@ -71,6 +71,9 @@ def save(result: TrainResult, out: str | Path, *, force: bool = False) -> None:
         can then be resumed, and is only saved again.
     """
     facts = reproduction(result)
+    tuning = facts.get("tuning")
+    if tuning is not None:  # the trials have a file of their own
+        facts["tuning"] = tuning | {"trials": len(tuning["trials"]), "file": "trials.json"}
     work = result.unfinished
     place = Path(out).resolve().parent
     beside = work is not None and work.is_dir() and work.resolve().parent == place
@@ -81,6 +84,8 @@ def save(result: TrainResult, out: str | Path, *, force: bool = False) -> None:
             (folder / "metrics.jsonl").write_text(lines, encoding="utf-8")
             (folder / "reproduce.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
             (folder / "README.md").write_text(_card(result), encoding="utf-8")
+            if tuning is not None:
+                (folder / "trials.json").write_text(json.dumps(tuning, indent=1), encoding="utf-8")
             if result.unfinished is not None and (result.unfinished / "tensorboard").is_dir():
                 shutil.copytree(result.unfinished / "tensorboard", folder / "tensorboard")
     except (OSError, SafetensorError) as error:
@@ -141,6 +146,20 @@ def _card(result: TrainResult) -> str:
         languages=", ".join(result.strength),
         pivot=result.about.get("pivot", "?"),
         answers=_answers_used(result),
+        tuning=_tuned(result.about.get("tuning")),
+    )
+
+
+def _tuned(tuning: dict[str, Any] | None) -> str:
+    if tuning is None:
+        return ""
+    best = tuning["best"]
+    strength = ", ".join(f"{lang} {value:.3g}" for lang, value in best["strength"].items())
+    return (
+        f"\nLayers, losses and strengths (λ: {strength}) are those of trial {best['number']} of "
+        f"{len(tuning['trials'])}, chosen by {tuning['metric']} on validation questions "
+        f"({best['quality']:.3f}) under a bound on the pivot's drift (KL {best['drift']:.4f} of at "
+        f"most {tuning['max_drift']:g} nats). `trials.json` holds every trial.\n"
     )
 
 

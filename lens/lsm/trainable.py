@@ -63,11 +63,7 @@ class Trainable:
         train: str = "full",
         lora: int | Lora | None = None,
     ) -> None:
-        if adapted(model):
-            raise InputError(
-                "the model carries adapters already; merge them first (merge_and_unload in PEFT), "
-                "or take those of an earlier trainer off with its release()"
-            )
+        _refuse_adapters(model)
         self.model, self.layers, self.train = model, tuple(layers), train
         self.lora = Lora(lora) if isinstance(lora, int) else lora
         self.parameters: dict[str, nn.Parameter] = {}
@@ -99,6 +95,7 @@ class Trainable:
     def activate(self) -> dict[str, nn.Parameter]:
         """Put adapters on, if they are wanted, and return the trained parameters by name."""
         if self.lora is not None and self.adapter is None:
+            _refuse_adapters(self.model)
             self.adapter, self.parameters = attach(self.model, self._linears, self.lora)
         elif self.lora is None:
             self.parameters = {name: self.model.get_parameter(name) for name in self._names}
@@ -213,6 +210,14 @@ class _Block:
         return InputError(
             f"train={kind!r}: {what} in {self.name} ({type(self.module).__name__}); use one of "
             f"{', '.join(KINDS)}, or a name inside the block: {listed}"
+        )
+
+
+def _refuse_adapters(model: nn.Module) -> None:
+    if adapted(model):
+        raise InputError(
+            "the model carries adapters already; merge them first (merge_and_unload in PEFT), "
+            "or take those of an earlier trainer off with its release()"
         )
 
 

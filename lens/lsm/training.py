@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,26 +19,23 @@ from lens.lsm.adapters import Lora
 from lens.lsm.config import LensConfig, resolve
 from lens.lsm.distribution import Processes
 from lens.lsm.geometry import Geometry, geometries
-from lens.lsm.identity import INPUTS, identity, rows_sha256
+from lens.lsm.identity import INPUTS, identity
 from lens.lsm.memory import memory_for_states
 from lens.lsm.optimizing import DivergedError, Optimization, only_trainable
 from lens.lsm.prompts import checked, held_out
 from lens.lsm.result import State, TrainResult
+from lens.lsm.rows import Rows
 from lens.lsm.running import Run, Running, recomputing
 from lens.lsm.step import Step
 from lens.lsm.trainable import Trainable
 from lens.lsm.validating import Watch
 from lens.models.blocks import evaluating, locate
-from lens.models.capturing import check_rows
-from lens.models.chat import ChatOptions, Role, encode
+from lens.models.chat import ChatOptions
 from lens.models.fingerprint import model_fingerprint
 from lens.models.prefix import PrefixCache
 from lens.models.sites import resolve_layers, resolve_sites
 from lens.models.spilling import spill
 from lens.space import Space
-
-# Where the cache has row i of a language: all rows, or those this process owns.
-Rows = range | dict[int, int]
 
 
 class LensTrainer:
@@ -136,122 +132,32 @@ class LensTrainer:
         self.cache = PrefixCache(
             model, parts, first_block=min(self.layers), sites=places, folder=cache, memory=memory
         )
-        self.inputs: dict[str, Any] = {}
-        self.texts: dict[str, Rows] = {}
-        self.text_tokens: dict[str, list[int]] = {}
-        self.answers: dict[str, list[int | None]] = {}
-        self.answer_tokens: dict[str, list[int]] = {}
-        self.pivot_answer_lengths: list[int] = []
-        self.predicting: dict[int, range] = {}  # per row of the cache: positions before a target
-        add = partial(self._add_prompts, chat=chat, batch_size=cache_batch)
+        given = Rows(
+            self.cache, tokenizer, pivot=self.pivot, count=self.count, references=references,
+            chat=chat, batch_size=cache_batch, processes=self.processes,
+        )  # fmt: skip
         with evaluating(model):
-            self.rows, self.tokens = add("prompts", rows)
-            watched = add("validation", held_out(validation, space, rows))
+            self.rows, self.tokens = given.add_prompts("prompts", rows)
+            watched = given.add_prompts("validation", held_out(validation, space, rows))
             for lang, plain in (texts or {}).items():
-                self._add_text(canonical(lang), plain, chat, cache_batch)
+                given.add_text(canonical(lang), plain)
             for lang, said in (answers or {}).items():
-                self._add_answers(canonical(lang), said, rows, chat, cache_batch)
+                given.add_answers(canonical(lang), said, rows)
         self.validation, self.validation_tokens = watched
+        self.texts, self.text_tokens = given.texts, given.text_tokens
+        self.answers, self.answer_tokens = given.answers, given.answer_tokens
+        self.pivot_answer_lengths = given.pivot_answer_lengths
+        self.predicting, self.inputs = given.predicting, given.about
         spill(idle)
         self.parameters = self.trainable.activate()
         self.original = {name: p.detach().clone() for name, p in self.parameters.items()}
-
-    def _add_prompts(
-        self,
-        what: str,
-        prompts: Mapping[str, Sequence[str]],
-        *,
-        chat: ChatOptions | None,
-        batch_size: int,
-    ) -> tuple[dict[str, Rows], dict[str, list[int]]]:
-        """Cache this process's share of parallel prompts.
-
-        Returns where the cache has them, and the number of tokens of all of them, per language.
-        """
-        found: dict[str, Rows] = {}
-        tokens: dict[str, list[int]] = {}
-        for lang, texts in prompts.items():
-            ids = self._encoded(texts, "user", chat)
-            self._note(what, lang, ids)
-            mine = self.processes.own(range(len(ids)))
-            added = self.cache.add(
-                [ids[i] for i in mine],
-                keep="all" if lang == self.pivot else self.references,
-                batch_size=batch_size,
-                label=f"Caching {what} {lang}",
-            )
-            found[lang] = added if len(mine) == len(ids) else dict(zip(mine, added, strict=True))
-            tokens[lang] = [len(row) for row in ids]
-        return found, tokens
-
-    def _add_text(
-        self, lang: str, plain: Sequence[str], chat: ChatOptions | None, batch_size: int
-    ) -> None:
-        """Cache text; every process keeps all of it, since any prompt may meet any text."""
-        ids = self._encoded(plain, "text", chat)
-        self._note("texts", lang, ids)
-        found = self.cache.add(ids, keep="all", batch_size=batch_size, label=f"Caching text {lang}")
-        self.texts[lang] = found
-        self.text_tokens[lang] = [len(row) for row in ids]
-        self.predicting.update((i, range(len(row) - 1)) for i, row in zip(found, ids, strict=True))
-
-    def _note(self, what: str, lang: str, ids: Sequence[Sequence[int]]) -> None:
-        """Remember which rows a run was given."""
-        about = {"rows": len(ids), "sha256": rows_sha256(ids)}
-        self.inputs.setdefault(what, {})[lang] = about
-
-    def _add_answers(
-        self,
-        lang: str,
-        answers: Sequence[str | None],
-        prompts: Mapping[str, Sequence[str]],
-        chat: ChatOptions | None,
-        cache_batch: int,
-    ) -> None:
-        """Cache a language's answers in the assistant's turn, with the end of the turn."""
-        if lang not in prompts or len(answers) != self.count:
-            given = f"{len(answers)} answers for {lang}"
-            known = ", ".join(prompts)
-            raise InputError(
-                f"answers: got {given}, expected one (or None) for each of the {self.count} "
-                f"prompts, in languages that have prompts ({known})"
-            )
-        pairs = [(i, text) for i, text in enumerate(answers) if text is not None]
-        said = [text for _, text in pairs]
-        asked = [prompts[lang][i] for i, _ in pairs]
-        turns = (
-            encode(self.tokenizer, said, role="assistant", prompts=asked, chat=chat) if said else []
-        )
-        end = self.tokenizer.eos_token_id
-        ids = [(*row.ids, end) if end is not None else row.ids for row in turns]
-        self._note("answers", lang, ids)
-        # positions that predict the answer, and the one that predicts the end of the turn
-        predicting = [
-            range(turn.pool_start, min(turn.pool_stop + 1, len(row) - 1))
-            for turn, row in zip(turns, ids, strict=True)
-        ]
-        targets = {i: len(found) for (i, _), found in zip(pairs, predicting, strict=True)}
-        self.answer_tokens[lang] = [targets.get(i, 0) for i in range(self.count)]
-        mine = [k for k, (i, _) in enumerate(pairs) if self.processes.own([i])]
-        keep: Literal["last", "all"] = "last"
-        if lang == self.pivot:
-            keep, lengths = "all", {i: len(row) for (i, _), row in zip(pairs, ids, strict=True)}
-            self.pivot_answer_lengths = [lengths.get(i, 0) for i in range(self.count)]
-        added = self.cache.add(
-            [ids[k] for k in mine], keep=keep, batch_size=cache_batch,
-            label=f"Caching answers {lang}",
-        )  # fmt: skip
-        places: list[int | None] = [None] * self.count
-        for k, row in zip(mine, added, strict=True):
-            places[pairs[k][0]], self.predicting[row] = row, predicting[k]
-        self.answers[lang] = places
 
     def restore(self) -> None:
         """Put the original weights back."""
         self.load(self.original)
 
     def release(self) -> None:
-        """Put the original weights back and take adapters off; the trainer is then spent."""
+        """Put the original weights back and take adapters off until the next `run`."""
         self.restore()
         self.trainable.release()
 
@@ -305,8 +211,9 @@ class LensTrainer:
                 "the losses look at more than the last token of a prompt, but only its state was "
                 'kept; make the trainer with references="all"'
             )
-        strengths, running = self._strengths(strength), running or Running()
+        strengths, running = self.strengths(strength), running or Running()
         where = geometry or geometries(self.space, config.subspace_sites, config)
+        self.parameters = self.trainable.activate()
         self.restore()
         is_run = identity(self, config, strength=strengths, seed=seed, geometry=geometry)
         started = time.perf_counter()
@@ -371,17 +278,14 @@ class LensTrainer:
         finally:
             self.model.train(was_training)
 
-    def _encoded(
-        self, rows: Sequence[Any], role: Role, chat: ChatOptions | None
-    ) -> list[Sequence[int]]:
-        """Token ids of rows; rows that are token ids already stay as they are."""
-        if rows and not isinstance(rows[0], str):
-            return list(rows)
-        encoded = encode(self.tokenizer, rows, role=role, chat=chat)
-        check_rows(encoded, self.cache.parts, self.model)
-        return [row.ids for row in encoded]
+    def strengths(self, strength: float | Mapping[str, float]) -> dict[str, float]:
+        """Return λ per trained language.
 
-    def _strengths(self, strength: float | Mapping[str, float]) -> dict[str, float]:
+        Raises
+        ------
+        InputError
+            If a mapping lacks one.
+        """
         if not isinstance(strength, Mapping):
             return dict.fromkeys(self.languages, float(strength))
         given = {canonical(lang): float(value) for lang, value in strength.items()}

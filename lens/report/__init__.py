@@ -1,7 +1,8 @@
 """Turn a finished run into a page, a table and files; nothing here computes a result."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lens._lazy import lazy
 
 if TYPE_CHECKING:  # for type checkers and editors: the same names, at no cost at run time
     from lens.report.console import print_rows as print_rows
@@ -40,16 +41,4 @@ _NAMES = {
     "write_run": "files",
 }
 
-__all__ = sorted(_NAMES)
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name the first time it is asked for (PEP 562)."""
-    if name in _NAMES:
-        return getattr(import_module(f"lens.report.{_NAMES[name]}"), name)
-    raise AttributeError(f"module 'lens.report' has no attribute '{name}'")
-
-
-def __dir__() -> list[str]:
-    """Names offered to completion in a notebook."""
-    return __all__
+__getattr__, __dir__, __all__ = lazy(__name__, _NAMES)

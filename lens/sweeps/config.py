@@ -12,8 +12,11 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from lens.configs import problems, read_yaml
 from lens.errors import InputError
+from lens.lsm.adapters import Lora
 from lens.lsm.config import LensConfig, Separate, resolve
+from lens.sweeps.keys import put
 
 Method = Literal[
     "lens", "random", "shuffled", "diffmean", "finetune", "translate-first", "checkpoint",
@@ -88,6 +91,10 @@ class Setting(_Frozen):
         ``"checkpoint"``, another model; ``"unchanged"``.
     layers : str
         Blocks to train, or to steer at.
+    train : str
+        What of these blocks is trained, as in `lens.train`: ``"full"``, ``"attention"``, …
+    lora, lora_alpha, dora : int or None, int or None, bool
+        Rank, scale and form of adapters that are trained instead.
     losses : str or dict
         As in `lens.train`.
     strength : float, dict or tuple of float
@@ -111,6 +118,10 @@ class Setting(_Frozen):
 
     method: Method = "lens"
     layers: str = "-2:"
+    train: str = "full"
+    lora: int | None = Field(None, ge=1)
+    lora_alpha: int | None = Field(None, ge=1)
+    dora: bool = False
     losses: str | dict[str, Any] = "corrected"
     strength: float | dict[str, float] | Annotated[tuple[float, ...], Field(min_length=1)] = 1.0
     max_drift: float = Field(0.02, gt=0)
@@ -133,9 +144,29 @@ class Setting(_Frozen):
         trained = self.method in ("lens", "random", "shuffled") and steps
         return isinstance(self.strength, tuple) and (trained or self.method == "diffmean")
 
+    @model_validator(mode="after")
+    def _whole(self) -> Setting:
+        if self.lora is None and (self.dora or self.lora_alpha):
+            raise ValueError("dora and lora_alpha are settings of adapters; give lora: RANK too")
+        return self
+
     def config(self) -> LensConfig:
         """Return the settings of the losses and the optimizer."""
         return resolve(self.losses)
+
+    @property
+    def adapter(self) -> Lora | None:
+        """Adapters to train, if any."""
+        return None if self.lora is None else Lora(self.lora, self.lora_alpha, self.dora)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what decides a run, as plain data; an alpha by default is the same as given."""
+        trained = {"train", "lora", "lora_alpha", "dora"}
+        found = self.model_dump(mode="json", exclude=trained)
+        if self.train != "full" or self.adapter is not None:  # else as before there were these keys
+            found["train"] = self.train
+            found["lora"] = None if self.adapter is None else self.adapter.to_dict()
+        return found
 
 
 class Sweep(_Frozen):
@@ -270,7 +301,7 @@ class Run:
     def key(self, sweep: Sweep, split: str, inputs: Mapping[str, str]) -> str:
         """Hash of everything that decides the result: settings, data, model, how it is judged."""
         facts = {
-            "setting": self.setting.model_dump(mode="json"),
+            "setting": self.setting.facts(),
             "config": self.setting.config().model_dump(mode="json"),
             "seed": 0 if self.setting.method in UNSEEDED else self.seed,
             "split": split,
@@ -294,62 +325,27 @@ def read_sweep(path: str | Path) -> Sweep:
     try:
         return Sweep.model_validate(content)
     except ValidationError as error:
-        found = [f"{path}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        raise InputError("\n".join(found)) from None
+        found = problems(error, Sweep, content)
+        raise InputError("\n".join(f"{path}: {line}" for line in found)) from None
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-
-
-def read_yaml(path: str | Path) -> Any:
-    """Read a YAML file.
-
-    Raises
-    ------
-    InputError
-        If it is missing or no YAML.
-    """
-    import yaml
-
-    try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"no config file '{path}'; check the path") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not YAML: {error}") from None
 
 
 def changed(name: str, base: Mapping[str, Any], changes: Mapping[str, Any]) -> Setting:
     """Return a setting with dotted keys changed; ``name`` is for messages."""
     values = json.loads(json.dumps(base))
     values["losses"] = changes.get("losses", values["losses"])  # then its keys, in any order
-    if isinstance(values["losses"], str) and any(key.startswith("losses.") for key in changes):
+    if any(key.startswith("losses.") for key in changes):
         values["losses"] = resolve(values["losses"]).model_dump(mode="json")
     for key, value in changes.items():
         if key == "losses":
             continue
-        _put(values, key.split("."), value, f"run '{name}': {key}")
-    return Setting.model_validate(values)
-
-
-def _put(values: Any, keys: list[str], value: Any, where: str) -> None:
-    """Set a dotted key inside nested dicts and lists."""
-    for key in keys[:-1]:
-        values = _inside(values, key, where)
-    last = keys[-1]
-    if isinstance(values, list):
-        _inside(values, last, where)
-        values[int(last)] = value
-    else:
-        values[last] = value
-
-
-def _inside(values: Any, key: str, where: str) -> Any:
-    if isinstance(values, list) and key.isdigit() and int(key) < len(values):
-        return values[int(key)]
-    if isinstance(values, dict) and key in values:
-        return values[key]
-    known = range(len(values)) if isinstance(values, list) else values
-    raise InputError(f"{where}: no '{key}' here, expected one of {', '.join(map(str, known))}")
+        put(values, key.split("."), value, f"run '{name}': {key}")
+    try:
+        return Setting.model_validate(values)
+    except ValidationError as error:
+        found = "; ".join(problems(error, Setting, values))
+        raise InputError(f"run '{name}': {found}") from None
 
 
 def _short(value: Any) -> str:

@@ -13,6 +13,7 @@ from lens.data import canonical, read_parallel
 from lens.errors import InputError
 from lens.evaluate import evaluate, pivot_kl
 from lens.evaluate.suite import Evaluation, read_references
+from lens.models import ChatOptions
 from lens.sweeps.config import Questions, fill
 
 Around = Callable[[str], AbstractContextManager[Any]]
@@ -44,6 +45,8 @@ class Asked:
         What replaces the names in paths.
     split : str
         Written into results.
+    chat : ChatOptions, optional
+        Chat template flags.
 
     Raises
     ------
@@ -61,9 +64,10 @@ class Asked:
         languages: Sequence[str] | None = None,
         where: Mapping[str, str] | None = None,
         split: str = "validation",
+        chat: ChatOptions | None = None,
     ) -> None:
         self.questions, self.reference, self.tokenizer = questions, reference, tokenizer
-        self.pivot, self.split = canonical(pivot), split
+        self.pivot, self.split, self.chat = canonical(pivot), split, chat
         names = where or {}
         self.prompts = read_parallel(
             fill(questions.prompts, names), languages=languages, limit=questions.limit, min_rows=1
@@ -76,6 +80,19 @@ class Asked:
         self.neutral = _words(questions, names)
         self.kinds = _kinds(questions, names, len(self.prompts[self.pivot]))
 
+    def require(self, languages: Sequence[str]) -> None:
+        """Refuse questions that lack a language.
+
+        Raises
+        ------
+        InputError
+            With the languages that were not asked.
+        """
+        missing = [lang for lang in languages if lang not in self.prompts]
+        if missing:
+            listed = ", ".join(missing)
+            raise InputError(f"the questions have no {listed}, which is trained; add them")
+
     def judge(
         self, model: Any, around: Around = unsteered, respond: Respond | None = None
     ) -> dict[str, Any]:
@@ -85,11 +102,11 @@ class Asked:
             model, self.tokenizer, prompts=self.prompts, references=self.references,
             pivot=self.pivot, identifier=how.identifier, neutral=self.neutral, split=self.split,
             batch_size=how.batch_size, max_new_tokens=how.max_new_tokens, around=around,
-            respond=respond,
+            chat=self.chat, respond=respond,
         )  # fmt: skip
         drift = pivot_kl(
             self.reference, model, self.tokenizer, self.prompts[self.pivot],
-            batch_size=how.batch_size, steered=lambda: around(self.pivot),
+            batch_size=how.batch_size, steered=lambda: around(self.pivot), chat=self.chat,
         )  # fmt: skip
         metrics = METRICS if self.references is not None else ("fidelity",)
         return {
@@ -111,18 +128,8 @@ class Asked:
 
 
 def average(found: Mapping[str, Any], metric: str, languages: Sequence[str]) -> float:
-    """Mean of a metric over languages.
-
-    Raises
-    ------
-    InputError
-        If a language was not asked.
-    """
-    shares = found["languages"][metric]
-    missing = [lang for lang in languages if lang not in shares]
-    if missing:
-        raise InputError(f"the questions have no {', '.join(missing)}, which is trained; add them")
-    return float(np.mean([shares[lang] for lang in languages]))
+    """Mean of a metric over languages."""
+    return float(np.mean([found["languages"][metric][lang] for lang in languages]))
 
 
 def _words(questions: Questions, where: Mapping[str, str]) -> list[str]:

@@ -85,11 +85,13 @@ def _finetune(study: Study, run: Run) -> Prepared:
             f"method finetune needs an answer to every prompt, and {', '.join(short)} lack some; "
             "use method lens with losses self-translation, which leaves such prompts out"
         )
-    log = finetune(
+    tuned = finetune(
         study.model, study.tokenizer, prompts, answers, layers=run.setting.layers,
-        config=run.setting.config(), seed=run.seed,
+        train=run.setting.train, lora=run.setting.adapter, config=run.setting.config(),
+        seed=run.seed,
     )  # fmt: skip
-    return Prepared(log=log[-1])
+    study.releases.append(tuned.release)
+    return Prepared(log=tuned.log[-1])
 
 
 def _diffmean(study: Study, run: Run) -> Prepared:
@@ -119,7 +121,8 @@ def _diffmean(study: Study, run: Run) -> Prepared:
 
 def _lens(study: Study, run: Run) -> Prepared:
     setting, config = run.setting, run.setting.config()
-    trainer, where = study.trainer(setting), _geometry(study, run)
+    where, trainer = _geometry(study, run), study.trainer(setting)
+    study.releases.append(trainer.release)
 
     def judged(strength: float) -> dict[str, Any]:
         trainer.run(config, strength=strength, seed=run.seed, geometry=where)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lens.data import canonical, read_parallel
@@ -45,6 +45,7 @@ class Study:
         self.pivot = canonical(sweep.pivot)
         self.prompts = self._rows(sweep.prompts)
         self._made: dict[Any, Any] = {}
+        self.releases: list[Callable[[], None]] = []  # take adapters off again
 
     def run(self, run: Run, split: str) -> dict[str, Any]:
         """Do what the run says, judge it, put the model back, and return its record."""
@@ -100,8 +101,9 @@ class Study:
         kinds = {getattr(term, "rows", None) for term in config.active}
         answers = setting.answers if "answers" in kinds else None
         key = (
-            "trainer", setting.layers, config.sites, config.references, setting.space,
-            setting.prompts, setting.without, "text" in kinds, answers,
+            "trainer", setting.layers, setting.train, setting.adapter, config.sites,
+            config.references, setting.space, setting.prompts, setting.without, "text" in kinds,
+            answers,
         )  # fmt: skip
         if key not in self._made:
             asked, given = self.training_prompts(setting), None
@@ -110,7 +112,8 @@ class Study:
             texts = self._optional("texts") if "text" in kinds else {}
             self._made[key] = LensTrainer(
                 self.model, self.tokenizer, self.space(setting), asked,
-                layers=setting.layers, sites=config.sites, references=config.references,
+                layers=setting.layers, train=setting.train, lora=setting.adapter,
+                sites=config.sites, references=config.references,
                 texts={k: v for k, v in texts.items() if k in asked and k != self.pivot} or None,
                 answers=given,
             )  # fmt: skip
@@ -188,7 +191,9 @@ class Study:
         return {k: v[: reading.limit] for k, v in rows.items()}
 
     def _restore(self) -> None:
-        """Give the model the weights of the untouched copy again."""
+        """Give the model the weights of the untouched copy again, without adapters."""
+        while self.releases:
+            self.releases.pop()()
         self.model.load_state_dict(self.reference.state_dict())
 
     def _load(self, path: str) -> tuple[Any, Any]:

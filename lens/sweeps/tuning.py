@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from lens.errors import InputError, MissingExtraError
-from lens.lsm import LensConfig, LensTrainer, resolve
-from lens.progress import say
+from lens.configs import problems, read_yaml
+from lens.errors import InputError
+from lens.lsm import LensConfig, Lora, Running, TrainResult, resolve
 from lens.space import Space
-from lens.sweeps.config import Questions, Setting, changed, read_yaml
-from lens.sweeps.judging import Asked, average
+from lens.sweeps.config import Questions, Setting
 
-_STUDY = "lens"
+if TYPE_CHECKING:
+    from lens.sweeps.searching import Search
+
+_SEARCHED = ("layers", "train", "lora", "lora_alpha", "dora", "losses")
 
 
 class _Frozen(BaseModel):
@@ -53,7 +54,7 @@ class Tuning(_Frozen):
         Dotted keys of a setting, such as ``layers``, ``losses.rank`` or
         ``losses.terms.1.weight``, to choices or a range.
     trials : int
-        Runs in all; the first uses the given setting with λ in the middle.
+        Runs in all; the first uses the given setting, where it lies inside the search.
     max_drift : float
         Largest mean KL of the pivot's next-token distribution, nats; trials above it never win
         against one below.
@@ -71,6 +72,16 @@ class Tuning(_Frozen):
     metric: Literal["accuracy_in_language", "fidelity"] | None = None
     seed: int = 0
 
+    @model_validator(mode="after")
+    def _searchable(self) -> Tuning:
+        wrong = [key for key in self.search if key.split(".")[0] not in _SEARCHED]
+        if wrong:
+            raise ValueError(
+                f"search: {', '.join(wrong)} cannot be searched; expected one of "
+                f"{', '.join(_SEARCHED)}, or a key inside losses such as losses.rank"
+            )
+        return self
+
     @property
     def maximised(self) -> Literal["accuracy_in_language", "fidelity"]:
         """Metric that decides."""
@@ -81,15 +92,50 @@ class Tuning(_Frozen):
 
 @dataclass(frozen=True, slots=True)
 class TunedTrial:
-    """One trial: what was tried, what it gave on validation."""
+    """One trial: what was tried, what it gave on validation.
+
+    Attributes
+    ----------
+    number : int
+        From 1.
+    setting : dict
+        ``layers``, ``train``, ``lora``, ``lora_alpha``, ``dora`` and the whole ``losses``.
+    strength : dict of str to float
+        λ per language.
+    quality, fidelity : float or None
+        Means over the trained languages: of the metric, and of answers in the right language.
+    drift : float or None
+        Mean KL of the pivot's next-token distribution, nats.
+    failed : str or None
+        Why there is no result: training diverged.
+    """
 
     number: int
-    layers: str
-    losses: dict[str, Any]
+    setting: dict[str, Any]
     strength: dict[str, float]
-    quality: float
-    fidelity: float
-    drift: float
+    quality: float | None
+    fidelity: float | None
+    drift: float | None
+    failed: str | None = None
+
+    def __str__(self) -> str:
+        """Say what came of it."""
+        if self.quality is None or self.fidelity is None or self.drift is None:
+            return str(self.failed)
+        return (
+            f"quality {self.quality:.3f}, fidelity {self.fidelity:.3f}, drift {self.drift:.4f} nats"
+        )
+
+    @property
+    def layers(self) -> str:
+        """Blocks that were trained."""
+        return str(self.setting["layers"])
+
+    @property
+    def losses(self) -> dict[str, Any]:
+        """Settings of losses and optimizer."""
+        found: dict[str, Any] = self.setting["losses"]
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,14 +150,56 @@ class TuneResult:
         Whether ``best`` keeps the bound.
     trials : tuple of TunedTrial
         In order.
-    metric : str
-        What was maximised.
+    tuning : Tuning
+        What was asked for.
     """
 
     best: TunedTrial
     within: bool
     trials: tuple[TunedTrial, ...]
-    metric: str
+    tuning: Tuning
+    _search: Search | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def metric(self) -> str:
+        """What was maximised."""
+        return self.tuning.maximised
+
+    def train(self, *, running: Running | None = None) -> TrainResult:
+        """Train the chosen setting from the same cache; this repeats its trial bit for bit.
+
+        Parameters
+        ----------
+        running : Running, optional
+            Checkpoints, resuming, trackers; as given to `tune` by default.
+
+        Returns
+        -------
+        TrainResult
+            With every trial in ``about["tuning"]``, which `TrainResult.save` writes to
+            ``trials.json``.
+
+        Raises
+        ------
+        InputError
+            If the result was not made by `tune` in this process.
+        """
+        if self._search is None:
+            raise InputError("this result of a search holds no model; train with its best setting")
+        result = self._search.train(self.best, running)
+        result.about["tuning"] = self.to_dict()
+        return result
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain JSON values."""
+        return {
+            "metric": self.metric,
+            "max_drift": self.tuning.max_drift,
+            "within": self.within,
+            "best": asdict(self.best),
+            "search": self.tuning.model_dump(mode="json"),
+            "trials": [asdict(trial) for trial in self.trials],
+        }
 
 
 def read_tuning(path: str | Path) -> Tuning:
@@ -122,11 +210,12 @@ def read_tuning(path: str | Path) -> Tuning:
     InputError
         With one line per key that is unknown or out of range.
     """
+    content = read_yaml(path)
     try:
-        return Tuning.model_validate(read_yaml(path))
+        return Tuning.model_validate(content)
     except ValidationError as error:
-        found = [f"{path}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        raise InputError("\n".join(found)) from None
+        found = problems(error, Tuning, content)
+        raise InputError("\n".join(f"{path}: {line}" for line in found)) from None
 
 
 def tune(
@@ -136,10 +225,13 @@ def tune(
     prompts: Mapping[str, Sequence[str]],
     tuning: Tuning,
     *,
-    reference: Any,
     layers: str = "-2:",
+    train: str = "full",
+    lora: int | Lora | None = None,
     losses: str | LensConfig | dict[str, Any] = "corrected",
+    strength: float | Mapping[str, float] | None = None,
     journal: str | Path | None = None,
+    running: Running | None = None,
     **training: Any,
 ) -> TuneResult:
     """Search for the setting that serves the trained languages best and leaves the pivot alone.
@@ -150,170 +242,75 @@ def tune(
         As in `lens.train`; the model is put back after every trial.
     tuning : Tuning
         What to try and how to judge it.
-    reference : PreTrainedModel
-        An untouched copy of the model, from which drift is measured.
-    layers, losses
+    layers, train, lora, losses
         Setting of the first trial, and of everything that is not searched.
+    strength : float or mapping, optional
+        λ of the first trial; the middle of the range by default, and where it lies outside.
     journal : str or Path, optional
-        File that keeps the trials; a search found there is continued.
+        File that keeps the trials; a search found there is continued, also with more trials or
+        another ``max_drift``.
+    running : Running, optional
+        How `TuneResult.train` is carried out; of the trials, activation checkpointing alone.
     **training
         Further arguments of `LensTrainer`, such as ``texts`` or ``chat``.
 
     Returns
     -------
     TuneResult
+        ``.train()`` trains the best setting.
 
     Raises
     ------
     MissingExtraError
         If Optuna is not installed.
     InputError
-        If a searched key does not exist, or the journal belongs to another search.
+        If a searched key does not exist, the journal belongs to another search, or every trial
+        diverged.
 
     Notes
     -----
-    Tree-structured Parzen estimator with constraints (Optuna), all languages jointly. Prefix
-    caches are shared by the trials of one band, so a trial costs its training steps and answers.
+    Tree-structured Parzen estimator with constraints (Optuna), all languages jointly. Each trial is
+    proposed from a seed of its own and the trials before it, so that a search that was killed and
+    continued gives the trials of one left alone. Prefix caches are shared by the trials of one
+    band, so a trial costs its training steps and answers.
     """
-    search = _Search(
-        model, tokenizer, space, prompts, tuning, reference, layers, resolve(losses), training
+    from lens.sweeps.searching import Search
+
+    adapter = Lora(lora) if isinstance(lora, int) else lora
+    base = Setting(
+        layers=layers,
+        train=train,
+        lora=None if adapter is None else adapter.rank,
+        lora_alpha=None if adapter is None else adapter.alpha,
+        dora=adapter is not None and adapter.dora,
+        losses=resolve(losses).model_dump(mode="json"),
     )
-    study = _study(tuning, journal, search.signature())
-    if not study.trials:
-        study.enqueue_trial(search.first())
-    left = tuning.trials - len([t for t in study.trials if t.state.is_finished()])
-    try:
-        study.optimize(search, n_trials=max(0, left))
-    finally:
-        search.restore()
-    trials = tuple(TunedTrial(**t.user_attrs["trial"]) for t in study.trials if t.values)
-    return choose(trials, tuning)
+    search = Search(
+        model, tokenizer, space, prompts, tuning, base=base, start=strength, training=training,
+        running=running,
+    )  # fmt: skip
+    found = choose(search.go(journal), tuning)
+    return replace(found, _search=search)
 
 
 def choose(trials: Sequence[TunedTrial], tuning: Tuning) -> TuneResult:
-    """Best trial within the bound on drift; ties go to fidelity, then to less drift."""
-    allowed = [t for t in trials if t.drift <= tuning.max_drift]
-    if allowed:
-        best = max(allowed, key=lambda t: (t.quality, t.fidelity, -t.drift))
-    else:
-        best = min(trials, key=lambda t: t.drift)
-    return TuneResult(best, bool(allowed), tuple(trials), tuning.maximised)
+    """Best trial within the bound on drift; ties go to fidelity, then to less drift.
 
-
-class _Search:
-    """The objective: train and judge one trial."""
-
-    def __init__(
-        self,
-        model: Any,
-        tokenizer: Any,
-        space: Space,
-        prompts: Mapping[str, Sequence[str]],
-        tuning: Tuning,
-        reference: Any,
-        layers: str,
-        config: LensConfig,
-        training: Mapping[str, Any],
-    ) -> None:
-        self.model, self.tokenizer, self.space = model, tokenizer, space
-        self.prompts, self.tuning, self.training = prompts, tuning, training
-        self.base = Setting(layers=layers, losses=config.model_dump(mode="json"))
-        self.trainers: dict[tuple[Any, ...], LensTrainer] = {}
-        self.languages = self._trainer(self.base).languages
-        self.asked = Asked(tuning.validation, reference, tokenizer, pivot=space.pivot)
-        for key, values in tuning.search.items():  # a wrong key is refused before anything is run
-            value = values.low if isinstance(values, Range) else values[0]
-            changed("search", self.base.model_dump(mode="json"), {key: value}).config()
-
-    def first(self) -> dict[str, Any]:
-        """Parameters of the first trial."""
-        middle = (self.tuning.strength.low + self.tuning.strength.high) / 2
-        return {f"strength.{lang}": middle for lang in self.languages}
-
-    def signature(self) -> str:
-        """Hash what a journal must agree on to be continued."""
-        facts = {
-            "tuning": self.tuning.model_dump(mode="json", exclude={"trials"}),
-            "base": self.base.model_dump(mode="json"),
-            "space": self.space.sha256,
-            "prompts": {k: list(v) for k, v in self.prompts.items()},
-        }
-        from hashlib import sha256
-
-        return sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
-
-    def __call__(self, trial: Any) -> float:
-        """Train with what Optuna suggests; return the quality."""
-        strength = {
-            lang: float(self._number(trial, f"strength.{lang}", self.tuning.strength))
-            for lang in self.languages
-        }
-        changes: dict[str, Any] = {}
-        for key, values in self.tuning.search.items():
-            if isinstance(values, Range):
-                changes[key] = self._number(trial, key, values)
-            else:
-                changes[key] = values[trial.suggest_categorical(key, list(range(len(values))))]
-        setting = changed("search", self.base.model_dump(mode="json"), changes)
-        trainer = self._trainer(setting)
-        self.restore()
-        trainer.run(setting.config(), strength=strength, seed=self.tuning.seed)
-        found = self.asked.judge(self.model)
-        quality = average(found, self.tuning.maximised, self.languages)
-        record = TunedTrial(
-            trial.number, setting.layers, setting.config().model_dump(mode="json"), strength,
-            quality, average(found, "fidelity", self.languages), found["kl"]["mean"],
-        )  # fmt: skip
-        from dataclasses import asdict
-
-        trial.set_user_attr("trial", asdict(record))
-        trial.set_constraint("drift", record.drift - self.tuning.max_drift)
-        say(
-            f"trial {trial.number + 1}/{self.tuning.trials}: {self.tuning.maximised} "
-            f"{quality:.3f}, fidelity {record.fidelity:.3f}, drift {record.drift:.4f}"
-        )
-        return quality
-
-    def restore(self) -> None:
-        """Put the weights of every band back."""
-        for trainer in self.trainers.values():
-            trainer.restore()
-
-    def _number(self, trial: Any, key: str, values: Range) -> float:
-        return float(trial.suggest_float(key, values.low, values.high, log=values.log))
-
-    def _trainer(self, setting: Setting) -> LensTrainer:
-        config = setting.config()
-        key = (setting.layers, config.sites, config.references)
-        if key not in self.trainers:
-            self.restore()  # the prefix is that of the untrained model
-            self.trainers[key] = LensTrainer(
-                self.model, self.tokenizer, self.space, self.prompts, layers=setting.layers,
-                sites=config.sites, references=config.references, **self.training,
-            )  # fmt: skip
-        return self.trainers[key]
-
-
-def _study(tuning: Tuning, journal: str | Path | None, signature: str) -> Any:
-    try:
-        import optuna
-        from optuna.storages import JournalStorage
-        from optuna.storages.journal import JournalFileBackend
-    except ImportError:
-        raise MissingExtraError("optuna", "tune", "tuning") from None
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = None if journal is None else JournalStorage(JournalFileBackend(str(journal)))
-    sampler = optuna.samplers.TPESampler(seed=tuning.seed, multivariate=True)
-    study = optuna.create_study(
-        study_name=_STUDY, storage=storage, sampler=sampler, direction="maximize",
-        load_if_exists=True,
-    )  # fmt: skip
-    known = study.user_attrs.get("signature")
-    if known is None:
-        study.set_user_attr("signature", signature)
-    elif known != signature:
+    Raises
+    ------
+    InputError
+        If every trial diverged.
+    """
+    drifts = {t.number: t.drift for t in trials if t.drift is not None}
+    if not drifts:
         raise InputError(
-            f"the journal {journal} belongs to a search with other settings, prompts or space; "
-            "choose another file, or the settings it was begun with"
+            f"all {len(trials)} trials diverged, the last one: {trials[-1].failed}; lower the "
+            "learning rate or the range of strengths"
         )
-    return study
+    left = [t for t in trials if t.number in drifts]
+    allowed = [t for t in left if drifts[t.number] <= tuning.max_drift]
+    if allowed:
+        best = max(allowed, key=lambda t: (t.quality or 0.0, t.fidelity or 0.0, -drifts[t.number]))
+    else:
+        best = min(left, key=lambda t: drifts[t.number])
+    return TuneResult(best, bool(allowed), tuple(trials), tuning)

@@ -15,7 +15,8 @@ from torch import Tensor
 from lens import subspace as core
 from lens.arrays import Array, host
 from lens.errors import InputError, ShapeError
-from lens.subspace import Rank, SubspaceResult
+from lens.subspace import SubspaceResult
+from lens.subspace._rank import Rank, check_options, choose_rank, rounding_floor
 from lens.tensors.checks import accumulator, has_float64, matmul, refuse, small, tensor, wide
 
 _GRAM_LIMIT = 64.0  # condition up to which the Gram matrix is right to 1e-12, as in the C core
@@ -47,7 +48,7 @@ def fit_batch(
     """Fit several sites at once: `lens.subspace.fit_batch`."""
     x = tensor(means, "means", ndim=3)
     S, L, d = x.shape
-    core.check_options(L, d, rank, languages, agnostic)
+    check_options(L, d, rank, languages, agnostic)
     noises = None if noise is None else _host64(noise, "noise", (S, L), x)
     if noises is not None and (noises < 0).any():
         raise InputError("noise: holds negative values, expected variances")
@@ -91,9 +92,9 @@ def _fit_site(
     mean = means.mean(0)
     vectors, sigma = _factors(means - mean)
     values = host(sigma)
-    if not values[-1] > core.rounding_floor(values, host(mean), L, d):
+    if not values[-1] > rounding_floor(values, host(mean), L, d):
         return None
-    r, reason = core.choose_rank(rank, values, noise, L)
+    r, reason = choose_rank(rank, values, noise, L)
     rows = vectors[:r]
     m_a = mean
     for _ in range(2):  # twice: orthogonal to rounding

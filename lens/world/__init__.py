@@ -4,9 +4,9 @@ Everything here is generated from hand-written lexicons and recorded seeds. `que
 `text` need neither NumPy nor torch; `load` gives ordinary Hugging Face models.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from lens._lazy import lazy
 from lens.world.languages import LANGUAGES, PIVOT
 from lens.world.questions import Question, is_correct, questions, text
 
@@ -27,16 +27,12 @@ __all__ = [
     "train",
 ]
 
-_LAZY = {
-    "CHECKPOINTS": "lens.world.checkpoints",
-    "checkpoint_path": "lens.world.checkpoints",
-    "load": "lens.world.checkpoints",
-    "train": "lens.world.training",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import what needs torch the first time it is asked for (PEP 562)."""
-    if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
-    raise AttributeError(f"module 'lens.world' has no attribute '{name}'")
+__getattr__ = lazy(
+    __name__,
+    {
+        "CHECKPOINTS": "checkpoints",
+        "checkpoint_path": "checkpoints",
+        "load": "checkpoints",
+        "train": "training",
+    },
+)[0]

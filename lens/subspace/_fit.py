@@ -1,8 +1,4 @@
-"""Language subspaces: fit, choice of rank, principal angles, projection.
-
-NumPy arrays or CPU torch tensors in, NumPy arrays out; tensors on another device stay there (see
-`lens.tensors`).
-"""
+"""Fit language subspaces to means, one site or many."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,20 +13,13 @@ from lens.arrays import (
     ArrayIn,
     Float64,
     anywhere,
-    block,
     core_errors,
     float64,
-    is_tensor,
-    rows_of,
     threads,
     to_dict,
 )
-from lens.errors import InputError, ShapeError
-
-__all__ = ["SubspaceResult", "fit", "fit_batch", "principal_angles", "project"]
-
-Rank = Literal["auto", "full"] | int
-_SHARE = 0.95  # of the noise-corrected variance between languages, for rank="auto"
+from lens.errors import InputError
+from lens.subspace._rank import Rank, check_options, choose_rank, rounding_floor
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,52 +188,6 @@ def fit_batch(
     return tuple(results)
 
 
-def check_options(
-    L: int, d: int, rank: Rank, languages: Sequence[str] | None, agnostic: str
-) -> list[str]:
-    """Refuse what does not fit L means of width d; return the languages' names."""
-    names = _check_names(languages, L)
-    if L < 2 or L > d:
-        raise InputError(
-            f"means: {L} language{'s' if L != 1 else ''} of width {d}, expected at least 2 "
-            "languages and no more of them than dimensions"
-        )
-    _check_rank(rank, L)
-    if agnostic not in ("mean", "complement"):
-        raise InputError(f"agnostic: got {agnostic!r}, expected 'mean' or 'complement'")
-    return names
-
-
-def _check_names(languages: Sequence[str] | None, L: int) -> list[str]:
-    if languages is None:
-        return [f"language {i}" for i in range(L)]
-    names = list(languages)
-    if len(names) != L:
-        raise ShapeError(f"languages: {len(names)} names, expected {L} as means has rows")
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise InputError(
-            f"languages: {', '.join(twice)} given more than once; expected every language once"
-        )
-    return names
-
-
-def _check_rank(rank: Rank, L: int) -> None:
-    if rank in ("auto", "full"):
-        return
-    if isinstance(rank, bool) or not isinstance(rank, int | np.integer) or not 1 <= rank < L:
-        raise InputError(
-            f"rank: got {rank!r}, expected 'auto', 'full' or an integer from 1 to {L - 1} "
-            f"(one less than the {L} languages)"
-        )
-
-
-def rounding_floor(sigma: Float64, mean: Float64, L: int, d: int) -> float:
-    """Singular values at or below this are rounding errors of means of this size."""
-    scale = float(sigma[0]) + float(np.linalg.norm(mean))
-    return scale * max(L, d) * float(np.finfo(np.float64).eps)
-
-
 def _check_twins(means: Float64, names: list[str], floor: float, site: str) -> None:
     L = len(names)
     for a in range(L):
@@ -254,27 +197,6 @@ def _check_twins(means: Float64, names: list[str], floor: float, site: str) -> N
                 f"means: {site}{names[a]} and {names[a + 1 + int(b)]} have the same mean; expected "
                 "different languages: check that the same text was not given twice, or drop one"
             )
-
-
-def choose_rank(rank: Rank, sigma: Float64, noise: float | None, L: int) -> tuple[int, str]:
-    """Return the rank for given singular values, and why."""
-    if rank == "full":
-        return L - 1, f"full: L-1 = {L - 1} of {L} languages"
-    if rank != "auto":
-        return int(rank), f"given: {int(rank)}"
-    most = max(1, L - 2)
-    signal = np.maximum(sigma**2 - (noise or 0.0), 0.0)
-    total = float(signal.sum())
-    if total == 0.0:
-        return 1, "auto: 1, as no variance between languages exceeds the noise of the means"
-    share = np.cumsum(signal) / total
-    needed = int(np.searchsorted(share, _SHARE - 1e-12)) + 1
-    r = min(needed, most)
-    what = "variance between languages" + ("" if noise is None else " after noise correction")
-    text = f"auto: {r} of {L - 1} directions hold {100 * share[r - 1]:.1f} % of the {what}"
-    if needed > most:
-        return r, f"{text} (95 % would need {needed}, but at most L-2 = {most} are taken)"
-    return r, f"{text} (goal 95 %)"
 
 
 def _raise_dependent(
@@ -308,105 +230,3 @@ def _check_agnostic(m_a: Float64, size: float, site: str) -> None:
             f"means: {site}the mean over languages lies inside the language subspace, so the "
             'agnostic direction M_a is zero; use agnostic="complement" or a smaller rank'
         )
-
-
-@anywhere
-def principal_angles(A: ArrayIn, B: ArrayIn) -> Float64:
-    """Angles between two subspaces.
-
-    Parameters
-    ----------
-    A : array (d, a), float
-        Columns span the first subspace; they need not be orthonormal.
-    B : array (d, b), float
-        Columns span the second.
-
-    Returns
-    -------
-    numpy.ndarray (min(a, b),), float64
-        Radians, ascending, from 0 to pi/2.
-
-    Raises
-    ------
-    ShapeError
-        If the widths differ, or there are no columns, or more columns than rows.
-    InputError
-        If columns of A or of B are linearly dependent, or a value is not finite.
-
-    Notes
-    -----
-    Small angles come from sines, large ones from cosines (Björck and Golub, 1973), so that both are
-    right to rounding.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> principal_angles(np.eye(3)[:, :1], np.eye(3)[:, 1:])
-    array([1.57079633])
-    """
-    shape = np.shape(A)
-    if len(shape) != 2 or 0 in shape:
-        raise ShapeError(f"A: shape {tuple(shape)}, expected (d, a) with at least one column")
-    d = int(shape[0])
-    rows_a = rows_of(A, "A", d, np.dtype(np.float64))
-    rows_b = rows_of(B, "B", d, np.dtype(np.float64))
-    for name, rows in (("A", rows_a), ("B", rows_b)):
-        if not 1 <= len(rows) <= d:
-            raise ShapeError(f"{name}: shape ({d}, {len(rows)}), expected 1 to {d} columns")
-    angles = np.empty(min(len(rows_a), len(rows_b)))
-    with core_errors():
-        _core.principal_angles(angles, rows_a, rows_b)
-    return angles
-
-
-@anywhere
-def project(
-    X: ArrayIn,
-    basis: ArrayIn,
-    *,
-    strength: float = 1.0,
-    n_threads: int = 1,
-    dtype: str | None = None,
-) -> Array:
-    """Move states out of a subspace, or further into it.
-
-    Parameters
-    ----------
-    X : array (..., d), float32, float64, float16 or bfloat16
-        States.
-    basis : array (d, r), float
-        Orthonormal M_s; cast to float32, or float64 for float64 states.
-    strength : float
-        1 removes the part inside the subspace, a negative value adds to it, 0 changes no bit.
-    n_threads : int
-        Threads to use; any number gives the same bits.
-    dtype : {"bfloat16"}, optional
-        Needed when X is raw uint16.
-
-    Returns
-    -------
-    numpy.ndarray
-        X - strength X M_s M_s^T, in the dtype and shape of X (bfloat16 as raw uint16).
-
-    Raises
-    ------
-    ShapeError, DtypeError, InputError
-        If the arrays do not fit together, or strength is not finite.
-
-    References
-    ----------
-    arXiv:2505.15257.
-    """
-    x = block(X, "X", dtype=dtype)
-    if x.data.ndim < 1:
-        raise ShapeError("X: a scalar, expected (..., d)")
-    if isinstance(strength, bool) or is_tensor(strength) or not np.isfinite(strength):
-        raise InputError(f"strength: got {strength!r}, expected a finite number")
-    d = x.data.shape[-1]
-    rows = rows_of(basis, "basis", d, x.accumulator)
-    n = x.data.size // d if d else 0
-    out = np.empty((n, d), dtype=x.data.dtype)
-    flat = x.data.reshape(n, d)
-    with core_errors():
-        _core.project(out, flat, rows, float(strength), x.code, threads(n_threads))
-    return out.reshape(x.data.shape)

@@ -1,0 +1,10 @@
+"""Language subspaces: fit, choice of rank, principal angles, projection.
+
+NumPy arrays or CPU torch tensors in, NumPy arrays out; tensors on another device stay there (see
+`lens.tensors`).
+"""
+
+from lens.subspace._fit import SubspaceResult, fit, fit_batch
+from lens.subspace._geometry import principal_angles, project
+
+__all__ = ["SubspaceResult", "fit", "fit_batch", "principal_angles", "project"]
