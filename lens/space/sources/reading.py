@@ -90,7 +90,9 @@ def read_states(
     if place.is_file():
         table = _one_file(place)
     else:
-        for typed, entry in _entries(place).items():
+        entries = _entries(place)
+        _require(entries, languages, place.name)
+        for typed, entry in entries.items():
             if languages is not None and canonical(typed) not in map(canonical, languages):
                 continue
             read = _language(
@@ -253,11 +255,7 @@ def _chosen(
         has = ", ".join(table) or "none"
         raise InputError(f"'{source}' has no site {', '.join(absent)}; it has: {has}")
     if languages is not None:
-        present = {canonical(typed) for found in table.values() for typed in found}
-        missing = [typed for typed in languages if canonical(typed) not in present]
-        if missing:
-            has = ", ".join(sorted(present))
-            raise InputError(f"'{source}' has no states of {', '.join(missing)}; it has: {has}")
+        _require([typed for found in table.values() for typed in found], languages, source)
         wanted = {canonical(typed) for typed in languages}
         table = {
             site: {typed: block for typed, block in found.items() if canonical(typed) in wanted}
@@ -265,6 +263,15 @@ def _chosen(
         }
     named = [(site, table[site]) for site in sites] if sites else list(table.items())
     return dict(sorted(named, key=_site_order))
+
+
+def _require(found: Collection[str], languages: Sequence[str] | None, source: str) -> None:
+    """Refuse languages that are not there, naming those that are."""
+    present = {canonical(typed) for typed in found}
+    missing = [typed for typed in languages or () if canonical(typed) not in present]
+    if missing:
+        has = ", ".join(sorted(present))
+        raise InputError(f"'{source}' has no states of {', '.join(missing)}; it has: {has}")
 
 
 def _check(table: dict[str, dict[str, Float64]], parallel: bool) -> None:
