@@ -159,8 +159,8 @@ class TextReport:
 
 
 def ordered(findings: list[Finding]) -> tuple[Finding, ...]:
-    """Errors first; within a level in the order they were found."""
-    return tuple(sorted(findings, key=lambda found: _LEVELS.index(found.level)))
+    """Errors first; within a level in the order they were found, each once."""
+    return tuple(sorted(dict.fromkeys(findings), key=lambda found: _LEVELS.index(found.level)))
 
 
 def _cells(entry: LanguageText) -> tuple[str, ...]:

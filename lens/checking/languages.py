@@ -50,7 +50,7 @@ def check_language(code: str, rows: Sequence[str], *, most: int | None = None) -
             raise InputError("the identifier does not know it")
         found = foreign_languages([rows[i] for i in where], code)
     except MissingExtraError as error:
-        note = Finding("warning", "identity", code, "its language was not judged", str(error))
+        note = Finding("warning", "identity", "", "no language was judged", str(error))
         return Judged(0, 0, script_rows, (*scripts, note))
     except InputError:
         note = Finding(

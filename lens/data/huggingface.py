@@ -16,7 +16,8 @@ def is_dataset(source: object) -> bool:
     """Whether an object is a Dataset or DatasetDict, found out without importing datasets."""
     library = sys.modules.get("datasets")
     kinds = ("Dataset", "DatasetDict", "IterableDataset", "IterableDatasetDict")
-    return library is not None and isinstance(source, tuple(getattr(library, k) for k in kinds))
+    found = tuple(getattr(library, kind) for kind in kinds if hasattr(library, kind))
+    return bool(found) and isinstance(source, found)
 
 
 def read_dataset(source: Any, choice: "Choice", found: Found) -> None:
