@@ -1,6 +1,7 @@
 """Ablations: what is run, what is resumed, and what the table says."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from lens.cli import main
 from lens.errors import InputError
 from lens.evaluate.intervals import hierarchical_interval
 from lens.sweeps import Sweep, ablate, read_sweep, table, tables
-from lens.sweeps.config import Run, Setting, fill
+from lens.sweeps.config import METHODS, Run, Setting, fill
 from lens.sweeps.journal import Journal, identity
 from lens.sweeps.summary import summarise
 from tests import tiny
@@ -330,6 +331,14 @@ def test_paths_and_journals_that_do_not_fit_are_refused(content, tmp_path):
     plain = Sweep.model_validate({**content, "answers": None, "base": {"method": "finetune"}})
     with pytest.raises(InputError, match="a setting needs answers"):
         ablate(plain, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["systems", "losses"])
+def test_the_published_sweeps_can_be_read(name):
+    sweep = read_sweep(Path(__file__).parents[1] / "docs" / "sweeps" / f"{name}.yaml")
+    assert sweep.vary == {"world": ["w0", "w1", "w2"]}
+    methods = {run.setting.method for run in sweep.expand()}
+    assert methods == (set(METHODS) if name == "systems" else {"lens"})
 
 
 def test_identity_changes_with_the_content(tmp_path):
