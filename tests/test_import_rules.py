@@ -30,6 +30,7 @@ LAYERS = (
     {"report"},
     {"recipes"},
     {"sweeps"},
+    {"planning"},  # of any job, so above all of them
     {"world", "cli", "__main__"},
     {"__init__"},  # the front door
 )

@@ -15,6 +15,10 @@ _VERBS = {
     "probe": ("lens.cli.probe", "Read the language space of a model from parallel text."),
     "space": ("lens.cli.space", "Merge, extend, cut, show and share language spaces."),
     "inspect": ("lens.cli.inspect", "Show languages, singular values and rank of a space file."),
+    "plan": (
+        "lens.cli.plan",
+        "Say what a job will need, and what would stop it, before it starts.",
+    ),
     "train": ("lens.cli.train", "Train the top blocks to answer in the language asked (Lens)."),
     "steer": ("lens.cli.steer", "Generate with a language added or projected out."),
     "eval": ("lens.cli.evaluate", "Measure fidelity and accuracy of a model's answers."),

@@ -106,7 +106,7 @@ def _losses(content: Any) -> dict[str, Any]:
     "--low-memory/--keep-in-memory",
     default=True,
     show_default=True,
-    help="Move weights that training does not need to a temporary file.",
+    help="Keep weights that training does not need in files, not in memory.",
 )
 @click.option(
     "--cache",

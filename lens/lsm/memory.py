@@ -49,7 +49,7 @@ def memory_for_states(
         Size of what is trained, in float32; gradients, optimizer state and a copy come to four
         times that.
     idle : iterable of torch.nn.Module
-        Modules whose weights are freed before the optimizer starts.
+        Modules whose weights are in files, and in memory one at a time while they are used.
     max_memory : str, int or None
         The limit. Activations and the libraries themselves are not counted.
 
@@ -62,8 +62,9 @@ def memory_for_states(
         return None
     limit = size_in_bytes(max_memory)
     weights = _bytes_of([model])
-    freed = _bytes_of(idle)
-    needed = max(weights, weights - freed + _PER_TRAINED * trained_bytes)
+    idle = list(idle)
+    largest = max((_bytes_of([module]) for module in idle), default=0)
+    needed = weights - _bytes_of(idle) + max(largest, _PER_TRAINED * trained_bytes)
     if needed > limit:
         raise InputError(
             f"max_memory is {_said(limit)}, but the weights take {_said(weights)} and training "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,8 +34,9 @@ from lens.models.blocks import evaluating, locate
 from lens.models.chat import ChatOptions
 from lens.models.fingerprint import model_fingerprint
 from lens.models.prefix import PrefixCache
+from lens.models.residence import held_briefly, release
 from lens.models.sites import resolve_layers, resolve_sites
-from lens.models.spilling import spill
+from lens.models.spilling import set_aside, spill
 from lens.space import Space
 
 
@@ -72,8 +74,8 @@ class LensTrainer:
     cache_batch : int
         Rows per forward pass while the prefix is cached.
     low_memory : bool
-        Once the prefix is cached, move the weights that training does not need (blocks below the
-        band, output head) to a temporary file; they come back when they are used.
+        Keep the weights that training does not need (embedding, blocks below the band, output
+        head) in the checkpoint's file or a temporary one; each is in memory while it is used.
     cache : str or Path, optional
         Folder that keeps cached states; later runs over the same model and rows read them there.
     max_memory : str or int, optional
@@ -120,23 +122,29 @@ class LensTrainer:
         self.languages = tuple(lang for lang in rows if lang != self.pivot)
         self.count = len(rows[self.pivot])
         self.references = references
-        self.parts = parts = locate(model)
+        brief = partial(held_briefly, [model], active=low_memory)
+        with brief():
+            self.parts = parts = locate(model)
         self.layers = resolve_layers(layers, len(parts.blocks))
         self.trainable = Trainable(model, parts, self.layers, train=train, lora=lora)
-        idle = [*parts.blocks[: min(self.layers)], parts.lm_head] if low_memory else []
-        idle = [module for module in idle if module is not None]
+        first = min(self.layers)
+        unused = (parts.embedding, *parts.blocks[:first], parts.lm_head)
+        self.idle = [module for module in unused if module is not None and low_memory]
         memory = memory_for_states(
-            model, trained_bytes=self.trainable.nbytes, idle=idle, max_memory=max_memory
+            model, trained_bytes=self.trainable.nbytes, idle=self.idle, max_memory=max_memory
         )
         places = resolve_sites(list(sites), len(parts.blocks))
-        self.cache = PrefixCache(
-            model, parts, first_block=min(self.layers), sites=places, folder=cache, memory=memory
-        )
+        spill(self.idle)
+        with brief():
+            self.cache = PrefixCache(
+                model, parts, first_block=first, sites=places, folder=cache, memory=memory,
+                low_memory=low_memory,
+            )  # fmt: skip
         given = Rows(
             self.cache, tokenizer, pivot=self.pivot, count=self.count, references=references,
             chat=chat, batch_size=cache_batch, processes=self.processes,
         )  # fmt: skip
-        with evaluating(model):
+        with evaluating(model), brief():
             self.rows, self.tokens = given.add_prompts("prompts", rows)
             watched = given.add_prompts("validation", held_out(validation, space, rows))
             for lang, plain in (texts or {}).items():
@@ -148,13 +156,13 @@ class LensTrainer:
         self.answers, self.answer_tokens = given.answers, given.answer_tokens
         self.pivot_answer_lengths = given.pivot_answer_lengths
         self.predicting, self.inputs = given.predicting, given.about
-        spill(idle)
         self.parameters = self.trainable.activate()
-        self.original = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self.original = set_aside(self.parameters, in_files=low_memory)
 
     def restore(self) -> None:
         """Put the original weights back."""
         self.load(self.original)
+        release(self.original.values())
 
     def release(self) -> None:
         """Put the original weights back and take adapters off until the next `run`."""
@@ -264,6 +272,7 @@ class LensTrainer:
         try:
             with (
                 only_trainable(self.model, parameters),
+                held_briefly(self.idle),
                 recomputing(blocks if running.gradient_checkpointing else []),
             ):
                 optimization = Optimization(

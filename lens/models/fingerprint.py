@@ -10,6 +10,7 @@ from torch import nn
 
 from lens.models.blocks import text_config
 from lens.models.chat import ChatOptions, uses_template
+from lens.models.residence import release
 
 # Elements read from each parameter, evenly spread: any training moves some of them.
 _SAMPLE = 256
@@ -53,6 +54,7 @@ def model_fingerprint(model: nn.Module) -> dict[str, Any]:
             sample = flat[::step][:_SAMPLE].to("cpu", torch.float32).contiguous()
             digest.update(f"{name}{tuple(parameter.shape)}".encode())
             digest.update(sample.numpy().tobytes())
+            release([parameter])  # of a mapped checkpoint, far more than the sample was read
     return {
         "model_type": getattr(config, "model_type", type(model).__name__),
         "hidden_size": getattr(text, "hidden_size", None),

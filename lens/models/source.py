@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lens.models.residence import release
+
 _SAMPLE = 64  # elements of each tensor that are compared with the source
 _DTYPES = {
     "F64": torch.float64,
@@ -100,8 +102,11 @@ class SourceCheckpoint:
             place = self.tensors[stored]
             if place.shape != tuple(parameter.shape) or place.dtype not in _DTYPES:
                 return False
-            if name not in band and not _same(parameter, place):
-                return False
+            if name not in band:
+                same = _same(parameter, place)
+                release([parameter])
+                if not same:
+                    return False
         return True
 
     def write(self, out: Path, model: Any, band: Mapping[str, Tensor]) -> list[str]:

@@ -21,13 +21,15 @@ BENCHMARKS = (
     "moments",
     "weights",
     "lens_step",
+    "plan",
 )
+LONG = ("lens_1b",)  # a quarter of an hour: run only when they are named
 
 
 def main() -> None:
     """Run the benchmarks named on the command line, all by default."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS + LONG))
     parser.add_argument("--out", type=Path, default=Path("bench.json"))
     arguments = parser.parse_args()
     rows = []

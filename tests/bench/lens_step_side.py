@@ -1,4 +1,4 @@
-"""One side of the Lens step benchmark; prints seconds a step, peak bytes and the first loss."""
+"""One side of the Lens step benchmark: seconds a step, peak bytes, libraries' bytes, first loss."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from lens.lsm import PRESETS, LensTrainer
 from lens.lsm.geometry import Geometry
@@ -25,8 +27,7 @@ CONFIG = PRESETS["lens-v1"].model_copy(update={"batch_size": PROMPTS, "micro_bat
 
 
 def make_model() -> Any:
-    """Random-weight Llama of 24 blocks, float32."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    """Random-weight Llama of 24 blocks, float32, in memory."""
 
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -40,6 +41,11 @@ def make_model() -> Any:
     return LlamaForCausalLM(config).eval()
 
 
+def load_model(folder: Path) -> Any:
+    """The same from its checkpoint, as every side but one has it."""
+    return LlamaForCausalLM.from_pretrained(folder).eval()
+
+
 def make_prompts() -> dict[str, list[list[int]]]:
     """Random token ids, parallel over languages."""
     rng = np.random.default_rng(0)
@@ -47,40 +53,52 @@ def make_prompts() -> dict[str, list[list[int]]]:
     return {lang: rng.integers(5, VOCABULARY, shape).tolist() for lang in LANGUAGES}
 
 
-def make_space() -> Space:
+def make_space(width: int = WIDTH) -> Space:
     """A space from random states, the same on every side."""
     rng = np.random.default_rng(1)
     states = {
-        lang: rng.normal(size=(20, WIDTH)) + rng.normal(size=WIDTH) + 2.0 for lang in LANGUAGES
+        lang: rng.normal(size=(20, width)) + rng.normal(size=width) + 2.0 for lang in LANGUAGES
     }
     return Space.from_states({"final": states}, pivot=LANGUAGES[0])
 
 
 class Published:
-    """The published losses over two whole models, in plain torch."""
+    """The published losses over two whole models, in plain torch.
 
-    def __init__(self, *, batched: bool) -> None:
-        self.model = make_model()
-        self.frozen = copy.deepcopy(self.model)
+    ``names``: trained parameters, by default all of the top two blocks.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        frozen: Any,
+        prompts: dict[str, list[list[int]]],
+        space: Space,
+        *,
+        batched: bool = False,
+        names: Iterable[str] = (),
+    ) -> None:
+        self.model, self.frozen, self.batched = model, frozen, batched
         self.model.requires_grad_(False)
-        self.band = [p for b in self.model.model.layers[-2:] for p in b.parameters()]
+        top = [p for block in self.model.model.layers[-2:] for p in block.parameters()]
+        self.band = [self.model.get_parameter(name) for name in names] or top
         for parameter in self.band:
             parameter.requires_grad_(True)
-        self.ids = {lang: torch.tensor(rows) for lang, rows in make_prompts().items()}
-        self.at = Geometry.of(make_space(), "final", CONFIG)
-        self.batched = batched
+        self.ids = {lang: [torch.tensor([row]) for row in rows] for lang, rows in prompts.items()}
+        self.at = Geometry.of(space, "final", CONFIG)
         self.optimizer = torch.optim.AdamW(self.band, lr=1e-5, weight_decay=0.1)
 
     def states(self, model: Any, prompt: int) -> dict[str, Tensor]:
-        """Final states (1, t, d) of one prompt in every language."""
-        rows = {lang: ids[prompt : prompt + 1] for lang, ids in self.ids.items()}
+        """Final states (1, t, d) of one prompt in every language, float32."""
+        rows = {lang: ids[prompt] for lang, ids in self.ids.items()}
         if self.batched:
             out = model.base_model(torch.cat(list(rows.values())), use_cache=False)
             return dict(zip(rows, out.last_hidden_state.split(1), strict=True))
-        return {
+        found = {
             lang: model(ids, output_hidden_states=True, use_cache=False).hidden_states[-1]
             for lang, ids in rows.items()
         }
+        return {lang: states.float() for lang, states in found.items()}
 
     def loss(self, prompt: int) -> Tensor:
         """Token-mean retain, and separate and two-sided align of every language."""
@@ -101,8 +119,9 @@ class Published:
     def step(self) -> float:
         """Accumulate all prompts, then one optimizer step; returns the mean loss."""
         total = 0.0
-        for prompt in range(PROMPTS):
-            loss = self.loss(prompt) / PROMPTS
+        count = len(self.ids[LANGUAGES[0]])
+        for prompt in range(count):
+            loss = self.loss(prompt) / count
             loss.backward()
             total += float(loss.detach())
         torch.nn.utils.clip_grad_norm_(self.band, 1.0)
@@ -111,16 +130,14 @@ class Published:
         return total
 
 
-def _published(batched: bool) -> tuple[float, float]:
-    side = Published(batched=batched)
+def _published(model: Any, *, batched: bool) -> tuple[float, float]:
+    side = Published(model, copy.deepcopy(model), make_prompts(), make_space(), batched=batched)
     loss = side.step()
     return _median(side.step, 2), loss
 
 
-def _lens() -> tuple[float, float]:
-    trainer = LensTrainer(
-        make_model(), None, make_space(), make_prompts(), cache_batch=8, low_memory=True
-    )
+def _lens(model: Any) -> tuple[float, float]:
+    trainer = LensTrainer(model, None, make_space(), make_prompts(), cache_batch=8, low_memory=True)
     result = trainer.run(CONFIG.model_copy(update={"steps": 2, "learning_rate": 1e-5}))
     steps = 6
     timed = trainer.run(CONFIG.model_copy(update={"steps": steps, "learning_rate": 1e-5}))
@@ -136,16 +153,31 @@ def _median(action: Callable[[], object], repeat: int) -> float:
     return float(np.median(times))
 
 
-def main() -> None:
-    """Measure the side named on the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("side", choices=("published", "batched", "lens"))
-    side = parser.parse_args().side
-    seconds, loss = _lens() if side == "lens" else _published(side == "batched")
+def peak() -> int:
+    """Bytes of memory this process has had at most, mapped files included."""
     # Linux counts in KiB, macOS in bytes
     unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    print(json.dumps({"seconds": seconds, "peak": peak, "loss": loss}))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def main() -> None:
+    """Measure the side named on the command line, or write the checkpoint they load."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("side", choices=("published", "batched", "lens", "lens-in-memory", "write"))
+    parser.add_argument("folder", type=Path)
+    given = parser.parse_args()
+    libraries = peak()
+    if given.side == "write":
+        make_model().save_pretrained(given.folder)
+        print("{}")
+        return
+    model = make_model() if given.side == "lens-in-memory" else load_model(given.folder)
+    if given.side.startswith("lens"):
+        seconds, loss = _lens(model)
+    else:
+        seconds, loss = _published(model, batched=given.side == "batched")
+    found = {"seconds": seconds, "peak": peak(), "libraries": libraries, "loss": loss}
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

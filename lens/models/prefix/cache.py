@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from lens.models.blocks import DecoderParts, block_input, block_output, device_o
 from lens.models.prefix import storage
 from lens.models.prefix.keys import SCHEMA, frozen_facts, rows_key
 from lens.models.prefix.rows import Batch, CachedRow, Keep, kept_tokens, pad_right
+from lens.models.residence import Heap, release
 from lens.models.sites import FINAL, block_index
 from lens.progress import progress, say
 
@@ -40,6 +42,8 @@ class PrefixCache:
     memory : int, optional
         Without ``folder``: bytes of states that may stay in memory; what passes them goes to
         temporary files that vanish with the process.
+    low_memory : bool
+        Give memory that passes have freed back to the system at once.
 
     Raises
     ------
@@ -57,6 +61,7 @@ class PrefixCache:
         sites: Sequence[str] = ("final",),
         folder: str | Path | None = None,
         memory: int | None = None,
+        low_memory: bool = False,
     ) -> None:
         count = len(parts.blocks)
         if not 0 <= first_block < count:
@@ -78,6 +83,7 @@ class PrefixCache:
         self.folder = None if folder is None else Path(folder)
         self._frozen: dict[str, Any] = {}
         self._memory, self._in_memory = memory, 0
+        self._heap = Heap() if low_memory else None
         if self.folder is not None:
             storage.prepare_folder(self.folder)
             self._frozen = frozen_facts(model, parts, first_block=first_block, sites=self.sites)
@@ -137,6 +143,7 @@ class PrefixCache:
         for i, (row, entry) in enumerate(zip(rows, entries, strict=True)):
             reference = {site: parts[i] for site, parts in references.items()}
             self.rows.append(CachedRow(torch.tensor(list(row)), entry, reference))
+        release(tensors.values())
         return range(start, len(self.rows))
 
     def _found(self, path: Path, key: str, totals: Mapping[str, int]) -> dict[str, Tensor] | None:
@@ -163,12 +170,18 @@ class PrefixCache:
         label: str,
         path: Path | None = None,
     ) -> dict[str, Tensor]:
-        """Run rows and write their states one after another into tensors of the right size."""
+        """Run rows, the longest first, and write their states in the order of the rows.
+
+        Rows of like length share a batch, so that little of it is padding.
+        """
         tensors: dict[str, Tensor] = {}
-        filled = dict.fromkeys(totals, 0)
+        order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+        entry_ends = list(accumulate(map(len, rows)))
+        reference_ends = list(accumulate(kept))
         with ExitStack() as stack:
             for at in progress(range(0, len(rows), batch_size), label):
-                ids = [torch.tensor(list(row)) for row in rows[at : at + batch_size]]
+                chosen = order[at : at + batch_size]
+                ids = [torch.tensor(list(rows[i])) for i in chosen]
                 seen: dict[str, Tensor] = {}
                 with _entry_of(self.parts.blocks[self.first_block], seen):
                     states = self._forward(pad_right(ids))
@@ -176,12 +189,13 @@ class PrefixCache:
                 if not tensors:
                     shapes = {n: (x.dtype, (totals[n], x.shape[-1])) for n, x in states.items()}
                     tensors = stack.enter_context(self._room(shapes, path))
-                for i, row in enumerate(ids):
+                for at_batch, i in enumerate(chosen):
+                    length = len(rows[i])
                     for name, values in states.items():
-                        low = 0 if name == "entry" else len(row) - kept[at + i]
-                        begin = filled[name]
-                        filled[name] = begin + len(row) - low
-                        tensors[name][begin : filled[name]] = values[i, low : len(row)]
+                        count, end = kept[i], reference_ends[i]
+                        if name == "entry":
+                            count, end = length, entry_ends[i]
+                        tensors[name][end - count : end] = values[at_batch, length - count : length]
         return tensors
 
     def _room(
@@ -207,6 +221,7 @@ class PrefixCache:
         ids = [row.input_ids for row in rows]
         lengths = torch.tensor([len(row) for row in ids], device=self.device)
         entry = pad_right([row.entry for row in rows], length).to(self.device)
+        release(row.entry for row in rows)
         return Batch(pad_right(ids, length).to(self.device), entry, lengths)
 
     def reference(self, indices: Sequence[int], site: str) -> Tensor:
@@ -236,6 +251,8 @@ class PrefixCache:
                 handle.remove()
 
     def _forward(self, input_ids: Tensor) -> dict[str, Tensor]:
+        if self._heap is not None:
+            self._heap.tidy()
         states: dict[str, Tensor] = {}
         handles = [self._record(site, states) for site in self.sites if site != FINAL]
         try:

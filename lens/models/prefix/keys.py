@@ -18,9 +18,10 @@ from torch import nn
 from lens.models.blocks import DecoderParts, device_of, text_config
 from lens.models.fingerprint import model_fingerprint, sha256_json
 from lens.models.quantized import answer, is_quantized
+from lens.models.residence import release
 from lens.models.sites import FINAL, block_index
 
-SCHEMA = "lens.prefix/1"
+SCHEMA = "lens.prefix/2"
 
 
 def frozen_facts(
@@ -83,4 +84,5 @@ def _weights_sha256(model: nn.Module, unused: tuple[str, ...]) -> str:
         digest.update(f"{name} {value.dtype}{tuple(value.shape)}".encode())
         content = value.detach().to("cpu").contiguous().reshape(-1)
         digest.update(content.view(torch.uint8).numpy().data)
+        release([value])
     return digest.hexdigest()

@@ -1,0 +1,122 @@
+"""A random-weight checkpoint, its plan, or its real training: one of them, in its own process."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lens.lsm import LensTrainer, resolve
+from lens.models import load
+from lens.planning import plan_training
+from lens.planning.memory import LIBRARIES
+from lens.space import Space
+from tests import tiny
+
+LANGUAGES = ("eng_Latn", "spa_Latn", "ind_Latn", "swh_Latn", "tur_Latn", "rus_Cyrl", "zho_Hans")
+PROMPTS, TOKENS, STEPS = 8, 64, 4
+
+
+def write(folder: Path, *, blocks: int, width: int) -> None:
+    """Write a random-weight Llama in float32 with a tokenizer."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=32_000,
+        hidden_size=width,
+        intermediate_size=width * 8 // 3,
+        num_hidden_layers=blocks,
+        num_attention_heads=width // 64,
+        num_key_value_heads=width // 64,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+
+
+def settings(k: int, micro: int, *, low_memory: bool) -> dict[str, Any]:
+    """What plan and training share."""
+    losses = resolve("corrected").model_copy(
+        update={"steps": STEPS, "micro_batch": micro, "learning_rate": 1e-5}
+    )
+    return {"layers": f"-{k}:", "low_memory": low_memory, "losses": losses}
+
+
+def prompts(count: int, tokens: int, vocabulary: int) -> dict[str, list[list[int]]]:
+    """Random token ids, parallel over languages."""
+    rng = np.random.default_rng(0)
+    return {lang: rng.integers(3, vocabulary, (count, tokens)).tolist() for lang in LANGUAGES}
+
+
+def space(width: int) -> Space:
+    """A space from random states."""
+    rng = np.random.default_rng(1)
+    states = {
+        lang: rng.normal(size=(20, width)) + rng.normal(size=width) + 2.0 for lang in LANGUAGES
+    }
+    return Space.from_states({"final": states}, pivot=LANGUAGES[0])
+
+
+def memory(key: str) -> int:
+    """Bytes of ``VmHWM`` or ``VmRSS`` of this process (Linux)."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+
+
+def trained(folder: Path, given: dict[str, Any]) -> dict[str, float]:
+    """Load and train; seconds of caching and of a step, and the time of a whole run."""
+    model, tokenizer = load(folder)
+    width, vocabulary = model.config.hidden_size, model.config.vocab_size
+    started = time.perf_counter()
+    trainer = LensTrainer(
+        model, tokenizer, space(width), prompts(PROMPTS, TOKENS, vocabulary),
+        layers=given["layers"], low_memory=given["low_memory"],
+    )  # fmt: skip
+    cached = time.perf_counter() - started
+    result = trainer.run(given["losses"])
+    return {"cache": cached, "steps": result.seconds}
+
+
+def real(folder: Path, given: dict[str, Any]) -> dict[str, float]:
+    """Measure a real run; memory beyond that of a process that has trained a tiny model."""
+    with tempfile.TemporaryDirectory() as place:
+        tiny.model("llama", num_hidden_layers=8).save_pretrained(place)
+        tiny.tokenizer().save_pretrained(place)
+        trained(Path(place), given)
+    libraries = memory("VmRSS")
+    seconds = trained(folder, given)
+    return {**seconds, "libraries": libraries, "peak": memory("VmHWM") - libraries}
+
+
+def planned(folder: Path, given: dict[str, Any]) -> dict[str, float]:
+    """Plan the same run."""
+    vocabulary = json.loads((folder / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+    plan = plan_training(folder, prompts(PROMPTS, TOKENS, vocabulary), **given)
+    seconds = {effort.name: effort.seconds or 0.0 for effort in plan.efforts}
+    return {**seconds, "peak": plan.peak - LIBRARIES, "seconds": plan.seconds}
+
+
+def main() -> None:
+    """Do what the command line names, and print it as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("side", choices=("write", "real", "planned"))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("numbers", type=int, nargs="+", help="blocks width, or K micro low_memory")
+    given = parser.parse_args()
+    first, second, *rest = given.numbers
+    if given.side == "write":
+        write(given.folder, blocks=first, width=second)
+        print("{}")
+        return
+    shared = settings(first, second, low_memory=bool(rest and rest[0]))
+    print(json.dumps((real if given.side == "real" else planned)(given.folder, shared)))
+
+
+if __name__ == "__main__":
+    main()
