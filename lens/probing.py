@@ -18,9 +18,9 @@ from lens.models.fingerprint import (
 )
 from lens.models.pooling import Pooling
 from lens.models.sites import SiteSpec, resolve_sites
-from lens.space import About, Shard, Space, States
+from lens.space import About, Shard, Space
 from lens.space.keeping import StatesWriter
-from lens.space.states import StatesDtype
+from lens.space.states import States, StatesDtype
 
 
 def probe(
@@ -82,7 +82,7 @@ def probe(
         Id of the first row, when `rows` is one shard of a larger set; shards are joined by
         `Space.merge`.
     keep : str or Path, optional
-        Folder that keeps the pooled states too, for `lens.space.States`.
+        Folder that keeps the pooled states too, for `lens.space.KeptStates`.
     states_dtype : str
         How they are stored: ``"float16"``, ``"bfloat16"`` or ``"float32"``.
     choose_ranks : bool

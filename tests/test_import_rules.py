@@ -26,6 +26,7 @@ LAYERS = (
     {"space", "probing"},
     {"lsm", "steering"},
     {"evaluate"},
+    {"checking"},
     {"report"},
     {"recipes"},
     {"sweeps"},
@@ -37,7 +38,8 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # `Space.steer` is sugar: the import happens inside the method, when it is called.
 SUGAR = {("space", "steering")}
 # Imported by `lens --help`, or usable without torch.
-TORCH_FREE = {"__init__", "data", "cli", *(n for n, lv in LEVEL.items() if lv < LEVEL["tensors"])}
+TORCH_FREE = {"__init__", "data", "checking", "cli"}
+TORCH_FREE |= {name for name, level in LEVEL.items() if level < LEVEL["tensors"]}
 
 
 @dataclass(frozen=True)

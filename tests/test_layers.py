@@ -17,7 +17,8 @@ from lens.models import capture, load, locate
 from lens.models.blockwise import store_of
 from lens.models.fingerprint import model_fingerprint
 from lens.probing import probe
-from lens.space import Space, States
+from lens.space import KeptStates as States
+from lens.space import Space
 from tests import tiny
 
 ROWS = ["a", "some words", "a longer line of text, with more in it", "mid size", "b b b"]

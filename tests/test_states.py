@@ -13,7 +13,8 @@ from lens.errors import InputError
 from lens.models import capture
 from lens.probing import probe
 from lens.resample import bootstrap, choose_rank, gram
-from lens.space import Space, States
+from lens.space import KeptStates as States
+from lens.space import Space
 from lens.space.keeping import StatesWriter
 from tests import tiny
 

@@ -11,7 +11,9 @@ from lens.cli._group import LazyGroup
 _VERBS = {
     "demo": ("lens.cli.demo", "Run the whole road on the embedded sample world; write a report."),
     "doctor": ("lens.cli.doctor", "Say what is installed, what is missing, and what fixes it."),
+    "data": ("lens.cli.data", "Check text before anything is computed from it."),
     "probe": ("lens.cli.probe", "Read the language space of a model from parallel text."),
+    "space": ("lens.cli.space", "Merge, extend, cut, show and share language spaces."),
     "inspect": ("lens.cli.inspect", "Show languages, singular values and rank of a space file."),
     "plan": (
         "lens.cli.plan",

@@ -18,7 +18,10 @@ VERBOSE = "lens.verbose"
 
 
 class LazyGroup(click.Group):
-    """Subcommands by name: module and one line of help; the module holds ``command``."""
+    """Subcommands by name: module and one line of help; the module holds ``command``.
+
+    ``"module:name"`` names a command in a module that holds several.
+    """
 
     def __init__(
         self, name: str, *, help: str, verbs: Mapping[str, tuple[str, str]], root: bool = True
@@ -44,7 +47,8 @@ class LazyGroup(click.Group):
         """Import the verb's module."""
         if cmd_name not in self.verbs:
             return None
-        command = import_module(self.verbs[cmd_name][0]).command
+        module, _, name = self.verbs[cmd_name][0].partition(":")
+        command = getattr(import_module(module), name or "command")
         return command if isinstance(command, click.Command) else None
 
     def resolve_command(

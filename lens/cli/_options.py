@@ -100,13 +100,34 @@ def saying_options(function: F) -> F:
 
 def model_options(function: F) -> F:
     """Which model, and how it is loaded."""
+    return _model_options(function, required=True)
+
+
+def any_model_options(function: F) -> F:
+    """`model_options` of a verb that can do without a model."""
+    return _model_options(function, required=False)
+
+
+def _model_options(function: F, *, required: bool) -> F:
     for decorate in (
         click.option("--trust-remote-code", is_flag=True, help="Run code of the checkpoint."),
         click.option("--dtype", default="auto", show_default=True,
                      help="auto, float32, bfloat16 or float16."),
         click.option("--device", default="cpu", show_default=True, help="cpu, cuda, mps or auto."),
         click.option("--revision", help="Branch, tag or commit of a hub id (or ID@REVISION)."),
-        click.option("--model", required=True, help="Folder of a checkpoint, or hub id."),
+        click.option("--model", required=required, help="Folder of a checkpoint, or hub id."),
+    ):  # fmt: skip
+        function = decorate(function)
+    return function
+
+
+def part_options(function: F) -> F:
+    """Which part of a data set, and what to do with rows that lack a language."""
+    for decorate in (
+        click.option("--incomplete", type=click.Choice(["refuse", "drop"]), default="refuse",
+                     show_default=True, help="Rows that are empty in some language."),
+        click.option("--column", help="Field of text, where a language has several."),
+        click.option("--split", help="Split of a data set, where it has several."),
     ):  # fmt: skip
         function = decorate(function)
     return function

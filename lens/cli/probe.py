@@ -3,28 +3,44 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from lens.cli._options import (
     Listed,
+    any_model_options,
     chat_of,
     chat_options,
     load_model,
-    model_options,
+    part_options,
     print_json,
     talk_options,
 )
+from lens.cli._states import StateOptions, state_options
+
+if TYPE_CHECKING:
+    from lens.space import Space
+
+_CHECKED = 2000  # rows of each language that the check before a probe looks at,
+_JUDGED = 200  # and those whose language it judges
 
 
 @click.command()
-@model_options
+@any_model_options
 @click.option(
     "--data",
-    required=True,
     type=click.Path(path_type=Path),
-    help="Parallel text: folder of CODE.txt, or .jsonl, .json, .tsv.",
+    help="Parallel text: folder of CODE.txt, or .jsonl, .json, .tsv, .parquet, a saved dataset.",
 )
+@part_options
+@click.option(
+    "--check/--no-check",
+    default=True,
+    show_default=True,
+    help="Look at the text first (the cheap part of lens data check); warnings go to stderr.",
+)
+@state_options
 @click.option("--langs", type=Listed(), help="Languages to read; all in the data by default.")
 @click.option("--pivot", default="eng_Latn", show_default=True, help="Central language.")
 @click.option("--sites", default="all", show_default=True, help="all, -2:, block.3,final, ...")
@@ -80,22 +96,37 @@ def command(
     keep_states: Path | None, states_dtype: str, choose_ranks: bool,
     max_memory: str | None, layer_by_layer: bool, resume: bool,
     threads: int | None, seed: int, out: Path, force: bool, template: bool | None,
-    system: str | None, thinking: bool | None, as_json: bool,
+    system: str | None, thinking: bool | None, as_json: bool, split: str | None,
+    column: str | None, incomplete: Literal["refuse", "drop"], check: bool, given: StateOptions,
 ) -> None:  # fmt: skip
-    """Read the language space of a model from parallel text.
+    """Read the language space of a model from parallel text, or from states made elsewhere.
 
-    Row i must say the same in every language. The file holds statistics only, no text.
+    Row i must say the same in every language. The file holds statistics only, no text. With
+    --states no model is run: the folder holds its states.
     """
-    from lens.data import read_parallel
     from lens.io import refuse_existing
+
+    refuse_existing(out, force=force)
+    if given.states is not None:
+        _refuse_both(model, data)
+        space = given.space(langs, pivot=pivot, sites=sites, pooling=pooling, role=role, seed=seed)
+        _tell(space, out, as_json=as_json)
+        return
+    if model is None or data is None:
+        raise click.UsageError("give --model and --data, or --states with states made elsewhere")
+    from lens.data import read_parallel
     from lens.models.limits import size_in_bytes
     from lens.probing import probe
 
-    refuse_existing(out, force=force)
     size = _batch_size(batch_size)
     if max_memory is not None:
         size_in_bytes(max_memory)  # a typing error is told before a model is loaded
-    rows = read_parallel(data, languages=langs, limit=limit).rows
+    found = read_parallel(
+        data, languages=langs, limit=limit, split=split, column=column, incomplete=incomplete
+    )
+    rows = found.rows
+    if check:
+        _check(rows, found.typed, pivot)
     asked = read_parallel(prompts, languages=langs, min_rows=1).rows if prompts else None
     loaded, tokenizer = load_model(
         model,
@@ -112,12 +143,34 @@ def command(
         max_memory=max_memory, work=out.with_name(out.name + ".unfinished"), resume=resume,
         n_threads=threads, chat=None if role == "text" else chat_of(template, system, thinking),
     )  # fmt: skip
+    _tell(space, out, as_json=as_json)
+
+
+def _tell(space: Space, out: Path, *, as_json: bool) -> None:
     space.save(out)
     if as_json:
         print_json({"out": str(out), **space.to_dict()})
     else:
         click.echo(space.summary())
         click.echo(f"\n{out}")
+
+
+def _check(rows: dict[str, list[str]], typed: dict[str, str], pivot: str) -> None:
+    """Tell on stderr what the data doctor thinks of the text, without slowing the probe down."""
+    from lens.checking import check_text
+    from lens.progress import say
+
+    few = {typed[code]: texts[:_CHECKED] for code, texts in rows.items()}
+    report = check_text(few, pivot=pivot, judge=_JUDGED)
+    for found in report.of_level("warning"):
+        say(str(found))
+    if report.of_level("warning"):
+        say("lens data check says more; --no-check leaves this out")
+
+
+def _refuse_both(model: str | None, data: Path | None) -> None:
+    if model is not None or data is not None:
+        raise click.UsageError("--states are states already; leave out --model and --data")
 
 
 def _sites(text: str) -> str | list[str]:

@@ -1,23 +1,16 @@
-"""Read parallel rows of text: one file per language, JSONL, JSON or TSV, plain or compressed."""
+"""Read parallel rows of text from any form, and refuse what cannot be used, all at once."""
 
-import csv
-import gzip
-import io
-import json
-import lzma
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal, TypeAlias
 
-from lens.data.languages import canonical, is_language
+from lens.data.found import SHOWN, Found, strings
+from lens.data.languages import UnknownLanguageError, canonical
 from lens.errors import InputError
 
-# Column names of data sets that happen to be language codes as well ("doc" is Northern Dong).
-_NOT_LANGUAGES = {
-    "item", "doc", "ref", "url", "title", "text", "topic", "split", "category", "label", "row",
-    "key", "source",
-}  # fmt: skip
-_SHOWN = 5
+Source: TypeAlias = Any
+"""A path, a mapping from language to rows, or a Dataset or DatasetDict (no dependency)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,55 +25,48 @@ class Corpus:
         Canonical language code to the spelling used in the data or the request.
     source : str
         Name of the file or folder.
+    dropped : int
+        Rows left out because they were empty in some language.
     """
 
     rows: dict[str, list[str]]
     typed: dict[str, str]
     source: str
-
-
-@dataclass(slots=True)
-class _Raw:
-    """Rows as found, by canonical code, and everything that is wrong with them."""
-
-    rows: dict[str, list[str]] = field(default_factory=dict)
-    typed: dict[str, str] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-
-    def add(self, typed: str, rows: list[str]) -> None:
-        """Take in one language; a second spelling of the same one is a problem."""
-        code = canonical(typed)
-        if code in self.rows:
-            self.problems.append(
-                f"duplicate language {code}: given as {self.typed[code]!r} and as {typed!r}; "
-                "keep one"
-            )
-            return
-        self.rows[code], self.typed[code] = rows, typed
+    dropped: int = 0
 
 
 def read_parallel(
-    path: str | Path,
+    source: Source,
     *,
     languages: Sequence[str] | None = None,
     limit: int | None = None,
     min_rows: int = 2,
+    split: str | None = None,
+    column: str | None = None,
+    incomplete: Literal["refuse", "drop"] = "refuse",
 ) -> Corpus:
     """Read parallel text and check all of it before anything is computed.
 
     Parameters
     ----------
-    path : str or Path
-        A folder of ``<code>.txt`` (line i parallel) or ``<code>.json`` (a list of rows); a
-        ``.jsonl`` file with one key per language in each line; a ``.json`` file with one list per
-        language; a ``.tsv`` file with language codes in its first line. Files may end in ``.gz``
-        or ``.xz``.
+    source : str, Path, mapping, datasets.Dataset or datasets.DatasetDict
+        A folder of ``<code>.txt`` (line i parallel), ``<code>.json`` (a list of rows) or
+        ``<code>.jsonl``; a ``.jsonl`` file with one key per language in each line; a ``.json``
+        file with one list per language; a ``.tsv`` file with language codes in its first line.
+        Text files may end in ``.gz``, ``.xz``, ``.bz2`` or ``.zst``. A ``.parquet`` file or folder
+        of them, or a folder of ``datasets.save_to_disk``. In Python also language to rows, or a
+        dataset itself.
     languages : sequence of str, optional
         Languages to read, in any spelling; all that the data has by default.
     limit : int, optional
         Number of rows to read from the start.
     min_rows : int
         Fewest rows that make sense.
+    split, column : str, optional
+        Split of a dataset, and field of text, where there are several.
+    incomplete : str
+        What to do with rows that are empty in some language: ``"refuse"`` them, or ``"drop"`` them
+        in every language, so that the others stay parallel.
 
     Returns
     -------
@@ -93,198 +79,144 @@ def read_parallel(
         When something is wrong; the message lists every problem at once: a language that is
         missing or given twice, unequal numbers of rows, empty rows, undecodable bytes, too few
         rows.
+    MissingExtraError
+        When the source needs a package that is not installed.
     """
-    place = Path(path).expanduser()
-    if not place.exists():
-        raise InputError(f"data '{path}' does not exist; expected a folder or a file of rows")
     if limit is not None and limit < 1:
         raise InputError(f"limit is {limit}; expected a number of rows from 1")
-    raw = _read_folder(place) if place.is_dir() else _read_file(place)
-    typed = dict(raw.typed)
+    if incomplete not in ("refuse", "drop"):
+        raise InputError(f"incomplete is {incomplete!r}; expected 'refuse' or 'drop'")
+    found = read_found(source, languages=languages, split=split, column=column)
+    dropped = _drop_incomplete(found, limit) if incomplete == "drop" else 0
+    _check(found, min_rows, limit)
+    if found.problems:
+        shown = "\n".join(f"  {problem}" for problem in found.problems)
+        raise InputError(f"the data in '{_name(source)}' cannot be used:\n{shown}")
+    rows = {code: found.rows[code][:limit] for code in found.typed}
+    return Corpus(rows=rows, typed=found.typed, source=found.source, dropped=dropped)
+
+
+def read_found(
+    source: Source,
+    *,
+    languages: Sequence[str] | None = None,
+    split: str | None = None,
+    column: str | None = None,
+) -> Found:
+    """Read text without judging its rows; what could not be read is listed in the result.
+
+    Parameters
+    ----------
+    source, languages, split, column
+        As in `read_parallel`.
+
+    Returns
+    -------
+    Found
+        Rows by language and problems.
+
+    Raises
+    ------
+    InputError
+        When the source does not exist or is none.
+    """
+    from lens.data.forms import Choice, read_path
+    from lens.data.huggingface import is_dataset, read_dataset
+
+    choice = Choice(split, column)
+    if is_dataset(source):
+        found = Found(source=type(source).__name__)
+        read_dataset(source, choice, found)
+    elif isinstance(source, Mapping):
+        found = _from_mapping(source)
+    elif isinstance(source, str | Path):
+        place = Path(source).expanduser()
+        if not place.exists():
+            raise InputError(f"data '{source}' does not exist; expected a folder or a file of rows")
+        found = read_path(place, choice)
+    else:
+        raise InputError(
+            f"data is {type(source).__name__}; expected a path, language to rows, or a dataset"
+        )
     if languages is not None:
-        typed = _select(raw, languages)
-    if not raw.rows and not raw.problems:
-        raw.problems.append("no language was found in it")
-    _check(raw, min_rows, limit)
-    if raw.problems:
-        shown = "\n".join(f"  {problem}" for problem in raw.problems)
-        raise InputError(f"the data in '{path}' cannot be used:\n{shown}")
-    rows = {code: raw.rows[code][:limit] for code in typed}
-    return Corpus(rows=rows, typed=typed, source=place.name)
+        found.typed = _select(found, languages)
+    # Of a language that was not asked for, two spellings are nobody's problem.
+    found.problems += [told for code, told in found.duplicates.items() if code in found.typed]
+    if not found.rows and not found.problems:
+        found.problems.append("no language was found in it")
+    return found
 
 
-def _select(raw: _Raw, languages: Sequence[str]) -> dict[str, str]:
+def _from_mapping(source: Mapping[Any, Any]) -> Found:
+    found = Found(source="rows")
+    for typed, rows in source.items():
+        try:
+            found.add(str(typed), strings(list(rows), str(typed), found))
+        except UnknownLanguageError as error:
+            found.problems.append(str(error))
+    return found
+
+
+def _select(found: Found, languages: Sequence[str]) -> dict[str, str]:
     """Keep the languages asked for; report those that are unknown, repeated or absent."""
     typed: dict[str, str] = {}
     for name in languages:
         try:
             code = canonical(name)
-        except InputError as error:
-            raw.problems.append(str(error))
+        except UnknownLanguageError as error:
+            found.problems.append(str(error))
             continue
         if code in typed:
-            raw.problems.append(
+            found.problems.append(
                 f"duplicate language {code}: asked for as {typed[code]!r} and as {name!r}; keep one"
             )
             continue
         typed[code] = name
-        if code not in raw.rows:
-            has = ", ".join(raw.rows) or "none"
-            raw.problems.append(f"missing language {name!r} ({code}); the data has: {has}")
-    raw.rows = {code: rows for code, rows in raw.rows.items() if code in typed}
+        if code not in found.rows:
+            has = ", ".join(found.rows) or "none"
+            found.problems.append(f"missing language {name!r} ({code}); the data has: {has}")
+    found.rows = {code: found.rows[code] for code in typed if code in found.rows}
     return typed
 
 
-def _check(raw: _Raw, min_rows: int, limit: int | None) -> None:
-    counts = {code: len(rows) for code, rows in raw.rows.items()}
+def _drop_incomplete(found: Found, limit: int | None) -> int:
+    """Leave out rows that are empty somewhere, up to `limit` complete ones; return how many."""
+    if len({len(rows) for rows in found.rows.values()}) != 1:
+        return 0  # which rows belong together is unknown; the numbers are reported
+    complete = [
+        i for i, row in enumerate(zip(*found.rows.values(), strict=True)) if all(map(_said, row))
+    ][:limit]
+    seen = complete[-1] + 1 if complete and limit == len(complete) else -1
+    total = len(next(iter(found.rows.values()))) if seen < 0 else seen
+    found.rows = {code: [rows[i] for i in complete] for code, rows in found.rows.items()}
+    return total - len(complete)
+
+
+def _check(found: Found, min_rows: int, limit: int | None) -> None:
+    counts = {code: len(rows) for code, rows in found.rows.items()}
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"{code} {count}" for code, count in counts.items())
-        raw.problems.append(f"unequal numbers of rows: {listed}; row i must be parallel in all")
-    for code, rows in raw.rows.items():
-        empty = [i + 1 for i, row in enumerate(rows[:limit]) if not row.strip()]
+        found.problems.append(f"unequal numbers of rows: {listed}; row i must be parallel in all")
+    some_empty = False
+    for code, rows in found.rows.items():
+        empty = [i + 1 for i, row in enumerate(rows[:limit]) if not _said(row)]
         if empty:
-            more = ", ..." if len(empty) > _SHOWN else ""
-            listed = ", ".join(map(str, empty[:_SHOWN]))
-            raw.problems.append(f"{code}: {len(empty)} empty row(s): {listed}{more}")
+            more = ", ..." if len(empty) > SHOWN else ""
+            listed = ", ".join(map(str, empty[:SHOWN]))
+            found.problems.append(f"{code}: {len(empty)} empty row(s): {listed}{more}")
+            some_empty = True
+    if some_empty:
+        found.problems.append(
+            "fill them, or leave them out in every language: incomplete='drop' (--incomplete drop)"
+        )
     few = min(counts.values(), default=min_rows)
     if few < min_rows:
-        raw.problems.append(f"too few rows: {few}; expected at least {min_rows} in each language")
+        found.problems.append(f"too few rows: {few}; expected at least {min_rows} in each language")
 
 
-def _read_folder(folder: Path) -> _Raw:
-    raw = _Raw()
-    files = sorted(p for p in folder.iterdir() if _kind(p) in (".txt", ".json"))
-    for file in files:
-        stem = file.name.split(".", 1)[0]
-        if not is_language(stem):
-            continue
-        lines = _lines(file, raw)
-        if _kind(file) == ".txt":
-            raw.add(stem, lines)
-            continue
-        try:
-            raw.add(stem, _strings(json.loads("\n".join(lines)), file.name, raw))
-        except json.JSONDecodeError as error:
-            raw.problems.append(f"{file.name}: not JSON ({error})")
-    if not raw.rows and not raw.problems:
-        raw.problems.append("no <code>.txt or <code>.json in the folder (such as swh_Latn.txt)")
-    return raw
+def _said(row: str) -> bool:
+    return bool(row.strip())
 
 
-def _read_file(file: Path) -> _Raw:
-    readers: dict[str, Callable[[list[str], str, _Raw], None]] = {
-        ".jsonl": _read_jsonl,
-        ".json": _read_json,
-        ".tsv": _read_tsv,
-    }
-    raw = _Raw()
-    reader = readers.get(_kind(file))
-    if reader is None:
-        raw.problems.append(
-            f"unknown kind of file '{file.name}'; expected .jsonl, .json or .tsv (also .gz, .xz), "
-            "or a folder of <code>.txt"
-        )
-        return raw
-    reader(_lines(file, raw), file.name, raw)
-    return raw
-
-
-def _read_jsonl(lines: list[str], name: str, raw: _Raw) -> None:
-    records: list[dict[str, object]] = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line) if line.strip() else {}
-        except json.JSONDecodeError as error:
-            raw.problems.append(f"{name} line {number}: not JSON ({error})")
-            continue
-        if not isinstance(record, dict):
-            raw.problems.append(f"{name} line {number}: expected an object with a key per language")
-            continue
-        records.append(record)
-    keys = dict.fromkeys(key for record in records for key in record)
-    for key in keys:
-        # A language has text; a number or a list under a key that looks like one is something else.
-        values = [record.get(key, "") for record in records]
-        if _names_language(key) and all(isinstance(value, str) for value in values):
-            raw.add(key, [str(value) for value in values])
-
-
-def _read_json(lines: list[str], name: str, raw: _Raw) -> None:
-    try:
-        content = json.loads("\n".join(lines))
-    except json.JSONDecodeError as error:
-        raw.problems.append(f"{name}: not JSON ({error})")
-        return
-    if not isinstance(content, dict):
-        raw.problems.append(f"{name}: expected an object with one list of rows per language")
-        return
-    for key, rows in content.items():
-        if _names_language(key):
-            raw.add(key, _strings(rows, f"{name} {key!r}", raw))
-
-
-def _read_tsv(lines: list[str], name: str, raw: _Raw) -> None:
-    table = list(csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
-    if not table:
-        raw.problems.append(f"{name}: empty; expected language codes in the first line")
-        return
-    header, *body = table
-    for number, cells in enumerate(body, start=2):
-        if len(cells) != len(header):
-            raw.problems.append(
-                f"{name} line {number}: {len(cells)} columns; expected {len(header)}"
-            )
-    for column, key in enumerate(header):
-        if _names_language(key):
-            raw.add(key, [cells[column] if column < len(cells) else "" for cells in body])
-
-
-def _names_language(key: str) -> bool:
-    return key.lower() not in _NOT_LANGUAGES and is_language(key)
-
-
-def _strings(rows: object, where: str, raw: _Raw) -> list[str]:
-    if isinstance(rows, list) and all(isinstance(row, str) for row in rows):
-        return rows
-    raw.problems.append(f"{where}: expected a list of strings, one row each")
-    return []
-
-
-def _kind(file: Path) -> str:
-    suffixes = [suffix.lower() for suffix in file.suffixes]
-    if suffixes and suffixes[-1] in (".gz", ".xz"):
-        suffixes.pop()
-    return suffixes[-1] if suffixes else ""
-
-
-def _lines(file: Path, raw: _Raw) -> list[str]:
-    """Lines of a file; undecodable ones are reported and kept as blanks of text."""
-    opener = {".gz": gzip.decompress, ".xz": lzma.decompress}.get(file.suffix.lower())
-    content = file.read_bytes()
-    if opener is not None:
-        try:
-            content = opener(content)
-        except (OSError, EOFError, lzma.LZMAError) as error:
-            raw.problems.append(f"{file.name}: cannot be decompressed ({error})")
-            return []
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        broken = [
-            number
-            for number, line in enumerate(content.split(b"\n"), start=1)
-            if not _decodes(line)
-        ]
-        listed = ", ".join(map(str, broken[:_SHOWN])) + (", ..." if len(broken) > _SHOWN else "")
-        raw.problems.append(f"{file.name}: not UTF-8 in line(s) {listed}; convert it to UTF-8")
-        text = content.decode("utf-8-sig", errors="replace")
-    # Only line ends separate rows: str.splitlines would also cut at U+2028 and others.
-    return [line.rstrip("\r\n") for line in io.StringIO(text, newline="\n")]
-
-
-def _decodes(line: bytes) -> bool:
-    try:
-        line.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
+def _name(source: Source) -> str:
+    return str(source) if isinstance(source, str | Path) else type(source).__name__

@@ -1,6 +1,7 @@
 """Canonical language codes: three letters and a script, as FLORES writes them (``swh_Latn``)."""
 
 import difflib
+import re
 from collections.abc import Iterable
 from functools import cache
 
@@ -17,6 +18,16 @@ _INDIVIDUAL = {
     "orm": "gaz", "pus": "pbt", "que": "quy", "sqi": "als", "swa": "swh", "uzb": "uzn",
     "yid": "ydd",
 }  # fmt: skip
+
+# The script FLORES writes a language in where the usual guess is another, or a rarer code.
+_SCRIPTS = {
+    "acm": "Arab", "acq": "Arab", "ajp": "Arab", "azb": "Arab", "crh": "Latn", "kor": "Hang",
+    "pbt": "Arab", "tzm": "Tfng",
+}  # fmt: skip
+_CHARSET = re.compile(r"\.(utf-?8|iso-?8859-?\d+)$", re.IGNORECASE)  # "pt_BR.UTF-8"
+_SAME_SCRIPT = {"Kore": "Hang"}
+# Codes of FLORES that the registry takes for a region of another language (Dari, of Persian).
+_KEPT = {"prs": ("prs_Arab", "Dari")}
 
 
 class UnknownLanguageError(InputError):
@@ -47,7 +58,11 @@ def canonical(code: str) -> str:
     >>> canonical("sw"), canonical("zh-TW"), canonical("English")
     ('swh_Latn', 'zho_Hant', 'eng_Latn')
     """
-    language = _parse(code.strip())
+    text = _CHARSET.sub("", code.strip())
+    first = text.replace("_", "-").partition("-")[0].lower()
+    if first in _KEPT:
+        return _KEPT[first][0]
+    language = _parse(text)
     if language is None:
         raise UnknownLanguageError(
             f"unknown language {code!r}; expected a code such as 'sw', 'swh' or 'swh_Latn', or an "
@@ -55,8 +70,9 @@ def canonical(code: str) -> str:
         )
     letters = language.to_alpha3()
     individual = _INDIVIDUAL.get(letters, letters)
-    script = language.script or language.maximize().script or "Latn"
-    return f"{individual}_{script}"
+    usual = _SCRIPTS.get(individual) or language.maximize().script or "Latn"
+    script = language.script or usual
+    return f"{individual}_{_SAME_SCRIPT.get(script, script)}"
 
 
 def canonical_all(codes: Iterable[str]) -> dict[str, str]:
@@ -114,6 +130,8 @@ def english_name(code: str) -> str:
         When the language is unknown.
     """
     letters, _, script = canonical(code).partition("_")
+    if letters in _KEPT:
+        return _KEPT[letters][1]
     # The name of the group is the common one: "Persian", not "Iranian Persian".
     groups = {one: group for group, one in _INDIVIDUAL.items() if group not in ("cmn", "ekk")}
     name = langcodes.Language.get(groups.get(letters, letters)).display_name()
@@ -133,7 +151,7 @@ def is_language(code: str) -> bool:
 
 def _parse(text: str) -> langcodes.Language | None:
     """Read a code, else a name in any language."""
-    if not text:
+    if len(text) < 2:  # one letter is a name of a column rather than of a language
         return None
     try:
         language = langcodes.Language.get(text.replace("_", "-"))

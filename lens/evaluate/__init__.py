@@ -11,6 +11,9 @@ from lens._lazy import lazy
 if TYPE_CHECKING:  # for type checkers and editors: the same names, at no cost at run time
     from lens.evaluate.drift import PivotDrift as PivotDrift
     from lens.evaluate.drift import pivot_kl as pivot_kl
+    from lens.evaluate.foreign import can_judge as can_judge
+    from lens.evaluate.foreign import foreign_languages as foreign_languages
+    from lens.evaluate.foreign import judge_version as judge_version
     from lens.evaluate.generation import generate as generate
     from lens.evaluate.generation import strip_thinking as strip_thinking
     from lens.evaluate.identify import Identifier as Identifier
@@ -56,6 +59,9 @@ _NAMES = {
     "Identifier": "identify",
     "agreement": "identify",
     "identifier": "identify",
+    "can_judge": "foreign",
+    "foreign_languages": "foreign",
+    "judge_version": "foreign",
     "generate": "generation",
     "strip_thinking": "generation",
     "Comparison": "scoring",

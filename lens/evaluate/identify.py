@@ -152,13 +152,21 @@ def agreement(found: Sequence[str | None], expected: Sequence[str]) -> tuple[int
 def content_words(text: str) -> list[str]:
     """Split text into runs of letters: what is left without digits, marks and punctuation."""
     # words of scripts with combining vowels (Devanagari, Thai) hold marks that \w leaves out
-    kept = "".join(_keep(char) for char in unicodedata.normalize("NFC", text))
+    kept = unicodedata.normalize("NFC", text).translate(_KEPT)
     return [word for word in kept.split() if _WORD.search(word) or any(map(str.isalpha, word))]
 
 
-def _keep(char: str) -> str:
-    category = unicodedata.category(char)
-    return char if category[0] in "LM" or char in "'\u2019\u02bc-" else " "
+class _Kept(dict[int, str]):
+    """Table for `str.translate`: what is no letter or mark becomes a space."""
+
+    def __missing__(self, point: int) -> str:
+        char = chr(point)
+        kept = unicodedata.category(char)[0] in "LM" or char in "'\u2019\u02bc-"
+        self[point] = char if kept else " "
+        return self[point]
+
+
+_KEPT = _Kept()
 
 
 def _vocabulary_words(items: Iterable[str]) -> Iterable[str]:

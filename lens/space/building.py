@@ -1,15 +1,14 @@
 """Make the moments of a space: from states, from two spaces, or by leaving languages out."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
-
 from lens.data.languages import canonical
-from lens.errors import InputError
-from lens.space.about import About, combined_data
+from lens.errors import InputError, ShapeError
+from lens.space.about import About, Shard, combined_data
+from lens.space.sources.arrays import Float64, as_states
 from lens.stats import StreamingMoments
 
 # Site to language to statistics.
@@ -47,45 +46,64 @@ def check_table(table: MomentsTable, pivot: str) -> None:
         raise InputError(f"the pivot {pivot} is not among the languages: {listed}")
 
 
-def from_states(states: Mapping[str, Mapping[str, NDArray[Any]]]) -> MomentsTable:
+def from_states(
+    states: Mapping[str, Mapping[str, Any]], about: About, *, row_offset: int = 0
+) -> tuple[MomentsTable, About]:
     """Compute the moments of pooled states.
 
     Parameters
     ----------
     states : mapping
-        Site to language (any spelling) to (n, d) states.
+        Site to language (any spelling) to (n, d) states, arrays of any library.
+    about : About
+        Record of where they come from; rows and spellings are added where it names none.
+    row_offset : int
+        Id of the first row.
 
     Returns
     -------
-    dict
+    table : dict
         Site to canonical language to statistics.
+    about : About
+        The record with the rows: their number and the hash of their states.
 
     Raises
     ------
     InputError
-        When a shape is wrong, a language comes twice, or a state is not finite.
+        When a shape or dtype is wrong, a language comes twice, or a state is not finite.
     """
     table: MomentsTable = {}
+    typed_as: dict[str, str] = {}
+    digests: dict[str, Any] = {}
+    counts: dict[str, int] = {}
     for site, languages in states.items():
         table[site] = {}
         for typed, block in languages.items():
-            values = np.ascontiguousarray(block, dtype=np.float64)
-            if values.ndim != 2 or not len(values):
-                raise InputError(
-                    f"states of {typed} at {site} have shape {values.shape}; expected (n, d)"
-                )
-            bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
-            if len(bad):
-                raise InputError(
-                    f"the state at {site} for row {bad[0]} of {typed} is not finite "
-                    "(NaN or infinity); leave the row out or compute it in a wider dtype"
-                )
+            values = as_states(block, f"states of {typed} at {site}")
             code = canonical(typed)
             if code in table[site]:
                 raise InputError(f"duplicate language {code} (as {typed!r}) at {site}; keep one")
+            _same_shape(values, table[site], counts.get(code), f"states of {typed} at {site}")
             table[site][code] = StreamingMoments(values.shape[1])
-            table[site][code].update(values, 0)
-    return table
+            table[site][code].update(values, row_offset)
+            counts[code] = len(values)
+            typed_as.setdefault(code, typed)
+            digest = digests.setdefault(code, hashlib.sha256())
+            digest.update(f"{site}{values.shape}".encode())
+            digest.update(values.tobytes())
+    shards = {c: [Shard(row_offset, counts[c], d.hexdigest())] for c, d in digests.items()}
+    return table, replace(about, typed=about.typed or typed_as, data=about.data or shards)
+
+
+def _same_shape(
+    values: Float64, others: Mapping[str, StreamingMoments], rows: int | None, name: str
+) -> None:
+    """Refuse another width than other languages have, or other rows than at other sites."""
+    width = next(iter(others.values())).d if others else values.shape[1]
+    if values.shape[1] != width:
+        raise ShapeError(f"{name}: width {values.shape[1]}, expected {width} as before")
+    if rows not in (None, len(values)):
+        raise ShapeError(f"{name}: {len(values)} rows, expected {rows} as at the other sites")
 
 
 def combine(

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from lens.subspace import SubspaceResult
 
 SCHEMA = "lens.space/1"
+NAME = "space.safetensors"
+"""What the file is called in a folder or a repository."""
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -63,7 +65,9 @@ def write_space(
             "rank_reason": result.rank_reason,
             "singular_values": [float(value) for value in result.singular_values],
         }
-    write(path, arrays, {**record, "fits": described})
+    write(path, arrays, {**record, "sha256": content_sha256(table, record["about"])} | {
+        "fits": described
+    })  # fmt: skip
 
 
 def read_space(path: Path) -> tuple[MomentsTable, About]:
@@ -86,6 +90,8 @@ def read_space(path: Path) -> tuple[MomentsTable, About]:
     InputError
         When the file is not a complete space.
     """
+    if path.is_dir():
+        path = path / NAME
     arrays, content = read(path)
     grouped: dict[tuple[str, str], Arrays] = {}
     for name, array in arrays.items():
@@ -93,6 +99,7 @@ def read_space(path: Path) -> tuple[MomentsTable, About]:
         if kind == "moments":
             site, language, part = rest.split("/", 2)
             grouped.setdefault((site, language), {})[part] = array
+    moments = {name: array for name, array in arrays.items() if name.startswith("moments/")}
     try:
         table = {
             site: {
@@ -101,6 +108,12 @@ def read_space(path: Path) -> tuple[MomentsTable, About]:
             }
             for site in content["sites"]
         }
+        # What the file says is hashed, not what this version makes of it.
+        if "sha256" in content and content["sha256"] != _digest(content["about"], moments):
+            raise InputError(
+                f"the content of '{path}' does not have the hash it was saved with: it was changed "
+                "or damaged; copy or probe it again"
+            )
         return table, About.from_dict(content["about"])
     except (KeyError, TypeError) as error:
         raise InputError(
@@ -108,11 +121,15 @@ def read_space(path: Path) -> tuple[MomentsTable, About]:
         ) from error
 
 
-def content_sha256(table: MomentsTable, about: About) -> str:
+def content_sha256(table: MomentsTable, about: dict[str, Any]) -> str:
     """Hash of statistics and record: the same content gives the same hash."""
-    text = json.dumps(about.to_dict(), sort_keys=True, ensure_ascii=False)
+    return _digest(about, _arrays(table))
+
+
+def _digest(about: dict[str, Any], arrays: Mapping[str, NDArray[Any]]) -> str:
+    text = json.dumps(about, sort_keys=True, ensure_ascii=False)
     digest = hashlib.sha256(text.encode())
-    for name, array in sorted(_arrays(table).items()):
+    for name, array in sorted(arrays.items()):
         digest.update(f"{name}{array.dtype}{array.shape}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()

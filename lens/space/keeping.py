@@ -23,7 +23,7 @@ SUFFIX = ".unfinished"
 
 
 class StatesWriter:
-    """Files of `lens.space.States` being filled, beside the folder they become.
+    """Files of `lens.space.KeptStates` being filled, beside the folder they become.
 
     A context manager: files are open inside it.
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from numpy.typing import NDArray
-
 from lens import __version__
 from lens.data.languages import canonical
 from lens.errors import InputError
-from lens.space import file, showing
+from lens.models.sites import FINAL
+from lens.space import file, hub, showing
 from lens.space.about import About, model_difference, require_same_source, same_model
 from lens.space.building import combine, from_states, restrict
 from lens.space.statistics import LanguageStatistics
@@ -21,6 +21,8 @@ from lens.space.statistics import LanguageStatistics
 if TYPE_CHECKING:
     from lens.space.states import States
     from lens.steering.rules import Policy
+
+_SITE = re.compile(r"block\.\d+")
 
 
 class Space(LanguageStatistics):
@@ -195,6 +197,29 @@ class Space(LanguageStatistics):
                 "model's); probe this model, or load the one the space belongs to"
             )
 
+    def check_tokenizer(self, tokenizer: Any) -> None:
+        """Refuse a tokenizer other than the one this space was read with.
+
+        Parameters
+        ----------
+        tokenizer : transformers.PreTrainedTokenizerBase
+            The tokenizer about to be used.
+
+        Raises
+        ------
+        InputError
+            When its hash differs. A space made from states alone has none: then nothing is
+            compared.
+        """
+        from lens.models.fingerprint import tokenizer_sha256
+
+        expected = self._about.tokenizer_sha256
+        if expected is not None and tokenizer_sha256(tokenizer) != expected:
+            raise InputError(
+                "this space was read with another tokenizer: its vocabulary, merges or "
+                "normalisation differ; probe with this one, or load the one it was read with"
+            )
+
     def steer(
         self, model: Any, policy: Policy, *, language: str | None = None
     ) -> AbstractContextManager[None]:
@@ -225,7 +250,7 @@ class Space(LanguageStatistics):
     @property
     def sha256(self) -> str:
         """Hash of everything the space holds (the same for the same content)."""
-        return file.content_sha256(self._moments, self._about)
+        return file.content_sha256(self._moments, self._about.to_dict())
 
     def save(self, path: str | Path) -> Path:
         """Write the space to a safetensors file, with a readable ``.json`` twin beside it.
@@ -256,7 +281,8 @@ class Space(LanguageStatistics):
         Parameters
         ----------
         path : str or Path
-            A file written by `save`.
+            A file written by `save`, a folder with one, or the id of a repository on the Hugging
+            Face Hub, also as ``"name/repository@revision"``.
 
         Returns
         -------
@@ -266,9 +292,43 @@ class Space(LanguageStatistics):
         Raises
         ------
         InputError
-            When the file does not exist, is truncated, or is not a space.
+            When the file does not exist, is truncated, is not a space, or its content does not
+            have the hash it was saved with.
         """
-        return cls(*file.read_space(Path(path)))
+        place = Path(path)
+        if not place.exists() and hub.looks_like_id(str(path)):
+            place = hub.fetch(str(path))
+        return cls(*file.read_space(place))
+
+    def push(self, repo: str, *, private: bool = False, revision: str | None = None) -> str:
+        """Upload the space and a card that describes it to the Hugging Face Hub.
+
+        Parameters
+        ----------
+        repo : str
+            ``"name/space-of-a-model"``; made where it does not exist.
+        private : bool
+            Whether a repository that is made is private.
+        revision : str, optional
+            Branch to upload to.
+
+        Returns
+        -------
+        str
+            Address of the upload.
+
+        Raises
+        ------
+        InputError
+            When the hub refuses or cannot be reached.
+        MissingExtraError
+            When huggingface_hub is not installed.
+        """
+        return hub.push(self, repo, private=private, revision=revision)
+
+    def export(self, folder: str | Path, *, force: bool = False) -> Path:
+        """Write what `push` would upload: the space, its JSON twin and a card, README.md."""
+        return hub.export(self, Path(folder), force=force)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record without the arrays, as plain data."""
@@ -286,21 +346,29 @@ class Space(LanguageStatistics):
     @classmethod
     def from_states(
         cls,
-        states: Mapping[str, Mapping[str, NDArray[Any]]],
+        states: Mapping[str, Any],
         *,
         pivot: str,
+        site: str | None = None,
         about: About | None = None,
+        row_offset: int = 0,
     ) -> Self:
         """Build a space from pooled states.
 
         Parameters
         ----------
         states : mapping
-            Site to language (any spelling) to (n, d) pooled states.
+            Site to language (any spelling) to (n, d) pooled states; with `site`, language to
+            states. Arrays of NumPy or torch (bfloat16 too), or any with the array interface or
+            DLPack. `lens.space.read_states` reads them from files.
         pivot : str
             Central language.
+        site : str, optional
+            Where all states were read: ``"block.7"`` or ``"final"``.
         about : About, optional
             Record of where the states come from.
+        row_offset : int
+            Id of the first row, for shards that `merge` will join.
 
         Returns
         -------
@@ -310,7 +378,7 @@ class Space(LanguageStatistics):
         Raises
         ------
         InputError
-            When the languages do not fit together or a state is not finite.
+            When the languages do not fit together, or a state is not finite or of another dtype.
 
         Notes
         -----
@@ -318,7 +386,14 @@ class Space(LanguageStatistics):
         bootstrap, starts from ``lens.resample.gram(states[site])``; its rank is one for `fit`.
         """
         record = about or About(pivot=canonical(pivot), package_version=__version__)
-        return cls(from_states(states), record)
+        table = {site: states} if site is not None else states
+        wrong = [name for name in table if name != FINAL and not _SITE.fullmatch(str(name))]
+        if wrong or not all(isinstance(found, Mapping) for found in table.values()):
+            raise InputError(
+                f"states are by {', '.join(map(str, table))}; expected sites such as block.7 or "
+                "final, and in each language to states; for one site pass site='block.7'"
+            )
+        return cls(*from_states(table, record, row_offset=row_offset))
 
     # -- showing
 
