@@ -76,7 +76,7 @@ def _losses(content: Any) -> dict[str, Any]:
     type=Settings("preset | FILE", _losses),
     default="corrected",
     show_default=True,
-    help="corrected, lens-v1, self-translation, question-translation, or a YAML file of settings.",
+    help="corrected, pinned, lens-v1, self-translation, question-translation, or a YAML file.",
 )
 @click.option(
     "--strength",

@@ -89,7 +89,8 @@ def train(
         Train adapters of this rank on their linear layers instead; the result is saved as a PEFT
         adapter.
     losses : str, LensConfig or dict
-        ``"corrected"``, ``"lens-v1"`` (as published) or settings of one's own.
+        ``"corrected"``, ``"pinned"`` (the same, and the pivot's predictions are held),
+        ``"lens-v1"`` (as published) or settings of one's own.
     strength : float or mapping
         λ per language: length of the language step in units of m_l − m_c.
     texts : mapping, optional

@@ -260,6 +260,11 @@ PRESETS: dict[str, LensConfig] = {
         terms=(Separate(target="absolute"), Retain(form="token")),
         rank="full",
     ),
+    # Where retain alone lets the pivot drift: its predictions are held too, at the cost of logits.
+    "pinned": LensConfig(
+        terms=(Separate(target="absolute"), Retain(form="token"), PivotKL(weight=3.0)),
+        rank="full",
+    ),
 }
 # The same terms on other rows: prompts with their translation into the pivot as answers.
 PRESETS["question-translation"] = PRESETS["self-translation"]
