@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
 from torch import nn
 
 from lens.errors import InputError
+from lens.sizes import said, size_in_bytes
 
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-_BINARY = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
-_SIZE = re.compile(r"\s*(\d+(?:\.\d*)?)\s*([kmgt]?)(i?)b?\s*", re.IGNORECASE)
 # Beside the weights, in float32: the copy that undoes training, gradients, and two moments. With
 # 16-bit weights copy and gradients are smaller, and a float32 copy for the optimizer is added.
 _PER_TRAINED = 4
-
-
-def size_in_bytes(size: str | int) -> int:
-    """Read a size such as ``"12GB"``, ``"500MiB"`` or a number of bytes.
-
-    Raises
-    ------
-    InputError
-        If it is not a size above zero.
-    """
-    found = _SIZE.fullmatch(str(size))
-    if found is None or float(found[1]) <= 0:
-        raise InputError(f"{size!r} is not a size; expected for instance 12GB, 500MiB or bytes")
-    unit = found[2].lower()
-    return int(float(found[1]) * (_BINARY[unit] if found[3] and unit else _UNITS[unit]))
 
 
 def memory_for_states(
@@ -67,15 +49,11 @@ def memory_for_states(
     needed = weights - _bytes_of(idle) + max(largest, _PER_TRAINED * trained_bytes)
     if needed > limit:
         raise InputError(
-            f"max_memory is {_said(limit)}, but the weights take {_said(weights)} and training "
-            f"what was chosen another {_said(_PER_TRAINED * trained_bytes)}; train fewer blocks, "
+            f"max_memory is {said(limit)}, but the weights take {said(weights)} and training "
+            f"what was chosen another {said(_PER_TRAINED * trained_bytes)}; train fewer blocks, "
             "use lora, load the model in 16 or 8 bit, or allow more"
         )
     return limit - needed
-
-
-def _said(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.2f} MB"
 
 
 def _bytes_of(modules: Iterable[nn.Module]) -> int:
