@@ -1,8 +1,8 @@
 """Run mergekit on YAML files, in a process of its own: python -m tests.mergekit_side YAML OUT …
 
-Where it draws random masks it is given ours: the numbers of `lens.maec.drawing`. Where it sorts, the
-sort is made stable: mergekit leaves to chance which of equal sizes come first, and differences of
-bfloat16 weights are full of equal sizes.
+Where it draws random masks it is given ours: the numbers of `lens.maec.drawing`. Where it sorts,
+the sort is made stable: mergekit leaves to chance which of equal sizes come first, and differences
+of bfloat16 weights are full of equal sizes.
 """
 
 import sys

@@ -113,8 +113,8 @@ class Adapter:
         used = [key for key in _REFUSED if settings.get(key)]
         if used or settings.get("bias", "none") != "none":
             raise InputError(
-                f"{path}: {', '.join(used) or 'bias'} is more than a low-rank difference; merge the "
-                "adapter into its model with peft first"
+                f"{path}: {', '.join(used) or 'bias'} is more than a low-rank difference; "
+                "merge the adapter into its model with peft first"
             )
         return dict(settings)
 

@@ -48,7 +48,7 @@ class Files:
         """
         size = stored.kind.size
         view = room[: (stop - start) * size]
-        at, left = stored.start + start * size, memoryview(view)
+        at, left = stored.start + start * size, view.data
         while left.nbytes:
             count = os.preadv(self._handle(stored.path), [left], at)
             if count == 0:
@@ -157,7 +157,7 @@ class Checkpoint:
         ]  # fmt: skip
 
     def identity(self) -> dict[str, Any]:
-        """What says whether the checkpoint is still the same: sizes, times and header hashes."""
+        """Sizes, times and header hashes: they say whether the checkpoint is still the same."""
         found = {}
         for path, digest in sorted(self.headers.items()):
             about = path.stat()

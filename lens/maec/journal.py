@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import threading
 import zlib
 from pathlib import Path
 from typing import Any
@@ -83,8 +84,8 @@ class Unfinished:
         changed = [key for key in identity if found.get(key) != identity[key]]
         if changed:
             raise InputError(
-                f"cannot go on with the merge in {self.path}: {', '.join(changed)} changed since it "
-                "was interrupted; undo that, or start anew with --force"
+                f"cannot go on with the merge in {self.path}: {', '.join(changed)} changed since "
+                "it was interrupted; undo that, or start anew with --force"
             )
         self._lock()
         return True
@@ -98,7 +99,7 @@ class Unfinished:
             raise InputError(f"another process is merging in {self.path}") from None
 
     def facts(self) -> dict[str, Any] | None:
-        """What was found out before; None if that had not been finished."""
+        """Read what was found out before; None if that had not been finished."""
         path = self.path / "facts.json"
         if not path.is_file():
             return None
@@ -134,6 +135,36 @@ class Unfinished:
             shutil.rmtree(self.path)
 
 
+class Checking:
+    """Compares slices with those in the files of a result, instead of writing them.
+
+    Attributes
+    ----------
+    slices : int
+        How many were compared.
+    differing : dict of str to list of int
+        Numbers of the slices that differ, by tensor.
+    """
+
+    def __init__(self, files: ShardFiles) -> None:
+        self._files = files
+        self.slices = 0
+        self.differing: dict[str, list[int]] = {}
+        self._lock = threading.Lock()
+
+    def missing(self, target: Target, cut: Cut) -> bool:
+        """Make every slice again."""
+        return True
+
+    def write(self, target: Target, cut: Cut, content: Array) -> None:
+        """Compare a slice."""
+        same = self._files.read(target, cut) == content.tobytes()
+        with self._lock:
+            self.slices += 1
+            if not same:
+                self.differing.setdefault(target.name, []).append(cut.number)
+
+
 class Writing:
     """Writes slices into the files of a result and notes them in the journal.
 
@@ -165,6 +196,6 @@ class Writing:
     def write(self, target: Target, cut: Cut, content: Array) -> None:
         """Write a slice, then note it."""
         self._files.write(target, cut, content)
-        checksum = zlib.crc32(content)
+        checksum = zlib.crc32(content.data)
         self._unfinished.note(target, cut, checksum)
         self.checksums[target.number, cut.number] = checksum

@@ -35,12 +35,18 @@ class Wanted:
         Whether it is the base.
     first : int
         Its block that becomes block ``start`` of the result; see `Part`.
+    fixed : mapping
+        Values that come from its place in the config, beside its parameters.
+    extracted : bool
+        Whether it is a file of `lens.maec.extract` and no model.
     """
 
     reference: str
     settings: tuple[Mapping[str, Any], ...] = ()
     base: bool = False
     first: int = 0
+    fixed: Mapping[str, Value] = field(default_factory=dict)
+    extracted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +137,14 @@ class Matching:
         problems += self._wrong.told()
         return found
 
+    def _transposed(self, name: str) -> bool:
+        """Whether a weight is stored as (in, out): Conv1D of GPT-2."""
+        leader, _ = self._leader(self._parts[0])
+        config = leader.checkpoint.config if leader.checkpoint is not None else {}
+        return config.get("model_type") == "gpt2" and name.endswith(
+            ("c_attn.weight", "q_attn.weight", "c_proj.weight", "c_fc.weight")
+        )
+
     def _divided(self, wanted: tuple[Wanted, ...]) -> list[Part]:
         if not self._config.slices:
             return [
@@ -163,7 +177,7 @@ class Matching:
         return parts
 
     def _leader(self, part: Part) -> tuple[Source, int]:
-        """Model that says which tensors there are, and its first block: the base, if there is one."""
+        """Model that says which tensors there are, a base if there is one; its first block."""
         wanted = next((w for w in part.wanted if w.base), part.wanted[0])
         return self._sources[wanted.reference], wanted.first
 
@@ -193,16 +207,17 @@ class Matching:
             inputs, base = [inputs[base or 0]], 0
         found.append(
             Target(
-                len(found),
-                target_name,
-                stored.shape,
-                self._dtype(leader, name),
-                tuple(inputs),
-                base,
-                {} if copied else self._shared(part, name, t),
-                self._parts[-1].stop,
-                copied,
-            )  # fmt: skip
+                number=len(found),
+                name=target_name,
+                shape=stored.shape,
+                dtype=self._dtype(leader, name),
+                inputs=tuple(inputs),
+                base=base,
+                parameters={} if copied else self._shared(part, name, t),
+                n_blocks=self._parts[-1].stop,
+                copied=copied,
+                transposed=self._transposed(name),
+            )
         )
 
     def _fits(self, source: Source, name: str, leader: Source, stored: Stored) -> bool:
@@ -228,7 +243,7 @@ class Matching:
 
     def _parameters(self, wanted: Wanted, name: str, t: float) -> dict[str, Value]:
         scopes = ("model",) if wanted.base else ("model", "others")
-        values = {}
+        values = dict(wanted.fixed)
         for parameter in self._method.parameters:
             if parameter.scope in scopes:
                 value = resolve(parameter, wanted.settings, tensor=name, t=t)
@@ -266,6 +281,8 @@ class Matching:
             return
         leader, _ = self._leader(self._parts[0])
         for source in self._sources.values():
+            if source.checkpoint is None:  # a file of changes says nothing of unchanged tensors
+                continue
             extra = sorted(source.tensors.keys() - leader.tensors.keys())
             if extra:
                 key = f"{leader.reference}\0{source.reference}"
@@ -317,8 +334,12 @@ def compare_configs(
 ) -> None:
     """Say what of architecture, vocabulary, ties and tokenizer differs between models."""
     first = template.checkpoint
+    if first is None:
+        return
     for source in sources:
         other = source.checkpoint
+        if other is None:
+            continue
         for key in ("model_type", "vocab_size", "hidden_size", "num_attention_heads"):
             mine, theirs = first.config.get(key), other.config.get(key)
             if mine is not None and theirs is not None and mine != theirs:
@@ -357,7 +378,7 @@ def _differs(a: Path, b: Path, name: str, content: Callable[[bytes], Any]) -> bo
 
 
 def _vocabulary(tokenizer: bytes) -> Any:
-    """What of a tokenizer.json maps text to numbers."""
+    """Parts of a tokenizer.json that map text to numbers."""
     try:
         content = json.loads(tokenizer)
     except ValueError:

@@ -69,7 +69,7 @@ class Parameter:
 
 
 def block_number(name: str) -> int | None:
-    """Number of the block that a tensor is of: the first number in its name."""
+    """Read the number of the block that a tensor is of: the first in its name."""
     match = _BLOCK.search(name)
     return None if match is None else int(match[1])
 

@@ -12,9 +12,11 @@ from lens.errors import InputError
 from lens.maec import matching
 from lens.maec.checkpoint import Files
 from lens.maec.config import MergeConfig, nearest, parse_config
+from lens.maec.extracted import ExtractedSource
+from lens.maec.matching import Wanted
 from lens.maec.methods import METHODS, Method
 from lens.maec.parameters import Parameter, Value, evaluate
-from lens.maec.sources import Source
+from lens.maec.sources import ModelSource, Source
 from lens.maec.stored import OUTPUTS
 from lens.maec.targets import Target
 from lens.maec.work import Needs
@@ -166,7 +168,7 @@ def plan_merge(
     problems: list[str] = []
     wanted, found = method.wanted(config)
     problems += found
-    sources = _open(dict.fromkeys(one.reference for one in wanted), files, problems)
+    sources = _open(wanted, files, problems)
     notes: list[str] = []
     targets: list[Target] = []
     template = None
@@ -198,11 +200,12 @@ def plan_merge(
     )  # fmt: skip
 
 
-def _open(references: Iterable[str], files: Files, problems: list[str]) -> dict[str, Source]:
-    opened = {}
-    for reference in references:
+def _open(wanted: Iterable[Wanted], files: Files, problems: list[str]) -> dict[str, Source]:
+    opened: dict[str, Source] = {}
+    for reference, extracted in dict.fromkeys((one.reference, one.extracted) for one in wanted):
         try:
-            opened[reference] = Source(reference, files)
+            kind = ExtractedSource if extracted else ModelSource
+            opened[reference] = kind(reference, files)
         except InputError as error:
             problems.append(str(error))
     return opened
@@ -231,7 +234,7 @@ def _run_parameters(
                 values[parameter.name] = _run_value(parameter, config.parameters)
             except InputError as error:
                 problems.append(str(error))
-    return values
+    return method.run_parameters(dict(config.parameters), values)
 
 
 def _run_value(parameter: Parameter, given: Mapping[str, Any]) -> Value:
@@ -273,8 +276,8 @@ def _check_room(plan: MergePlan, out: str | Path | None, problems: list[str]) ->
     free = about.f_bavail * about.f_frsize
     if free < plan.bytes_written:
         problems.append(
-            f"{place} has {said(free)} left, the result takes {said(plan.bytes_written)}; make room "
-            "or choose another --out"
+            f"{place} has {said(free)} left, the result takes {said(plan.bytes_written)}; make "
+            "room or choose another --out"
         )
     if not os.access(place, os.W_OK):
         problems.append(f"{place} cannot be written to; choose another --out")

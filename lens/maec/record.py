@@ -72,9 +72,10 @@ def write(
     index = index_of(shards)
     if index is not None:
         (folder / INDEX).write_text(index, encoding="utf-8")
-    if plan.template is not None:
-        _copy_rest(plan.template.checkpoint.folder, folder)
-        _write_config(plan, folder)
+    if plan.template is not None and plan.template.checkpoint is not None:
+        source = plan.template.checkpoint.folder
+        _copy_rest(source, folder)
+        _write_config(plan, source / "config.json", folder)
     text = _yaml(plan)
     (folder / "merge.yaml").write_text(text, encoding="utf-8")
     (folder / "README.md").write_text(_card(plan, text), encoding="utf-8")
@@ -104,11 +105,8 @@ def _copy_rest(source: Path, folder: Path) -> None:
             shutil.copyfile(item, folder / item.name)
 
 
-def _write_config(plan: MergePlan, folder: Path) -> None:
+def _write_config(plan: MergePlan, path: Path, folder: Path) -> None:
     """Copy config.json; only a new dtype or number of blocks is written into it."""
-    if plan.template is None:
-        return
-    path = plan.template.checkpoint.folder / "config.json"
     if not path.is_file():
         return
     content = json.loads(path.read_text(encoding="utf-8"))

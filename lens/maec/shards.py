@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from lens.arrays import Array
 from lens.errors import InputError
@@ -45,11 +47,12 @@ def lay_out(targets: Sequence[Target], shard_size: int) -> list[Shard]:
     names = [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
     if count == 1:
         names = ["model.safetensors"]
-    return [Shard(n, _head(g), tuple(g)) for n, g in zip(names, groups, strict=True)]
+    return [Shard(n, head_of(g), tuple(g)) for n, g in zip(names, groups, strict=True)]
 
 
-def _head(targets: Sequence[Target]) -> bytes:
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+def head_of(targets: Sequence[Target], metadata: Mapping[str, str] | None = None) -> bytes:
+    """Length and header of a safetensors file of these tensors, one after the other."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     end = 0
     for target in targets:
         start, end = end, end + target.nbytes
@@ -127,7 +130,7 @@ class ShardFiles:
     def write(self, target: Target, cut: Cut, content: Array) -> None:
         """Write a slice at its place."""
         handle, start = self._places[target.number]
-        at, left = start + cut.start * target.kind.size, memoryview(content).cast("B")
+        at, left = start + cut.start * target.kind.size, content.view(np.uint8).data
         while left.nbytes:
             count = os.pwrite(handle, left, at)
             at, left = at + count, left[count:]

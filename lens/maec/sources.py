@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,60 @@ from lens.maec.decoding import as_float32, is_8_bit
 from lens.maec.stored import Stored
 
 
-class Source:
-    """One model, read slice by slice.
+class Source(ABC):
+    """Tensors by name, read slice by slice.
+
+    Attributes
+    ----------
+    reference : str
+        What the config calls it.
+    checkpoint : Checkpoint or None
+        None for what is no model, a file of changes.
+    """
+
+    reference: str
+    checkpoint: Checkpoint | None
+
+    @property
+    @abstractmethod
+    def tensors(self) -> Mapping[str, Stored]:
+        """Tensors by name."""
+
+    def in_order(self) -> list[str]:
+        """Names in the order in which the tensors are stored."""
+        return sorted(
+            self.tensors, key=lambda n: (str(self.tensors[n].path), self.tensors[n].start)
+        )
+
+    @abstractmethod
+    def dtype_of(self, name: str) -> str:
+        """Dtype that `read` gives, as safetensors names it: float32 for what is computed."""
+
+    @abstractmethod
+    def room_for(self, name: str, n: int) -> int:
+        """Bytes of the room that `read` needs for ``n`` elements."""
+
+    def extra_memory(self, name: str, n: int) -> int:
+        """Bytes that reading ``n`` elements holds for a moment beside the room."""
+        return 0
+
+    @abstractmethod
+    def read(self, name: str, start: int, stop: int, room: Array) -> Array:
+        """Elements ``start`` to ``stop`` of a tensor, bfloat16 as raw bits in uint16.
+
+        Parameters
+        ----------
+        room : numpy.ndarray, uint8
+            Of `room_for` bytes, aligned to 8; the result is a view of it.
+        """
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """Sizes, times and hashes that say whether this is still the same."""
+
+
+class ModelSource(Source):
+    """One model, with or without an adapter.
 
     Parameters
     ----------
@@ -33,22 +86,16 @@ class Source:
         whole = Path(reference).expanduser().is_dir()  # a plus sign may be part of its name
         model, _, adapter = (reference, "", "") if whole else reference.partition("+")
         self.reference, self._files = reference, files
-        self.checkpoint = Checkpoint(locate(model))
-        self.adapter = Adapter(locate(adapter), self.checkpoint) if adapter else None
+        self.model = self.checkpoint = Checkpoint(locate(model))
+        self.adapter = Adapter(locate(adapter), self.model) if adapter else None
 
     @functools.cached_property
     def tensors(self) -> Mapping[str, Stored]:
         """Tensors by name; one that an adapter replaces is the adapter's."""
-        found = dict(self.checkpoint.tensors)
+        found = dict(self.model.tensors)
         if self.adapter is not None:
             found |= self.adapter.replaced
         return found
-
-    def in_order(self) -> list[str]:
-        """Names in the order in which the tensors are stored."""
-        return sorted(
-            self.tensors, key=lambda n: (str(self.tensors[n].path), self.tensors[n].start)
-        )
 
     def _adapted(self, name: str) -> bool:
         return self.adapter is not None and name in self.adapter.factors
@@ -91,8 +138,8 @@ class Source:
         return values
 
     def identity(self) -> dict[str, Any]:
-        """What says whether this is still the same model."""
-        found = self.checkpoint.identity()
+        """Sizes, times and header hashes of all its files."""
+        found = self.model.identity()
         if self.adapter is not None:
             for name in ("adapter_config.json", "adapter_model.safetensors"):
                 about = (self.adapter.folder / name).stat()

@@ -80,6 +80,8 @@ class Target:
         Blocks of the result.
     copied : bool
         Whether the first input is taken as it is: integers, which cannot be merged.
+    transposed : bool
+        Whether the columns of a matrix are output neurons and not its rows.
     """
 
     number: int
@@ -91,6 +93,7 @@ class Target:
     parameters: Mapping[str, Value]
     n_blocks: int
     copied: bool = False
+    transposed: bool = False
 
     @property
     def size(self) -> int:

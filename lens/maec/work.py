@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -141,39 +141,44 @@ class Work:
         except InputError:
             raise self._blame(cut) from None
 
-    def mix(self, weights: dict[int, float], cut: Cut, *, out: Array | None = None) -> Any:
-        """Σ weights[i] × input i in float32, or in the dtype of ``out``; rounded once."""
+    def mix(
+        self,
+        weights: Mapping[int, float],
+        cut: Cut,
+        *,
+        plus: tuple[float, Float32] | None = None,
+        out: Array | None = None,
+    ) -> Any:
+        """Σ weights[i] × input i, in float32 or in the dtype of ``out``; rounded once.
+
+        What has weight 0 is not read. ``plus`` is one more weight, and the array it is of.
+        """
         used = {i: w for i, w in weights.items() if w != 0.0}
-        if not used:
+        if not used and plus is None:
             used = {next(iter(weights)): 0.0}
-        arrays = [self.read(i, cut) for i in used]
+        arrays, factors = [self.read(i, cut) for i in used], list(used.values())
+        if plus is not None:
+            arrays, factors = [*arrays, plus[1]], [*factors, plus[0]]
         kind = "float32" if out is None else self.target.kind.name
-        return combine(arrays, list(used.values()), out=out, out_dtype=kind, dtype="bfloat16")
+        return combine(arrays, factors, out=out, out_dtype=kind, dtype="bfloat16")
 
     def copy(self, i: int, cut: Cut) -> None:
         """Write input ``i`` byte by byte."""
         self._write(cut, self.read(i, cut))
 
-    def write_mix(self, weights: dict[int, float], cut: Cut) -> None:
-        """Write Σ weights[i] × input i, rounded once; what has weight 0 is not read.
+    def write_mix(
+        self, weights: Mapping[int, float], cut: Cut, *, plus: tuple[float, Float32] | None = None
+    ) -> None:
+        """Write what `mix` gives in the dtype of the result.
 
-        A lone input of weight 1 in the dtype of the result is copied byte by byte.
+        A lone input of weight 1 in that dtype is copied byte by byte.
         """
-        self._write(cut, self.mix(weights, cut, out=self._out(cut)))
+        self._write(cut, self.mix(weights, cut, plus=plus, out=self._out(cut)))
 
     def write(self, cut: Cut, values: Float32) -> None:
         """Write float32 values, rounded to the dtype of the result."""
         out = self._out(cut)
         combine([values], [1.0], out=out, out_dtype=self.target.kind.name)
-        self._write(cut, out)
-
-    def write_where(
-        self, mask: NDArray[np.bool_], inside: dict[int, float], outside: dict[int, float], cut: Cut
-    ) -> None:
-        """Write one mix where the mask is set and another elsewhere; each is rounded once."""
-        second = np.empty(cut.size, self.target.kind.storage)
-        out = self.mix(outside, cut, out=self._out(cut))
-        np.copyto(out, self.mix(inside, cut, out=second), where=mask)
         self._write(cut, out)
 
     def _out(self, cut: Cut) -> Array:

@@ -1,6 +1,7 @@
 """Merge methods by name: one interface, one file of a family each."""
 
 from lens.maec.methods.base import Method
+from lens.maec.methods.maec import Maec
 from lens.maec.methods.sparse import (
     Breadcrumbs,
     BreadcrumbsTies,
@@ -15,7 +16,7 @@ from lens.maec.methods.weighted import LayerSwap, Linear, Passthrough, Slerp, Ta
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        Linear(), TaskArithmetic(), Ties(), DareTies(), Dare(), DellaTies(), Della(),
+        Maec(), Linear(), TaskArithmetic(), Ties(), DareTies(), Dare(), DellaTies(), Della(),
         Breadcrumbs(), BreadcrumbsTies(), Slerp(), LayerSwap(), Passthrough(),
     )
 }  # fmt: skip

@@ -75,6 +75,10 @@ class Method(ABC):
                 problems.append(f"a model is named twice among {', '.join(names)}")
         return taken, problems
 
+    def run_parameters(self, given: dict[str, Value], values: dict[str, Value]) -> dict[str, Value]:
+        """Parameters of the run, from those that were given and those with their defaults."""
+        return values
+
     def scratch(self, n_inputs: int) -> int:
         """Bytes that are held for each element, beside inputs and output."""
         return 0
@@ -82,7 +86,7 @@ class Method(ABC):
     def problems(
         self, config: MergeConfig, parameters: dict[str, Value], targets: Sequence[Target]
     ) -> list[str]:
-        """What of the config does not fit together, given the parameters of the run."""
+        """Say what of the config does not fit together, given the parameters of the run."""
         return []
 
     def prepare(self, stream: Stream, targets: Sequence[Target]) -> dict[str, Any]:
