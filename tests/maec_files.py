@@ -100,3 +100,13 @@ def ulps(a: np.ndarray, b: np.ndarray) -> int:
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file of a folder by name."""
     return {p.name: p.read_bytes() for p in sorted(Path(folder).rglob("*")) if p.is_file()}
+
+
+def raw_bits(folder: Path) -> dict[str, bytes]:
+    """Bytes of every tensor of a checkpoint."""
+    found = {}
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        content = path.read_bytes()
+        for name, stored in read_header(path).tensors.items():
+            found[name] = content[stored.start : stored.start + stored.nbytes]
+    return found

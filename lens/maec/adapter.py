@@ -119,7 +119,9 @@ class Adapter:
         return dict(settings)
 
     def _replace(self, name: str, stored: Stored) -> None:
-        plain = name.replace(".modules_to_save.default.", ".").replace(".modules_to_save.", ".")
+        plain = name
+        for wrapping in (".modules_to_save.default.", ".modules_to_save.", ".base_layer."):
+            plain = plain.replace(wrapping, ".")
         found = self._base.tensors.get(plain)
         if found is None or found.shape != stored.shape:
             raise InputError(

@@ -80,7 +80,11 @@ class Mismatches:
 
     missing: dict[str, list[str]] = field(default_factory=dict)
     shapes: list[str] = field(default_factory=list)
-    other: list[str] = field(default_factory=list)
+    other: dict[str, list[str]] = field(default_factory=dict)
+
+    def note(self, problem: str, name: str) -> None:
+        """Take up a problem of one tensor."""
+        self.other.setdefault(problem, []).append(name)
 
     def told(self) -> list[str]:
         """One line for each kind and model."""
@@ -90,7 +94,10 @@ class Mismatches:
             for key, names in self.missing.items()
             for reference, where in [key.split("\0")]
         ]
-        return lines + self.shapes[:_MOST] + self.other[:_MOST]
+        lines += self.shapes[:_MOST]
+        if len(self.shapes) > _MOST:
+            lines.append(f"and {len(self.shapes) - _MOST} more tensors of other shapes or kinds")
+        return lines + [f"{text}, at {_listed(names)}" for text, names in self.other.items()]
 
 
 class Matching:
@@ -198,7 +205,7 @@ class Matching:
             try:
                 values = {} if copied else self._parameters(wanted, theirs, t)
             except InputError as error:
-                self._wrong.other.append(f"{error} (tensor '{theirs}' of {wanted.reference})")
+                self._wrong.note(f"{error} for {wanted.reference}", theirs)
                 return
             inputs.append(Input(self._numbers[wanted.reference], theirs, values))
         base = next((i for i, w in enumerate(part.wanted) if w.base), None)
@@ -234,9 +241,8 @@ class Matching:
             )
             return False
         if other.kind.size == 1 and other.kind.floating and _scales(source, name):
-            self._wrong.other.append(
-                f"tensor '{name}' of {source.reference} is in 8 bit with scales beside it; convert "
-                "the model to bfloat16 first"
+            self._wrong.note(
+                f"{source.reference} is in 8 bit with scales; convert it to bfloat16 first", name
             )
             return False
         return True
@@ -263,7 +269,7 @@ class Matching:
                 except InputError as error:
                     problem = str(error)
                 if value is None:
-                    self._wrong.other.append(f"{problem} (tensor '{name}')")
+                    self._wrong.note(problem, name)
                 else:
                     values[parameter.name] = value
         return values

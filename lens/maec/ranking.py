@@ -45,11 +45,6 @@ class Threshold:
     ties: int
     of: int
 
-    @property
-    def value(self) -> float:
-        """The smallest selected |delta|; infinity when nothing is selected."""
-        return float(np.uint32(min(self.key, 0x7F800000)).view(np.float32))
-
 
 def bucket(counts: Counts, k: int) -> tuple[int, int]:
     """Bucket that holds the k-th largest, and how many of it are among the k.

@@ -62,15 +62,14 @@ class Method(ABC):
             counts, bases = [[w.reference for w in taken]], [base]
         problems = [] if taken else ["nothing to merge; name models"]
         for names, its_base in zip(counts, bases, strict=True):
-            others = len(names) - (its_base in names)
+            counted = len(names) - (self.needs_base and its_base in names)
             low, high = self.models
             if self.needs_base and its_base not in names:
                 problems.append(f"{self.name} needs a base_model, of which the others are changes")
-            elif taken and not low <= others <= high:
-                problems.append(
-                    f"{self.name} takes {low if low == high else f'{low} to {high}'} models beside "
-                    f"the base, got {others}"
-                )
+            elif taken and not low <= counted <= high:
+                number = str(low) if low == high else f"{low} to {high}"
+                beside = " beside the base" if self.needs_base else ""
+                problems.append(f"{self.name} takes {number} models{beside}, got {counted}")
             if len(set(names)) < len(names):
                 problems.append(f"a model is named twice among {', '.join(names)}")
         return taken, problems
