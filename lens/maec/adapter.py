@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lens.arrays import Array
 from lens.errors import InputError
 from lens.maec.checkpoint import Checkpoint, Files
 from lens.maec.decoding import as_float32
@@ -168,8 +167,3 @@ class Adapter:
 def _matrix(files: Files, stored: Stored) -> Float32:
     raw = files.read(stored, 0, stored.size, np.empty(stored.nbytes, np.uint8))
     return as_float32(raw, stored.kind).reshape(stored.shape)
-
-
-def add_rows(base: Array, factors: Factors, files: Files, first: int, last: int) -> None:
-    """Add rows ``first`` to ``last`` of the difference to those of the base, in place."""
-    base += factors.rows(files, first, last).reshape(-1)

@@ -12,7 +12,6 @@ from lens.errors import InputError
 from lens.maec import matching
 from lens.maec.checkpoint import Files
 from lens.maec.config import MergeConfig, nearest, parse_config
-from lens.maec.extracted import ExtractedSource
 from lens.maec.matching import Wanted
 from lens.maec.methods import METHODS, Method
 from lens.maec.parameters import Parameter, Value, evaluate
@@ -181,7 +180,7 @@ def plan_merge(
             problems += method.problems(config, run, targets)
         matching.compare_configs(template, list(sources.values()), problems, notes, config)
     needs = _needs(method, targets, list(sources.values()))
-    workers = min(cores() + 1, (budget - PROCESS) // max(needs.total, 1))
+    workers = min(cores(), (budget - PROCESS) // max(needs.total, 1))
     if workers < 1 and targets:
         problems.append(
             f"max_memory {said(budget)} is too small; this merge takes {said(PROCESS)} for the "
@@ -204,11 +203,18 @@ def _open(wanted: Iterable[Wanted], files: Files, problems: list[str]) -> dict[s
     opened: dict[str, Source] = {}
     for reference, extracted in dict.fromkeys((one.reference, one.extracted) for one in wanted):
         try:
-            kind = ExtractedSource if extracted else ModelSource
-            opened[reference] = kind(reference, files)
+            opened[reference] = (
+                _extracted(reference, files) if extracted else ModelSource(reference, files)
+            )
         except InputError as error:
             problems.append(str(error))
     return opened
+
+
+def _extracted(reference: str, files: Files) -> Source:
+    from lens.maec.extracted import ExtractedSource
+
+    return ExtractedSource(reference, files)
 
 
 def _run_parameters(

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from lens.errors import InputError
 from lens.maec.targets import Cut, Target
 
 _ALIGN = 8
+_EVERY = 64 << 20  # bytes written from one fsync to the next
 INDEX = "model.safetensors.index.json"
 
 
@@ -97,6 +99,7 @@ class ShardFiles:
         self, folder: Path, shards: Sequence[Shard], *, create: bool, writable: bool = True
     ) -> None:
         self._handles: list[int] = []
+        self._behind = _Behind()
         self._places: dict[int, tuple[int, int]] = {}
         try:
             for shard in shards:
@@ -134,6 +137,7 @@ class ShardFiles:
         while left.nbytes:
             count = os.pwrite(handle, left, at)
             at, left = at + count, left[count:]
+        self._behind.wrote(handle, content.nbytes)
 
     def read(self, target: Target, cut: Cut) -> bytes:
         """Read a slice back."""
@@ -148,8 +152,43 @@ class ShardFiles:
 
     def close(self) -> None:
         """Close the files."""
-        while self._handles:
-            os.close(self._handles.pop())
+        try:
+            self._behind.finish()
+        finally:
+            while self._handles:
+                os.close(self._handles.pop())
+
+
+class _Behind:
+    """Brings to the disk, while others calculate, what is written already.
+
+    Otherwise all of it would wait for the end, and the disk would be idle until then.
+    """
+
+    def __init__(self) -> None:
+        self._pool: ThreadPoolExecutor | None = None
+        self._under_way: list[Future[None]] = []
+        self._since = 0
+
+    def wrote(self, handle: int, n_bytes: int) -> None:
+        """Take note of bytes that were written."""
+        self._since += n_bytes  # a lost update, between threads, only delays
+        if self._since < _EVERY:
+            return
+        self._since = 0
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(1)
+        self._under_way.append(self._pool.submit(os.fsync, handle))
+
+    def finish(self) -> None:
+        """Wait for what is under way; an error of the disk is raised here."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
+        while self._under_way:
+            done = self._under_way.pop()
+            if not done.cancelled():
+                done.result()
 
 
 def _preallocate(handle: int, size: int) -> None:

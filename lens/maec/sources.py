@@ -7,16 +7,18 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lens.arrays import Array
 from lens.errors import InputError
-from lens.maec.adapter import Adapter, add_rows
 from lens.maec.checkpoint import Checkpoint, Files
 from lens.maec.decoding import as_float32, is_8_bit
 from lens.maec.stored import Stored
+
+if TYPE_CHECKING:
+    from lens.maec.adapter import Adapter
 
 
 class Source(ABC):
@@ -87,7 +89,11 @@ class ModelSource(Source):
         model, _, adapter = (reference, "", "") if whole else reference.partition("+")
         self.reference, self._files = reference, files
         self.model = self.checkpoint = Checkpoint(locate(model))
-        self.adapter = Adapter(locate(adapter), self.model) if adapter else None
+        self.adapter: Adapter | None = None
+        if adapter:
+            from lens.maec.adapter import Adapter
+
+            self.adapter = Adapter(locate(adapter), self.model)
 
     @functools.cached_property
     def tensors(self) -> Mapping[str, Stored]:
@@ -134,7 +140,7 @@ class ModelSource(Source):
         if self.adapter is not None and name in self.adapter.factors:
             columns = stored.shape[-1]
             rows = start // columns, stop // columns
-            add_rows(values, self.adapter.factors[name], self._files, *rows)
+            values += self.adapter.factors[name].rows(self._files, *rows).reshape(-1)
         return values
 
     def identity(self) -> dict[str, Any]:
