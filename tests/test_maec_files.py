@@ -80,7 +80,7 @@ def test_every_problem_is_told_at_once(tmp_path):
     ("change", "said"),
     [
         ({"merge_metod": "linear"}, "unknown key 'merge_metod'; the nearest is 'merge_method'"),
-        ({"models": [{"modle": "x"}]}, "unknown key 'models.0.modle'; the nearest is 'model'"),
+        ({"models": [{"modle": "x"}]}, "models.0: unknown key 'modle'; the nearest is 'model'"),
         ({"merge_method": "task_arithmetics"}, "the nearest is 'task_arithmetic'"),
         ({"out_dtype": "int4"}, "out_dtype"),
         ({"models": []}, "nothing to merge"),

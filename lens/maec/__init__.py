@@ -4,16 +4,26 @@ A merge is planned from headers, streamed slice by slice in bounded memory, can 
 resumed to the same bytes, and verified afterwards. torch is not needed.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from lens.maec.config import Ability, Language, MergeConfig, Model, parse_config, read_config
-    from lens.maec.extracting import Extraction, extract
-    from lens.maec.merging import MergeResult, merge
-    from lens.maec.methods import METHODS
-    from lens.maec.planning import MergePlan, plan_merge
-    from lens.maec.verifying import Verification, verify
+from lens._lazy import lazy
+
+if TYPE_CHECKING:  # for type checkers and editors: the same names, at no cost at run time
+    from lens.maec.config import Ability as Ability
+    from lens.maec.config import Language as Language
+    from lens.maec.config import MergeConfig as MergeConfig
+    from lens.maec.config import Model as Model
+    from lens.maec.config import parse_config as parse_config
+    from lens.maec.config import read_config as read_config
+    from lens.maec.extracting import Extraction as Extraction
+    from lens.maec.extracting import extract as extract
+    from lens.maec.merging import MergeResult as MergeResult
+    from lens.maec.merging import merge as merge
+    from lens.maec.methods import METHODS as METHODS
+    from lens.maec.planning import MergePlan as MergePlan
+    from lens.maec.planning import plan_merge as plan_merge
+    from lens.maec.verifying import Verification as Verification
+    from lens.maec.verifying import verify as verify
 
 _NAMES = {
     "Ability": "config",
@@ -33,27 +43,4 @@ _NAMES = {
     "verify": "verifying",
 }
 
-__all__ = [
-    "METHODS",
-    "Ability",
-    "Extraction",
-    "Language",
-    "MergeConfig",
-    "MergePlan",
-    "MergeResult",
-    "Model",
-    "Verification",
-    "extract",
-    "merge",
-    "parse_config",
-    "plan_merge",
-    "read_config",
-    "verify",
-]
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for: starting up is part of a merge's time."""
-    if name not in _NAMES:
-        raise AttributeError(f"module 'lens.maec' has no attribute '{name}'")
-    return getattr(import_module(f"lens.maec.{_NAMES[name]}"), name)
+__getattr__, __dir__, __all__ = lazy(__name__, _NAMES)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from lens import configs
 from lens.errors import InputError
 
 Parameters = dict[str, Any]
@@ -149,12 +150,6 @@ class MergeConfig(_Frozen):
         return values
 
 
-_PARTS: dict[str, type[BaseModel]] = {
-    "models": Model, "slices": OutputSlice, "sources": SliceSource, "abilities": Ability,
-    "languages": Language, "tokenizer": Tokenizer,
-}  # fmt: skip
-
-
 def parse_config(values: Any, *, where: str = "the merge config") -> MergeConfig:
     """Turn plain values into a config.
 
@@ -170,24 +165,14 @@ def parse_config(values: Any, *, where: str = "the merge config") -> MergeConfig
     try:
         return MergeConfig.model_validate(values)
     except ValidationError as error:
-        found = [_told(problem) for problem in error.errors()]
+        found = configs.problems(error, MergeConfig, values)
         raise InputError("\n".join(f"{where}: {text}" for text in found)) from None
-
-
-def _told(problem: Any) -> str:
-    place = ".".join(map(str, problem["loc"]))
-    if problem["type"] != "extra_forbidden":
-        return f"{place}: {problem['msg']}" if place else problem["msg"]
-    part: type[BaseModel] = MergeConfig
-    for step in problem["loc"][:-1]:
-        part = _PARTS.get(step, part)
-    return f"unknown key '{place}'; {nearest(str(problem['loc'][-1]), part.model_fields)}"
 
 
 def nearest(name: str, known: Any) -> str:
     """Say which known name is the nearest."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)
-    return f"the nearest is '{close[0]}'" if close else "there are none"
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"the nearest is '{close[0]}'" if close else f"expected one of {', '.join(known)}"
 
 
 def read_config(path: str | Path) -> MergeConfig:
@@ -198,13 +183,4 @@ def read_config(path: str | Path) -> MergeConfig:
     InputError
         If there is none, or it is not a merge.
     """
-    import yaml
-
-    path = Path(path)
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"config file '{path}': {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not YAML: {error}") from None
-    return parse_config(content, where=str(path))
+    return parse_config(configs.read_yaml(path), where=str(path))

@@ -8,7 +8,6 @@ import shutil
 import sys
 import zlib
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +155,8 @@ def _telling(arguments: Sequence[str]) -> list[str]:
 
 
 def _versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
     found = {"lens": lens.__version__, "python": platform.python_version()}
     for package in ("numpy", "pydantic", "pyyaml"):
         try:

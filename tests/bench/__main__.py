@@ -20,6 +20,7 @@ BENCHMARKS = (
     "kernels",
     "moments",
     "weights",
+    "merge",
     "lens_step",
     "plan",
 )
