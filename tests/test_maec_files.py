@@ -66,9 +66,9 @@ def test_every_problem_is_told_at_once(tmp_path):
     del smaller["model.norm.weight"]
     other = files.checkpoint(tmp_path / "other", shapes=smaller, config={"vocab_size": 40})
     values = {"merge_method": "task_arithmetic", "base_model": str(base),
-              "models": [{"model": str(other), "parameters": {"weigth": 1}}]}  # fmt: skip
+              "models": [{"model": str(other), "parameters": {"weights": 1}}]}  # fmt: skip
     problems = "\n".join(plan_merge(values).problems)
-    assert "unknown parameter 'weigth' of task_arithmetic; the nearest is 'weight'" in problems
+    assert "unknown parameter 'weights' of task_arithmetic; the nearest is 'weight'" in problems
     values["models"][0]["parameters"] = {"density": 1}
     problems = "\n".join(plan_merge(values).problems)
     for said in ("lacks 'model.norm.weight'", "[40, 16]", "vocabularies of different sizes",
@@ -80,7 +80,7 @@ def test_every_problem_is_told_at_once(tmp_path):
     ("change", "said"),
     [
         ({"merge_metod": "linear"}, "unknown key 'merge_metod'; the nearest is 'merge_method'"),
-        ({"models": [{"modle": "x"}]}, "models.0: unknown key 'modle'; the nearest is 'model'"),
+        ({"models": [{"mode": "x"}]}, "models.0: unknown key 'mode'; the nearest is 'model'"),
         ({"merge_method": "task_arithmetics"}, "the nearest is 'task_arithmetic'"),
         ({"out_dtype": "int4"}, "out_dtype"),
         ({"models": []}, "nothing to merge"),

@@ -23,6 +23,7 @@ _VERBS = {
     "steer": ("lens.cli.steer", "Generate with a language added or projected out."),
     "eval": ("lens.cli.evaluate", "Measure fidelity and accuracy of a model's answers."),
     "merge": ("lens.cli.merge", "Merge checkpoints: MAEC, task arithmetic, TIES, DARE and others."),
+    "delta": ("lens.cli.delta", "Show what models changed from their base: the delta atlas."),
     "extract": ("lens.cli.extract", "Extract an ability as the few weights that hold it (MAEC)."),
     "verify": ("lens.cli.verify", "Make tensors of a merged checkpoint again and compare."),
     "ablate": ("lens.cli.ablate", "Run a grid of settings; put the results side by side."),

@@ -20,13 +20,26 @@ if TYPE_CHECKING:
 @click.option("--out-dtype", help="float32, float16, bfloat16 or float64; else that of the base.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the result.")
 @click.option("--out-shard-size", metavar="SIZE", default="5GB", show_default=True)
+@click.option(
+    "--lora-rank",
+    type=click.IntRange(min=1),
+    metavar="RANK",
+    help="Write the change as a LoRA adapter of this rank instead of a checkpoint.",
+)
+@click.option(
+    "--lora-energy",
+    type=click.FloatRange(0, 1, min_open=True),
+    metavar="SHARE",
+    help="The same, of the rank that keeps this share of the squared change.",
+)
 @click.option("--dry-run", is_flag=True, help="Only say what would be done, and every problem.")
 @click.option("--resume", is_flag=True, help="Go on with a merge that was interrupted.")
 @click.option("--force", is_flag=True, help="Replace --out, discard an interrupted merge.")
 @saying_options
 def command(
     config: Path | None, max_memory: str, out: Path | None, out_shard_size: str, dry_run: bool,
-    resume: bool, force: bool, as_json: bool, **given: Any,
+    resume: bool, force: bool, as_json: bool, lora_rank: int | None, lora_energy: float | None,
+    **given: Any,
 ) -> None:  # fmt: skip
     """Merge checkpoints into a new one: a YAML file in mergekit's shape, flags, or both.
 
@@ -34,7 +47,7 @@ def command(
     killed goes on with --resume, and lens verify makes tensors again and compares.
     """
     from lens.errors import InputError
-    from lens.maec import merge, plan_merge
+    from lens.maec import merge, plan_merge, to_adapter
 
     made = recipe(config, **given)
     if dry_run:
@@ -45,6 +58,13 @@ def command(
         return
     if out is None:
         raise InputError("no output is named; give --out FOLDER, or --dry-run")
+    if lora_rank is not None or lora_energy is not None:
+        adapter = to_adapter(
+            made, out, rank=lora_rank, energy=lora_energy, max_memory=max_memory, force=force
+        )
+        told = f"{adapter.error:.2%} of the change is lost\n{out}"
+        print_json(adapter.to_dict()) if as_json else click.echo(told)
+        return
     result = merge(
         made, out, max_memory=max_memory, shard_size=out_shard_size, resume=resume, force=force
     )

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from lens._lazy import lazy
 
 if TYPE_CHECKING:  # for type checkers and editors: the same names, at no cost at run time
+    from lens.maec.atlas import Atlas as Atlas
+    from lens.maec.atlas import delta as delta
     from lens.maec.config import Ability as Ability
     from lens.maec.config import Language as Language
     from lens.maec.config import MergeConfig as MergeConfig
@@ -17,6 +19,8 @@ if TYPE_CHECKING:  # for type checkers and editors: the same names, at no cost a
     from lens.maec.config import read_config as read_config
     from lens.maec.extracting import Extraction as Extraction
     from lens.maec.extracting import extract as extract
+    from lens.maec.lora import AdapterResult as AdapterResult
+    from lens.maec.lora import to_adapter as to_adapter
     from lens.maec.merging import MergeResult as MergeResult
     from lens.maec.merging import merge as merge
     from lens.maec.methods import METHODS as METHODS
@@ -27,6 +31,8 @@ if TYPE_CHECKING:  # for type checkers and editors: the same names, at no cost a
 
 _NAMES = {
     "Ability": "config",
+    "AdapterResult": "lora",
+    "Atlas": "atlas",
     "Extraction": "extracting",
     "Language": "config",
     "METHODS": "methods",
@@ -35,11 +41,13 @@ _NAMES = {
     "MergeResult": "merging",
     "Model": "config",
     "Verification": "verifying",
+    "delta": "atlas",
     "extract": "extracting",
     "merge": "merging",
     "parse_config": "config",
     "plan_merge": "planning",
     "read_config": "config",
+    "to_adapter": "lora",
     "verify": "verifying",
 }
 

@@ -158,12 +158,23 @@ def plan_merge(
         If the config itself cannot be read.
     """
     config = parse_config(dict(config) if isinstance(config, Mapping) else config)
-    budget, files = size_in_bytes(max_memory), Files()
     method = METHODS.get(config.merge_method)
     if method is None:
         raise InputError(
             f"unknown merge_method '{config.merge_method}'; {nearest(config.merge_method, METHODS)}"
         )
+    return plan_for(method, config, max_memory=max_memory, out=out)
+
+
+def plan_for(
+    method: Method,
+    config: MergeConfig,
+    *,
+    max_memory: int | str = "1GiB",
+    out: str | Path | None = None,
+) -> MergePlan:
+    """Plan as `plan_merge` does, for a method that the config does not name."""
+    budget, files = size_in_bytes(max_memory), Files()
     problems: list[str] = []
     wanted, found = method.wanted(config)
     problems += found

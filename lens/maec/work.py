@@ -87,6 +87,13 @@ class Work:
         self._sources, self._space, self._sink = sources, space, sink
         self._held: dict[int, tuple[int, Array]] = {}  # input -> slice number, what was read
 
+    def into(self, sink: Sink) -> Work:
+        """Give the same work with another place for its results."""
+        return Work(
+            self.target, self.cuts, sources=self._sources, space=self._space, sink=sink,
+            facts=self.facts,
+        )  # fmt: skip
+
     @property
     def missing(self) -> list[Cut]:
         """Slices that are still to be written."""
