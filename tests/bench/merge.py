@@ -22,6 +22,7 @@ import yaml
 
 from tests.bench.common import Row
 
+ROOT = Path(__file__).parents[2]
 WIDTH, INNER, VOCABULARY, BLOCKS = 1024, 4096, 32_000, 14
 TURNS = 3
 MODELS = 3  # and a base
@@ -48,6 +49,8 @@ def shapes(blocks: int = BLOCKS) -> dict[str, tuple[int, ...]]:
 def checkpoint(folder: Path, *, seed: int, blocks: int = BLOCKS, sparse: bool = False) -> Path:
     """Write a checkpoint in bfloat16: random weights, or a file of holes."""
     folder.mkdir(parents=True)
+    for name in ("tokenizer.json", "tokenizer_config.json"):  # any will do; both programs copy them
+        shutil.copyfile(ROOT / "lens" / "world" / "checkpoints" / "base" / name, folder / name)
     (folder / "config.json").write_text(json.dumps({**CONFIG, "num_hidden_layers": blocks}))
     header, end = {}, 0
     for name, shape in shapes(blocks).items():
