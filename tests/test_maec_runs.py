@@ -290,6 +290,17 @@ def test_command_line(three, tmp_path):
     assert cli("verify", tmp_path / "yaml").exit_code == 3
 
 
+def test_plans_from_the_command_line(three, tmp_path):
+    path = tmp_path / "merge.yaml"
+    path.write_text(json.dumps(config(three)))
+    done = cli("plan", "merge", "-C", path, "--out", tmp_path / "out", "--json")
+    assert done.exit_code == 0 and json.loads(done.output)["problems"] == [], done.output
+    (three[1] / "model.safetensors").write_bytes(b"1234")
+    done = cli("plan", "merge", "-C", path)
+    assert done.exit_code == 2 and "problem: " in done.output and "truncated" in done.output
+    assert not (tmp_path / "out").exists()
+
+
 def test_command_line_of_maec(three, tmp_path):
     base, ability, language = three
     common = ["--base-model", base, "--trained", ability, "--param", "k1=0.2"]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lens.cli._options import print_json
 from lens.errors import InputError
 
 if TYPE_CHECKING:
@@ -122,3 +123,28 @@ def recipe(
 
 def _model(reference: str, weight: float | None) -> dict[str, Any]:
     return {"model": reference, "parameters": {} if weight is None else {"weight": weight}}
+
+
+def show_plan(config: MergeConfig, *, max_memory: str, out: Path | None, as_json: bool) -> None:
+    """Print what a merge will do and everything that would stop it; exit code 2 if anything."""
+    from lens.maec import plan_merge
+    from lens.sizes import said
+
+    plan = plan_merge(config, max_memory=max_memory, out=out)
+    plan.files.close()
+    told = plan.to_dict()
+    if as_json:
+        print_json(told)
+    else:
+        click.echo(f"{told['method']} of {', '.join(told['sources'])}")
+        click.echo(
+            f"{told['tensors']} tensors, {told['parameters'] / 1e6:.1f} M parameters; reads "
+            f"{said(told['bytes_read'])}, writes {said(told['bytes_written'])}, holds at most "
+            f"{said(told['memory'])} in memory, about {told['seconds']} s"
+        )
+        for note in told["notes"]:
+            click.echo(f"note: {note}")
+        for problem in told["problems"]:
+            click.echo(f"problem: {problem}")
+    if plan.problems:
+        click.get_current_context().exit(2)

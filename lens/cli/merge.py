@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from lens.cli._merging import recipe, recipe_options
+from lens.cli._merging import recipe, recipe_options, show_plan
 from lens.cli._options import print_json, saying_options
-
-if TYPE_CHECKING:
-    from lens.maec import MergePlan
 
 
 @click.command()
@@ -47,14 +44,11 @@ def command(
     killed goes on with --resume, and lens verify makes tensors again and compares.
     """
     from lens.errors import InputError
-    from lens.maec import merge, plan_merge, to_adapter
+    from lens.maec import merge, to_adapter
 
     made = recipe(config, **given)
     if dry_run:
-        plan = plan_merge(made, max_memory=max_memory, out=out)
-        _show(plan, as_json=as_json)
-        plan.files.close()
-        plan.check()
+        show_plan(made, max_memory=max_memory, out=out, as_json=as_json)
         return
     if out is None:
         raise InputError("no output is named; give --out FOLDER, or --dry-run")
@@ -79,20 +73,3 @@ def command(
         f"{result.seconds:.1f} s, {rate:.0f} MB written a second"
     )
     click.echo(str(out))
-
-
-def _show(plan: MergePlan, *, as_json: bool) -> None:
-    from lens.sizes import said
-
-    if as_json:
-        print_json(plan.to_dict())
-        return
-    told = plan.to_dict()
-    click.echo(f"{told['method']} of {', '.join(told['sources'])}")
-    click.echo(
-        f"{told['tensors']} tensors, {told['parameters'] / 1e6:.1f} M parameters; reads "
-        f"{said(told['bytes_read'])}, writes {said(told['bytes_written'])}, holds at most "
-        f"{said(told['memory'])} in memory, about {told['seconds']} s"
-    )
-    for note in told["notes"]:
-        click.echo(f"note: {note}")
