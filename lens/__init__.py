@@ -9,9 +9,9 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_MODULES = ("checking", "data", "errors", "evaluate", "losses", "lsm", "metrics", "models",
-            "neurons", "planning", "recipes", "report", "resample", "space", "stats", "steering",
-            "subspace", "sweeps", "tensors", "weights", "world")  # fmt: skip
+_MODULES = ("checking", "data", "errors", "evaluate", "losses", "lsm", "maec", "metrics",
+            "models", "neurons", "planning", "recipes", "report", "resample", "space", "stats",
+            "steering", "subspace", "sweeps", "tensors", "weights", "world")  # fmt: skip
 _NAMES = {
     "probe": "lens.probing",
     "Space": "lens.space",

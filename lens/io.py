@@ -39,18 +39,25 @@ def new_folder(
     refuse_existing(out, force=force)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=inside or out.parent))
-    replaced = temporary.with_name(f"{temporary.name}.replaced")
     try:
         yield temporary
-        temporary.chmod(0o755)
-        for path in (*temporary.rglob("*"), temporary):
-            to_disk(path)
-        if out.exists():  # moved aside first: there is a moment without `out`, none without both
-            out.rename(replaced)
-        temporary.rename(out)
-        to_disk(out.parent)
+        put_in_place(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def put_in_place(folder: Path, out: Path) -> None:
+    """Give a finished folder its name once its content has reached the disk; replaces ``out``."""
+    replaced = folder.with_name(f"{folder.name}.replaced")
+    folder.chmod(0o755)
+    for path in (*folder.rglob("*"), folder):
+        to_disk(path)
+    try:
+        if out.exists():  # moved aside first: there is a moment without `out`, none without both
+            out.rename(replaced)
+        folder.rename(out)
+        to_disk(out.parent)
+    finally:
         if replaced.exists():
             shutil.rmtree(replaced) if replaced.is_dir() else replaced.unlink()
 

@@ -25,11 +25,11 @@ def progress(
     items: Iterable[T], label: str, *, total: int | None = None, unit: str = "batch"
 ) -> Iterable[T]:
     """Iterate over ``items`` with a bar, unless quiet or stderr is not a terminal."""
+    if not shown():
+        return items
     from tqdm.auto import tqdm
 
-    bar: Iterable[T] = tqdm(
-        items, desc=label, total=total, unit=unit, leave=False, disable=not shown()
-    )
+    bar: Iterable[T] = tqdm(items, desc=label, total=total, unit=unit, leave=False)
     return bar
 
 

@@ -17,14 +17,14 @@ import lens
 PACKAGE = Path(lens.__file__).parent
 # Lowest first; a module imports its own row or rows above it in this list.
 LAYERS = (
-    {"_lazy", "configs", "errors", "io", "progress"},
+    {"_lazy", "configs", "errors", "interrupting", "io", "progress", "sizes"},
     {"_core"},
     {"arrays"},
     {"stats", "subspace", "losses", "metrics", "neurons", "weights", "resample"},
     {"tensors"},  # the numerics in torch; `arrays.twin` finds them by name
     {"data", "models"},
     {"space", "probing"},
-    {"lsm", "steering"},
+    {"lsm", "steering", "maec"},
     {"evaluate"},
     {"checking"},
     {"report"},
@@ -38,7 +38,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # `Space.steer` is sugar: the import happens inside the method, when it is called.
 SUGAR = {("space", "steering")}
 # Imported by `lens --help`, or usable without torch.
-TORCH_FREE = {"__init__", "data", "checking", "cli"}
+TORCH_FREE = {"__init__", "data", "checking", "cli", "maec"}
 TORCH_FREE |= {name for name, level in LEVEL.items() if level < LEVEL["tensors"]}
 
 

@@ -13,8 +13,8 @@ import torch
 from lens.errors import InputError
 from lens.lsm import LensTrainer
 from lens.models.blocks import locate
-from lens.models.limits import size_in_bytes
 from lens.models.prefix import PrefixCache
+from lens.sizes import size_in_bytes
 from tests import tiny
 from tests.plain_loop import rows as prompts
 from tests.plain_loop import space

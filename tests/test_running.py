@@ -16,6 +16,7 @@ import torch
 
 import lens
 from lens.errors import InputError
+from lens.interrupting import StoppedError
 from lens.lsm import (
     LanguageModel,
     LensTrainer,
@@ -23,7 +24,6 @@ from lens.lsm import (
     Running,
 )
 from lens.lsm.checkpoints import RunFolder
-from lens.lsm.interrupting import StoppedError
 from lens.lsm.optimizing import DivergedError
 from lens.lsm.validating import Watch
 from tests.runs import HELD_OUT, PROMPTS, config, geometry, make, no_file_above, same

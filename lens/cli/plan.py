@@ -7,6 +7,9 @@ from lens.cli._group import LazyGroup
 command = LazyGroup(
     name="plan",
     help="Say what a job will need, and everything that would stop it, before it is started.",
-    verbs={"train": ("lens.cli.plan_train", "Plan lens train; takes the same options.")},
+    verbs={
+        "train": ("lens.cli.plan_train", "Plan lens train; takes the same options."),
+        "merge": ("lens.cli.plan_merge", "Plan lens merge: what it reads, writes and holds."),
+    },
     root=False,
 )

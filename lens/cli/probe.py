@@ -115,8 +115,8 @@ def command(
     if model is None or data is None:
         raise click.UsageError("give --model and --data, or --states with states made elsewhere")
     from lens.data import read_parallel
-    from lens.models.limits import size_in_bytes
     from lens.probing import probe
+    from lens.sizes import size_in_bytes
 
     size = _batch_size(batch_size)
     if max_memory is not None:

@@ -196,7 +196,7 @@ def _adapter(rank: int | None, alpha: int | None, dora: bool) -> Lora | None:
 def _check_memory(limit: str | None) -> None:
     """Tell a typing error before a model is loaded."""
     if limit is not None:
-        from lens.models.limits import size_in_bytes
+        from lens.sizes import size_in_bytes
 
         size_in_bytes(limit)
 

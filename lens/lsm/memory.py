@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from lens.errors import InputError
-from lens.models.limits import size_in_bytes as size_in_bytes
+from lens.sizes import said, size_in_bytes
 
 # Beside the weights, in float32: the copy that undoes training, gradients, and two moments. With
 # 16-bit weights copy and gradients are smaller, and a float32 copy for the optimizer is added.
@@ -49,15 +49,11 @@ def memory_for_states(
     needed = weights - _bytes_of(idle) + max(largest, _PER_TRAINED * trained_bytes)
     if needed > limit:
         raise InputError(
-            f"max_memory is {_said(limit)}, but the weights take {_said(weights)} and training "
-            f"what was chosen another {_said(_PER_TRAINED * trained_bytes)}; train fewer blocks, "
+            f"max_memory is {said(limit)}, but the weights take {said(weights)} and training "
+            f"what was chosen another {said(_PER_TRAINED * trained_bytes)}; train fewer blocks, "
             "use lora, load the model in 16 or 8 bit, or allow more"
         )
     return limit - needed
-
-
-def _said(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.2f} MB"
 
 
 def _bytes_of(modules: Iterable[nn.Module]) -> int:

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lens.errors import InputError
+from lens.interrupting import StoppedError, StopRequest, stop_requests
 from lens.lsm.checkpoints import Checkpoint, RunFolder
 from lens.lsm.identity import differences
-from lens.lsm.interrupting import StoppedError, StopRequest, stop_requests
 from lens.lsm.optimizing import DivergedError, Entry, Optimization
 from lens.lsm.saving import versions
 from lens.lsm.step import Step

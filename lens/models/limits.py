@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import torch
@@ -10,29 +9,11 @@ from torch import nn
 
 from lens.errors import InputError
 from lens.models.blocks import DecoderParts, text_config
-
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-_BINARY = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
-_SIZE = re.compile(r"\s*(\d+(?:\.\d*)?)\s*([kmgt]?)(i?)b?\s*", re.IGNORECASE)
+from lens.sizes import said
 
 # States of a block that are alive at once, in widths and in widths of its feed-forward part: what
 # the attention and the feed-forward part of a gated block hold, with float32 copies in norms.
 _WIDTHS, _INNER_WIDTHS = 12, 3
-
-
-def size_in_bytes(size: str | int) -> int:
-    """Read a size such as ``"12GB"``, ``"500MiB"`` or a number of bytes.
-
-    Raises
-    ------
-    InputError
-        If it is not a size above zero.
-    """
-    found = _SIZE.fullmatch(str(size))
-    if found is None or float(found[1]) <= 0:
-        raise InputError(f"{size!r} is not a size; expected for instance 12GB, 500MiB or bytes")
-    unit = found[2].lower()
-    return int(float(found[1]) * (_BINARY[unit] if found[3] and unit else _UNITS[unit]))
 
 
 def tokens_within(
@@ -74,8 +55,8 @@ def tokens_within(
     most = left // _bytes_per_token(model, parts)
     if most < 1:
         raise InputError(
-            f"max_memory is {_said(limit)}, but the weights take {_said(weights)} and pooled "
-            f"states {_said(pooled)}; allow more, load the model in a smaller dtype, or load it "
+            f"max_memory is {said(limit)}, but the weights take {said(weights)} and pooled "
+            f"states {said(pooled)}; allow more, load the model in a smaller dtype, or load it "
             "layer by layer (--layer-by-layer)"
         )
     return int(most)
@@ -95,7 +76,3 @@ def _bytes_per_token(model: nn.Module, parts: DecoderParts) -> int:
 def _number(config: Any, *names: str) -> int | None:
     found = (getattr(config, name, None) for name in names)
     return next((value for value in found if isinstance(value, int)), None)
-
-
-def _said(size: int) -> str:
-    return f"{size / 1e9:.3g} GB" if size >= 1e8 else f"{size / 1e6:.3g} MB"

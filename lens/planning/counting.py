@@ -147,7 +147,7 @@ class Count:
 
     def limit(self) -> int | None:
         """Bytes that --max-memory leaves for states, as training reckons; None without one."""
-        from lens.lsm.memory import size_in_bytes
+        from lens.sizes import size_in_bytes
 
         request, structure = self.found.request, self.structure
         if request.max_memory is None:

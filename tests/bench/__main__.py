@@ -21,6 +21,7 @@ BENCHMARKS = (
     "moments",
     "weights",
     "capture",
+    "merge",
     "lens_step",
     "plan",
 )

@@ -19,10 +19,11 @@ from lens.models.capturing.rows import WINDOW, BatchLimit, RowSet, batch_limit, 
 from lens.models.capturing.running import Gathered, Job, Keeper, run_whole
 from lens.models.chat import ChatOptions, Role, encode, pad_id_of
 from lens.models.fingerprint import model_fingerprint, sha256_json
-from lens.models.limits import size_in_bytes, tokens_within
+from lens.models.limits import tokens_within
 from lens.models.pooling import Pooling, SiteReader, check_pooling
 from lens.models.sites import SiteSpec, resolve_sites
 from lens.progress import say, shown
+from lens.sizes import size_in_bytes
 from lens.stats import StreamingMoments
 
 Side = Literal["left", "right"]

@@ -29,8 +29,10 @@ class StopRequest:
 
 
 @contextmanager
-def stop_requests() -> Iterator[StopRequest]:
+def stop_requests(step: str = "step") -> Iterator[StopRequest]:
     """Note the first Ctrl-C or SIGTERM; a second one interrupts at once.
+
+    ``step`` is what is finished first, for the message.
 
     Only the main thread can do so; elsewhere signals keep their meaning.
     """
@@ -43,7 +45,7 @@ def stop_requests() -> Iterator[StopRequest]:
         if request.signal_number:
             raise KeyboardInterrupt
         request.signal_number = number
-        say("stopping after this step; once more to stop at once")
+        say(f"stopping after this {step}; once more to stop at once")
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

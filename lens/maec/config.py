@@ -1,0 +1,186 @@
+"""A merge as data, in the shape of mergekit's YAML files, which are read as they are."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from lens import configs
+from lens.errors import InputError
+
+Parameters = dict[str, Any]
+OutDtype = Literal["float32", "float16", "bfloat16", "float64"]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+def _reference(value: Any) -> Any:
+    """Mergekit's long form of a model, as the short one."""
+    if not isinstance(value, dict) or not isinstance(value.get("model"), dict):
+        return value
+
+    def short(part: dict[str, Any]) -> str:
+        return "@".join(str(part[key]) for key in ("path", "revision") if part.get(key))
+
+    lora = value.get("lora")
+    return short(value["model"]) + (f"+{short(lora)}" if isinstance(lora, dict) else "")
+
+
+Reference = Annotated[str, BeforeValidator(_reference)]
+"""Folder, hub id, ``id@revision`` or ``model+adapter``."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Model(_Frozen):
+    """One model that is merged, with parameters of its own."""
+
+    model: Reference
+    parameters: Parameters = {}
+
+
+class SliceSource(_Frozen):
+    """Blocks of one model, half-open, that become blocks of the result."""
+
+    model: Reference
+    layer_range: tuple[int, int]
+    parameters: Parameters = {}
+
+
+class OutputSlice(_Frozen):
+    """Consecutive blocks of the result and what they are merged from."""
+
+    sources: tuple[SliceSource, ...] = Field(min_length=1)
+    base_model: Reference | None = None
+    parameters: Parameters = {}
+
+
+class Ability(_Frozen):
+    """An ability: what training on it in the pivot language changed (MAEC).
+
+    Attributes
+    ----------
+    trained : str or None
+        θ_A, the model trained on the ability.
+    located : str or None
+        θ', the model trained on it briefly, whose changes say which neurons are its own;
+        ``trained`` itself when not given.
+    pivot : str or None
+        θ_c, the model trained on general text in the pivot language.
+    extracted : str or None
+        File of `lens.maec.extract`, instead of the three.
+    weight : float
+        Factor among several abilities.
+    """
+
+    name: str = "ability"
+    trained: Reference | None = None
+    located: Reference | None = None
+    pivot: Reference | None = None
+    extracted: str | None = None
+    weight: Finite = 1.0
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        if (self.trained is None) == (self.extracted is None):
+            raise ValueError("expected exactly one of 'trained' and 'extracted'")
+        if self.extracted is not None and (self.located or self.pivot):
+            raise ValueError("'extracted' stands for 'located' and 'pivot' too; leave them out")
+        return self
+
+
+class Language(_Frozen):
+    """A language: the base after continued pre-training on it, and its factor μ."""
+
+    name: str = "language"
+    model: Reference
+    mu: Finite = 1.0
+
+
+class Tokenizer(_Frozen):
+    """Mergekit's long form of ``tokenizer_source``."""
+
+    source: str | None = None
+
+
+class MergeConfig(_Frozen):
+    """Everything that decides the result of a merge.
+
+    Attributes
+    ----------
+    merge_method : str
+        One of `lens.maec.methods.METHODS`.
+    base_model : str or None
+        θ_o, of which the others are changes; also gives tokenizer, template and configuration.
+    models : tuple of Model
+        What is merged. Or ``slices``, by blocks; or, for MAEC, ``abilities`` and ``languages``.
+    parameters : dict
+        Of the method. A value is a number; a list of numbers, interpolated over the blocks; or a
+        list of ``{filter, value}``, of which the first whose filter is in a tensor's name holds.
+    dtype, out_dtype : str or None
+        ``out_dtype``, else ``dtype``, is what results are rounded to; without either each tensor
+        keeps the dtype it has in the base. Calculated is in float32 or better, whatever they say.
+    tokenizer_source : str or None
+        Only ``"base"``, or ``"union"`` of equal tokenizers: it is copied byte for byte.
+    """
+
+    merge_method: str
+    base_model: Reference | None = None
+    models: tuple[Model, ...] = ()
+    slices: tuple[OutputSlice, ...] = ()
+    abilities: tuple[Ability, ...] = ()
+    languages: tuple[Language, ...] = ()
+    parameters: Parameters = {}
+    dtype: OutDtype | None = None
+    out_dtype: OutDtype | None = None
+    tokenizer_source: str | None = None
+    tokenizer: Tokenizer | None = None
+    seed: int = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_said(cls, values: Any) -> Any:
+        """Take a key without a value, as YAML has it, for one that is not there."""
+        if isinstance(values, dict):
+            return {key: value for key, value in values.items() if value is not None}
+        return values
+
+
+def parse_config(values: Any, *, where: str = "the merge config") -> MergeConfig:
+    """Turn plain values into a config.
+
+    Raises
+    ------
+    InputError
+        Naming every unknown key with the nearest known one, and every value that does not fit.
+    """
+    if isinstance(values, MergeConfig):
+        return values
+    if not isinstance(values, dict):
+        raise InputError(f"{where} holds a {type(values).__name__}; expected keys with values")
+    try:
+        return MergeConfig.model_validate(values)
+    except ValidationError as error:
+        found = configs.problems(error, MergeConfig, values)
+        raise InputError("\n".join(f"{where}: {text}" for text in found)) from None
+
+
+def nearest(name: str, known: Any) -> str:
+    """Say which known name is the nearest."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"the nearest is '{close[0]}'" if close else f"expected one of {', '.join(known)}"
+
+
+def read_config(path: str | Path) -> MergeConfig:
+    """Read a YAML file, ours or mergekit's.
+
+    Raises
+    ------
+    InputError
+        If there is none, or it is not a merge.
+    """
+    return parse_config(configs.read_yaml(path), where=str(path))

@@ -1,0 +1,258 @@
+"""What merges read: headers that lie, shards, 8-bit floats, pickles, adapters."""
+
+import json
+import os
+import pickle
+import struct
+
+import numpy as np
+import pytest
+import torch
+
+from lens.errors import InputError
+from lens.maec import merge, plan_merge
+from lens.maec.checkpoint import Checkpoint, Files
+from lens.maec.decoding import as_float32
+from lens.maec.sources import ModelSource
+from lens.maec.stored import DTYPES, read_header
+from tests import maec_files as files
+from tests import tiny
+
+
+def header(**tensors):
+    return json.dumps(tensors).encode()
+
+
+def entry(dtype="F32", shape=(2,), offsets=(0, 8)):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
+
+
+LIES = {
+    "too short": (None, b"\x08\0\0", "truncated"),
+    "header longer than the file": (None, struct.pack("<Q", 1 << 40) + b"{}", "claims"),
+    "not JSON": (b"{oops", b"", "not JSON"),
+    "not an object": (b"[1]", b"", "no names"),
+    "a name twice": (b'{"a": %s, "a": %s}' % ((json.dumps(entry()).encode(),) * 2), b"\0" * 8,
+                     "'a' twice"),
+    "no shape": (header(a={"dtype": "F32", "data_offsets": [0, 8]}), b"\0" * 8, "no dtype, shape"),
+    "an unknown dtype": (header(a=entry("F7")), b"\0" * 8, "F7, expected one of"),
+    "a negative length": (header(a=entry(shape=(-2,))), b"\0" * 8, "not whole numbers"),
+    "offsets of another size": (header(a=entry(offsets=(0, 12))), b"\0" * 12, "the header lies"),
+    "an overlap": (header(a=entry(), b=entry(offsets=(4, 12))), b"\0" * 12, "overlaps 'a'"),
+    "a gap": (header(a=entry(), b=entry(offsets=(12, 20))), b"\0" * 20, "gap after 'a'"),
+    "too few bytes": (header(a=entry()), b"\0" * 4, "is truncated"),
+    "too many bytes": (header(a=entry()), b"\0" * 12, "no tensor owns"),
+    "a huge tensor": (header(a=entry(shape=(1 << 40, 1 << 40), offsets=(0, 1 << 82))), b"",
+                      "truncated"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LIES)
+def test_a_header_that_lies_is_refused(tmp_path, case):
+    head, data, said = LIES[case]
+    path = tmp_path / "model.safetensors"
+    if head is None:
+        path.write_bytes(data)
+    else:
+        files.write_raw(path, head, data)
+    with pytest.raises(InputError, match=said) as found:
+        read_header(path)
+    assert "model.safetensors" in str(found.value)
+
+
+def test_every_problem_is_told_at_once(tmp_path):
+    base = files.checkpoint(tmp_path / "base")
+    smaller = {n: s if "embed" not in n else (40, 16) for n, s in files.SHAPES.items()}
+    del smaller["model.norm.weight"]
+    other = files.checkpoint(tmp_path / "other", shapes=smaller, config={"vocab_size": 40})
+    values = {"merge_method": "task_arithmetic", "base_model": str(base),
+              "models": [{"model": str(other), "parameters": {"weights": 1}}]}  # fmt: skip
+    problems = "\n".join(plan_merge(values).problems)
+    assert "unknown parameter 'weights' of task_arithmetic; the nearest is 'weight'" in problems
+    values["models"][0]["parameters"] = {"density": 1}
+    problems = "\n".join(plan_merge(values).problems)
+    for said in ("lacks 'model.norm.weight'", "[40, 16]", "vocabularies of different sizes",
+                 "vocab_size is 40", "parameter 'weight' is missing"):  # fmt: skip
+        assert said in problems, said
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"merge_metod": "linear"}, "unknown key 'merge_metod'; the nearest is 'merge_method'"),
+        ({"models": [{"mode": "x"}]}, "models.0: unknown key 'mode'; the nearest is 'model'"),
+        ({"merge_method": "task_arithmetics"}, "the nearest is 'task_arithmetic'"),
+        ({"out_dtype": "int4"}, "out_dtype"),
+        ({"models": []}, "nothing to merge"),
+        ({"models": [{"model": "/no/such"}]}, "no model '/no/such'"),
+    ],
+)
+def test_configs_that_are_none(tmp_path, change, said):
+    base = files.checkpoint(tmp_path / "base")
+    values = {"merge_method": "linear", "models": [{"model": str(base)}],
+              "parameters": {"weight": 1}} | change  # fmt: skip
+    with pytest.raises(InputError) as found:
+        plan_merge(values).check()
+    assert said in str(found.value)
+
+
+def test_shards_are_checked_against_their_index(tmp_path):
+    folder = files.checkpoint(tmp_path / "sharded", shards=3)
+    whole = Checkpoint(folder)
+    assert whole.tensors.keys() == files.SHAPES.keys()
+    index = folder / "model.safetensors.index.json"
+    good = json.loads(index.read_text())
+    first = "model-00001-of-00003.safetensors"
+    (folder / first).rename(folder / "gone")
+    with pytest.raises(InputError, match=f"shard {first} is missing"):
+        Checkpoint(folder)
+    (folder / "gone").rename(folder / first)
+    name = next(n for n, file in good["weight_map"].items() if file == first)
+    lie = {n: f for n, f in good["weight_map"].items()} | {name: "model-00002-of-00003.safetensors"}
+    index.write_text(json.dumps({"weight_map": lie}))
+    with pytest.raises(InputError, match=f"'{name}' should be in model-00002"):
+        Checkpoint(folder)
+    index.write_text(json.dumps({"weight_map": {k: v for k, v in lie.items() if k != name}}))
+    with pytest.raises(InputError, match="leaves out tensor"):
+        Checkpoint(folder)
+    index.write_text(json.dumps(good))
+    copy = files.write_file
+    copy(folder / "model-00003-of-00003.safetensors",
+         {n: ("BF16", np.zeros(s, np.uint16)) for n, s in files.SHAPES.items()})  # fmt: skip
+    with pytest.raises(InputError, match=r"is in model-0000[12]-of-00003\.safetensors too"):
+        Checkpoint(folder)
+
+
+def test_a_file_that_shrinks_while_it_is_read(tmp_path):
+    folder = files.checkpoint(tmp_path / "base")
+    reading = Files()
+    source = ModelSource(str(folder), reading)
+    os.truncate(folder / "model.safetensors", 600)
+    with pytest.raises(InputError, match="became shorter"):
+        source.read("lm_head.weight", 0, 768, np.empty(1536, np.uint8))
+    reading.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("F8_E4M3", torch.float8_e4m3fn), ("F8_E5M2", torch.float8_e5m2)]
+)
+def test_8_bit_floats_are_decoded_as_torch_does(name, dtype):
+    raw = np.arange(256, dtype=np.uint8)
+    want = torch.from_numpy(raw).view(dtype).float().numpy()
+    np.testing.assert_array_equal(as_float32(raw, DTYPES[name]), want)
+
+
+def test_8_bit_checkpoints_merge(tmp_path):
+    base = files.checkpoint(tmp_path / "base")
+    eight = tmp_path / "eight"
+    eight.mkdir()
+    bits = np.random.default_rng(0).integers(0, 0x70, 4000, dtype=np.uint8)
+    tensors = {n: ("F8_E4M3", bits[: int(np.prod(s))].reshape(s)) for n, s in files.SHAPES.items()}
+    files.write_file(eight / "model.safetensors", tensors)
+    values = {"merge_method": "linear", "out_dtype": "float32", "parameters": {"weight": 1},
+              "models": [{"model": str(m)} for m in (base, eight)]}  # fmt: skip
+    merge(values, tmp_path / "out")
+    found, a, b = (files.read(f) for f in (tmp_path / "out", base, eight))
+    for name in found:
+        np.testing.assert_array_equal(found[name], (a[name] + b[name]) / 2)
+    tensors["model.layers.0.mlp.up_proj.weight_scale_inv"] = ("F32", np.ones((1, 1), np.float32))
+    files.write_file(eight / "model.safetensors", tensors)
+    assert any("8 bit with scales" in p for p in plan_merge(values).problems)
+
+
+def test_bin_files_are_read_without_running_them(tmp_path):
+    base = files.checkpoint(tmp_path / "base", dtype="F32")
+    old = tmp_path / "old"
+    old.mkdir()
+    state = {n: torch.from_numpy(x.copy()) for n, x in files.read(base).items()}
+    big = torch.zeros(100, 16)
+    big[20:68] = state["lm_head.weight"]
+    state["lm_head.weight"] = big[20:68]  # a view into a larger storage
+    state["model.norm.weight"] = torch.nn.Parameter(state["model.norm.weight"].bfloat16())
+    torch.save(state, old / "pytorch_model.bin")
+    values = {
+        "merge_method": "passthrough",
+        "models": [{"model": str(old)}],
+        "out_dtype": "float32",
+    }
+    merge(values, tmp_path / "out")
+    found = files.read(tmp_path / "out")
+    for name, want in state.items():
+        np.testing.assert_array_equal(found[name], want.detach().float().numpy())
+    torch.save({"w": torch.ones(3, 4).t()}, old / "pytorch_model.bin")
+    with pytest.raises(InputError, match="not contiguous"):
+        Checkpoint(old)
+    torch.save({"w": torch.ones(2), "f": os.system}, old / "pytorch_model.bin")
+    with pytest.raises(InputError, match="more than tensors"):
+        Checkpoint(old)
+    (old / "pytorch_model.bin").write_bytes(pickle.dumps({"w": 1}))
+    with pytest.raises(InputError, match=r"no complete file of torch\.save"):
+        Checkpoint(old)
+
+
+def test_sharded_bin_files(tmp_path):
+    weight_map = {}
+    for i, name in enumerate(("a", "b")):
+        torch.save({name: torch.full((3,), float(i))}, tmp_path / f"part{i}.bin")
+        weight_map[name] = f"part{i}.bin"
+    index = tmp_path / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    assert set(Checkpoint(tmp_path).tensors) == {"a", "b"}
+    (tmp_path / "part1.bin").unlink()
+    with pytest.raises(InputError, match=r"part1\.bin is missing"):
+        Checkpoint(tmp_path)
+
+
+@pytest.fixture
+def adapted(tmp_path):
+    """A model, a LoRA adapter on it, and what peft makes of the two."""
+    import peft
+
+    net = tiny.model("llama")
+    net.save_pretrained(tmp_path / "base")
+
+    def make(**options):
+        torch.manual_seed(1)
+        net = tiny.model("llama")
+        config = peft.LoraConfig(r=4, init_lora_weights=False, **options)
+        wrapped = peft.get_peft_model(net, config)
+        wrapped.save_pretrained(tmp_path / "adapter")
+        want = wrapped.merge_and_unload().state_dict()
+        return {n: x.float().numpy() for n, x in want.items()}
+
+    return tmp_path, make
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": ["q_proj", "down_proj"], "lora_alpha": 6},
+        {"target_modules": ["q_proj", "embed_tokens"], "use_rslora": True},
+        {"target_modules": ["q_proj", "v_proj"], "rank_pattern": {"v_proj": 2},
+         "alpha_pattern": {"layers.1.self_attn.q_proj": 3}, "modules_to_save": ["lm_head"]},
+    ],
+)  # fmt: skip
+def test_adapters_are_what_peft_merges(adapted, options):
+    at, make = adapted
+    want = make(**options)
+    values = {"merge_method": "passthrough", "out_dtype": "float32",
+              "models": [{"model": f"{at / 'base'}+{at / 'adapter'}"}]}  # fmt: skip
+    merge(values, at / "out")
+    found, base = files.read(at / "out"), files.read(at / "base")
+    assert any((found[n] != base[n]).any() for n in base)
+    for name, x in found.items():
+        np.testing.assert_allclose(x, want[name], rtol=0, atol=2e-6, err_msg=name)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_adapters_that_are_refused(adapted):
+    at, make = adapted
+    values = {"merge_method": "passthrough",
+              "models": [{"model": f"{at / 'base'}+{at / 'adapter'}"}]}  # fmt: skip
+    make(target_modules=["q_proj"], use_dora=True)
+    assert "more than a low-rank difference" in plan_merge(values).problems[0]
+    make(target_modules=["q_proj"])
+    other = files.checkpoint(at / "other")
+    values["models"][0]["model"] = f"{other}+{at / 'adapter'}"
+    assert "is this the right base model" in plan_merge(values).problems[0]

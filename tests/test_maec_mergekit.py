@@ -1,0 +1,113 @@
+"""The same tensors as mergekit, from the same YAML files; skipped where it is not installed."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lens.maec import merge, read_config
+from tests import maec_files as files
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("mergekit") is None, reason="mergekit is not installed"
+)
+
+ROOT = Path(__file__).parent.parent
+GRADIENT = [0.2, 0.9, 0.4]
+TASKS = {
+    "linear": ({"weight": 0.7}, {"weight": GRADIENT}, {"normalize": True}),
+    "task_arithmetic": ({"weight": 0.7}, {"weight": GRADIENT}, {"lambda": 0.8}),
+    "ties": ({"weight": 0.7, "density": 0.4}, {"weight": 0.5, "density": 0.3}, {}),
+    "dare_ties": ({"weight": 0.7, "density": 0.4}, {"weight": 0.5, "density": 0.6}, {}),
+    "dare_linear": ({"weight": 0.7, "density": 0.4}, {"weight": 0.5}, {"rescale": False}),
+    "della": ({"weight": 0.7, "density": 0.4}, {"weight": 0.5, "density": 0.6}, {"epsilon": 0.1}),
+    "della_linear": ({"weight": 0.7, "density": 0.5}, {"weight": 0.5, "density": 0.6}, {}),
+    "breadcrumbs": ({"weight": 0.7, "density": 0.4}, {"weight": 0.5, "density": 0.6}, {}),
+    "breadcrumbs_ties": (
+        {"weight": 0.7, "density": 0.5, "gamma": 0.05}, {"weight": 0.5, "density": 0.9},
+        {"normalize": True},
+    ),
+}  # fmt: skip
+DTYPES = {"dtype": "float32", "out_dtype": "bfloat16"}
+
+
+def slerp(base, other):
+    ranges = [{"model": str(m), "layer_range": [0, 4]} for m in (base, other)]
+    t = [
+        {"filter": "self_attn", "value": [0, 0.5, 0.3, 1]},
+        {"filter": "mlp", "value": [1, 0.5, 0]},
+        {"value": 0.4},
+    ]
+    return {"slices": [{"sources": ranges}], "merge_method": "slerp", "base_model": str(base),
+            "parameters": {"t": t}, **DTYPES}  # fmt: skip
+
+
+def stacked(base, other):
+    pieces = [
+        {"sources": [{"model": str(base), "layer_range": [0, 3]}]},
+        {"sources": [{"model": str(other), "layer_range": [1, 4]}]},
+    ]
+    return {"slices": pieces, "merge_method": "passthrough", **DTYPES}
+
+
+@pytest.fixture(scope="module")
+def merged(tmp_path_factory):
+    """Merge with both, every configuration; give the folders by method."""
+    at = tmp_path_factory.mktemp("mergekit")
+    config = {"architectures": ["LlamaForCausalLM"], "intermediate_size": 24,
+              "num_key_value_heads": 2, "head_dim": 8}  # fmt: skip
+    shapes = {
+        name: shape
+        for name, shape in files.SHAPES.items()
+        if "layers" not in name
+    }  # fmt: skip
+    for n in range(4):
+        block = {"input_layernorm": (16,), "post_attention_layernorm": (16,),
+                 "mlp.up_proj": (24, 16), "mlp.gate_proj": (24, 16), "mlp.down_proj": (16, 24),
+                 **{f"self_attn.{p}_proj": (16, 16) for p in "qkvo"}}  # fmt: skip
+        shapes |= {f"model.layers.{n}.{name}.weight": shape for name, shape in block.items()}
+    base = files.checkpoint(at / "base", config=config, shapes=shapes)
+    others = [
+        files.checkpoint(at / f"m{i}", seed=i, near=base, config=config, shapes=shapes)
+        for i in (1, 2)
+    ]
+    configs = {
+        name: {
+            "merge_method": name, "base_model": str(base), "parameters": shared, **DTYPES,
+            "models": [{"model": str(m), "parameters": own}
+                       for m, own in zip(others, each, strict=True)],
+        }
+        for name, (*each, shared) in TASKS.items()
+    }  # fmt: skip
+    configs["linear"]["models"].append({"model": str(base), "parameters": {"weight": 0.1}})
+    configs |= {"slerp": slerp(base, others[0]), "passthrough": stacked(base, others[1])}
+    arguments = []
+    for name, values in configs.items():
+        path = at / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(values))
+        merge(read_config(path), at / f"ours-{name}")
+        arguments += [str(path), str(at / f"theirs-{name}")]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.mergekit_side", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return at
+
+
+@pytest.mark.parametrize("name", [*TASKS, "slerp", "passthrough"])
+def test_tensors_are_those_of_mergekit(merged, name):
+    ours, theirs = files.read(merged / f"ours-{name}"), files.read(merged / f"theirs-{name}")
+    assert ours.keys() == theirs.keys()
+    base = files.read(merged / "base")
+    worst = max(files.ulps(ours[key], theirs[key]) for key in ours)
+    assert worst <= 1
+    if name != "passthrough":
+        assert any((ours[key] != base[key]).any() for key in ours)
