@@ -76,6 +76,16 @@ def test_every_problem_is_told_at_once(tmp_path):
         assert said in problems, said
 
 
+def test_quantized_models_are_refused(tmp_path):
+    four = {"quantization_config": {"quant_method": "gptq"}}
+    base = files.checkpoint(tmp_path / "base")
+    other = files.checkpoint(tmp_path / "other", config=four)
+    values = {"merge_method": "linear", "parameters": {"weight": 1},
+              "models": [{"model": str(m)} for m in (base, other)]}  # fmt: skip
+    (problem,) = plan_merge(values).problems
+    assert "other is quantized" in problem
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

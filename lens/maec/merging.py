@@ -106,10 +106,11 @@ def merge(
     """
     started, out = time.monotonic(), Path(out)
     unfinished = Unfinished(out)
-    if not (resume and unfinished.exists):
+    begun = resume and unfinished.exists  # its room on the disk is taken already
+    if not begun:
         refuse_existing(out, force=force)
         _refuse_unfinished(unfinished, force=force)
-    plan = plan_merge(config, max_memory=max_memory, out=out)
+    plan = plan_merge(config, max_memory=max_memory, out=None if begun else out)
     try:
         plan.check()
         identity = record.identity(plan, size_in_bytes(shard_size))

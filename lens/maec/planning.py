@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lens.errors import InputError
-from lens.maec import matching
+from lens.maec import comparing, matching
 from lens.maec.checkpoint import Files
 from lens.maec.config import MergeConfig, nearest, parse_config
 from lens.maec.matching import Wanted
@@ -189,7 +189,7 @@ def plan_for(
         targets = found_in.targets(problems)
         if targets:
             problems += method.problems(config, run, targets)
-        matching.compare_configs(template, list(sources.values()), problems, notes, config)
+        comparing.compare_configs(template, list(sources.values()), problems, notes, config)
     needs = _needs(method, targets, list(sources.values()))
     workers = min(cores(), (budget - PROCESS) // max(needs.total, 1))
     if workers < 1 and targets:
