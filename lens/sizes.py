@@ -28,4 +28,6 @@ def size_in_bytes(size: str | int) -> int:
 
 def said(size: int) -> str:
     """Write a number of bytes as a person would."""
+    if size < 1e6:
+        return f"{size / 1e3:.3g} kB"
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.2f} MB"

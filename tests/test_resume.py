@@ -218,7 +218,7 @@ def test_a_memory_limit_makes_batches_smaller(llama, tokenizer):
     expected = capture(llama, tokenizer, rows, keep_states=True)
     for site, values in expected.states.items():
         np.testing.assert_allclose(found.states[site], values, rtol=0, atol=1e-5)
-    with pytest.raises(InputError, match=r"max_memory is 0\.001 MB, but the weights take"):
+    with pytest.raises(InputError, match=r"max_memory is 1 kB, but the weights take"):
         capture(llama, tokenizer, rows, max_memory=1000)
     with pytest.raises(InputError, match="the longest row has 61"):
         capture(llama, tokenizer, rows, max_memory=weights + 4 * 20 * 32 * 8 + 10_000)
