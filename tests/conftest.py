@@ -31,6 +31,14 @@ def shared() -> Path:
     return shared_folder()
 
 
+@pytest.fixture(autouse=True)
+def not_quiet() -> None:
+    """Undo what a verb called with --quiet in another test has left behind."""
+    from lens.progress import set_quiet
+
+    set_quiet(False)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what needs development data where there is none."""
     if item.get_closest_marker("needs_shared") and not (shared_folder() / "data").is_dir():

@@ -272,7 +272,7 @@ def test_command_line(three, tmp_path):
     dry = cli(*flags, "--dry-run", "--json")
     assert dry.exit_code == 0, dry.output
     assert json.loads(dry.output)["tensors"] == len(files.SHAPES)
-    done = cli(*flags, "--out", tmp_path / "flags", "--quiet")
+    done = cli(*flags, "--out", tmp_path / "flags")
     assert done.exit_code == 0 and "15 tensors" in done.output, done.output
     path = tmp_path / "merge.yaml"
     path.write_text(json.dumps(config(three)))
