@@ -170,11 +170,12 @@ def sizes(op, given=None):
 
 
 def work(op, z):
-    """Roughly the steps of a call of these sizes, those bounded by a rule left out."""
+    """Roughly the steps of a call of these sizes, or the elements of its largest array."""
+    largest = max(math.prod(z[d] for d in arg.dims) for arg in op.args if arg.is_array)
     if op.name in WORK:
-        return WORK[op.name](z)
+        return max(largest, WORK[op.name](z))
     free = [letter for letter in op.letters if letter not in SIZES.get(op.name, {})]
-    return math.prod(max(z[letter], 1) for letter in free)
+    return max(largest, math.prod(max(z[letter], 1) for letter in free))
 
 
 def _random(rng, arg, shape, code, fill):
