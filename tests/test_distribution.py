@@ -50,19 +50,50 @@ def place(tmp_path):
     return tmp_path
 
 
-def train(place, out, *more, processes=1):
+def launched(processes):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [
-        sys.executable, "-W", "ignore", *(launcher if processes > 1 else []), "-m", "lens", "train",
-        "--model", place / "model", "--space", place / "space.safetensors",
-        "--prompts", place / "text", "--validation", place / "text", "--validate-every", "3",
-        "--steps", "7", "--batch-size", "3", "--out", out, *more,
-    ]  # fmt: skip
+    return [sys.executable, "-W", "ignore", *(launcher if processes > 1 else [])]
+
+
+def run(command):
     root = str(Path(lens.__file__).parent.parent)
     environment = os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [str(item) for item in command], env=environment, capture_output=True, text=True
     )
+
+
+def train(place, out, *more, processes=1):
+    command = [
+        *launched(processes), "-m", "lens", "train",
+        "--model", place / "model", "--space", place / "space.safetensors",
+        "--prompts", place / "text", "--validation", place / "text", "--validate-every", "3",
+        "--steps", "7", "--batch-size", "3", "--out", out, *more,
+    ]  # fmt: skip
+    return run(command)
+
+
+LEAVING = """
+import sys
+from lens.lsm import distribution
+
+distribution.start("cpu")
+import torch.distributed as dist
+import lens.models
+
+group = dist.group.WORLD
+lens.models.load(sys.argv[1], device="cpu")[0].generate  # imports what training imports
+distribution.finish()
+holders = sys.getrefcount(group) - 2  # this name and the argument
+assert not holders, f"{holders} still hold the process group"
+"""
+
+
+def test_nothing_keeps_the_group_once_it_was_left(place, tmp_path):
+    script = tmp_path / "leaving.py"
+    script.write_text(LEAVING, encoding="utf-8")
+    done = run([*launched(2), script, place / "model"])
+    assert done.returncode == 0, done.stderr
 
 
 def test_two_processes_give_what_one_gives(place, tmp_path):

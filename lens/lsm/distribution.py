@@ -7,6 +7,8 @@ the parts are added up, and all take the same optimizer step (``docs/training.md
 
 from __future__ import annotations
 
+import atexit
+import importlib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -89,8 +91,13 @@ def start(device: str) -> tuple[Processes, str]:
             "--device auto spreads one model over all GPUs, which several processes cannot share; "
             "use --device cuda, one process per GPU, or start a single process"
         )
+    # Its functions bind the world's group as a default when they are imported. Imported once the
+    # group is there, as Transformers does on demand, they keep it and its threads alive past
+    # ``finish``, and a thread that wakes while the interpreter goes down aborts the process.
+    importlib.import_module("torch.distributed.nn")
     from accelerate import PartialState
 
+    atexit.register(_leave)
     state = PartialState(cpu=torch.device(device).type == "cpu")
     if not state.is_main_process:
         set_quiet(True)
@@ -101,4 +108,9 @@ def finish() -> None:
     """Leave the process group, once all are here."""
     if dist.is_available() and dist.is_initialized():
         Processes.current().wait()
+    _leave()
+
+
+def _leave() -> None:
+    if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
