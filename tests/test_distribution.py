@@ -2,11 +2,14 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 import lens
@@ -38,14 +41,19 @@ def test_one_process_needs_no_group(monkeypatch):
 
 
 @pytest.fixture
-def place(tmp_path):
-    tiny.model().save_pretrained(tmp_path / "model")
-    tokenizer = tiny.tokenizer()
+def dtype():
+    return torch.float32
+
+
+@pytest.fixture
+def place(tmp_path, dtype):
+    model, tokenizer = tiny.model().to(dtype), tiny.tokenizer()
+    model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     (tmp_path / "text").mkdir()
     for code, rows in PROMPTS.items():
         (tmp_path / "text" / f"{code}.txt").write_text("\n".join(rows) + "\n", encoding="utf-8")
-    space = lens.probe(tiny.model(), tokenizer, PROMPTS, pivot="en", role="user", pooling="last")
+    space = lens.probe(model, tokenizer, PROMPTS, pivot="en", role="user", pooling="last")
     space.save(tmp_path / "space.safetensors")
     return tmp_path
 
@@ -56,21 +64,26 @@ def launched(processes):
 
 
 def run(command):
+    return subprocess.run(command, env=environment(), capture_output=True, text=True)
+
+
+def environment():
     root = str(Path(lens.__file__).parent.parent)
-    environment = os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [str(item) for item in command], env=environment, capture_output=True, text=True
-    )
+    return os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
 
 
 def train(place, out, *more, processes=1):
+    return run(command_of(place, out, *more, processes=processes))
+
+
+def command_of(place, out, *more, processes):
     command = [
         *launched(processes), "-m", "lens", "train",
         "--model", place / "model", "--space", place / "space.safetensors",
         "--prompts", place / "text", "--validation", place / "text", "--validate-every", "3",
         "--steps", "7", "--batch-size", "3", "--out", out, *more,
     ]  # fmt: skip
-    return run(command)
+    return [str(item) for item in command]
 
 
 LEAVING = """
@@ -92,7 +105,7 @@ assert not holders, f"{holders} still hold the process group"
 def test_nothing_keeps_the_group_once_it_was_left(place, tmp_path):
     script = tmp_path / "leaving.py"
     script.write_text(LEAVING, encoding="utf-8")
-    done = run([*launched(2), script, place / "model"])
+    done = run([*launched(2), str(script), str(place / "model")])
     assert done.returncode == 0, done.stderr
 
 
@@ -118,6 +131,45 @@ def test_two_processes_give_what_one_gives(place, tmp_path):
     assert moved > 3e-3 and apart < 5e-6
     facts = json.loads((tmp_path / "2" / "reproduce.json").read_text())
     assert facts["inputs"]["processes"] == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_shards_give_what_whole_copies_give(place, tmp_path):
+    found = []
+    for out, shard in ((tmp_path / "whole", ()), (tmp_path / "parts", ("--shard",))):
+        given = (*shard, "--clip", "1e9", "--checkpoint-every", "3")
+        done = train(place, out, *given, processes=2)
+        assert done.returncode == 0, done.stderr
+        found.append(load_file(out / "model.safetensors"))
+    whole, parts = found
+    assert all(whole[name].equal(parts[name]) for name in whole)  # no clipping: not a bit apart
+    start = load_file(place / "model" / "model.safetensors")
+    assert not all(start[name].equal(whole[name]) for name in whole)
+
+
+def test_a_sharded_run_that_is_stopped_goes_on_to_the_same_bits(place, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    given = ("--shard", "--micro-batch", "1", "--checkpoint-every", "3", "--steps", "40")
+    assert train(place, whole, *given, processes=2).returncode == 0
+    stop_after_a_checkpoint(place, parts, *given)
+    assert not parts.exists()
+    again = train(place, parts, *given, "--resume", processes=2)
+    assert again.returncode == 0, again.stderr
+    assert "resuming after step" in again.stderr
+    a, b = (load_file(out / "model.safetensors") for out in (whole, parts))
+    assert all(a[name].equal(b[name]) for name in a)
+
+
+def stop_after_a_checkpoint(place, out, *more):
+    """Ask the launcher, and so all processes, to stop as soon as there is a checkpoint."""
+    command = command_of(place, out, *more, processes=2)
+    with subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True) as running:
+        while not list(Path(f"{out}.unfinished").glob("step-*")):
+            assert running.poll() is None, running.stderr.read()
+            time.sleep(0.01)
+        running.send_signal(signal.SIGTERM)
+        said = running.communicate()[1]
+    assert running.returncode != 0, said
 
 
 def test_a_divergence_ends_all_processes(place, tmp_path):

@@ -27,6 +27,7 @@ class RunOptions:
     warmup: float | None
     weight_decay: float | None
     gradient_checkpointing: bool
+    shard: bool
     validation: Path | None
     validate_every: int | None
     patience: int | None
@@ -52,6 +53,7 @@ class RunOptions:
             resume=self.resume,
             force=force,
             gradient_checkpointing=self.gradient_checkpointing,
+            shard=self.shard,
             report_to=tuple(name for name in self.report_to if name not in ("none", "jsonl")),
         )
         running.check()
@@ -102,6 +104,8 @@ def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
                      help="Steps between validations; 10 by default."),
         click.option("--validation", type=click.Path(path_type=Path),
                      help="Held-out parallel prompts; the weights that do best on them are kept."),
+        click.option("--shard", is_flag=True,
+                     help="Several processes: divide gradients and optimizer among them."),
         click.option("--gradient-checkpointing", is_flag=True,
                      help="Less memory: compute activations again in the backward pass."),
         click.option("--weight-decay", type=click.FloatRange(min=0), help="AdamW's."),

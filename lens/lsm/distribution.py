@@ -45,6 +45,11 @@ class Processes:
         """Those of ``indices`` that this process caches and computes."""
         return [i for i in indices if i % self.count == self.rank]
 
+    def most(self, indices: Sequence[int]) -> int:
+        """Return the largest number of ``indices`` that any process owns."""
+        owners = [i % self.count for i in indices]
+        return max((owners.count(rank) for rank in range(self.count)), default=0)
+
     def gather(self, value: Any) -> list[Any]:
         """Return the values of all processes, in order of rank."""
         if self.count == 1:

@@ -15,6 +15,7 @@ from lens.errors import InputError
 from lens.lsm.config import LensConfig
 from lens.lsm.distribution import Processes
 from lens.lsm.precision import LossScale, Masters
+from lens.lsm.sharding import Shards
 from lens.progress import progress
 
 _ADVICE = "training diverged: lower the learning rate or the strength"
@@ -49,6 +50,8 @@ class Optimization:
         What the model computes in; float16 gets loss scaling.
     processes : Processes
         Those that share the work of each step.
+    shard : bool
+        Each of them keeps a part of the gradients, master weights and moments only.
     """
 
     def __init__(
@@ -60,9 +63,14 @@ class Optimization:
         seed: int,
         dtype: torch.dtype = torch.float32,
         processes: Processes | None = None,
+        shard: bool = False,
     ) -> None:
         self.config, self.processes = config, processes or Processes()
-        self.masters, self.scale = Masters(parameters), LossScale.of(dtype)
+        sharded = shard and self.processes.count > 1
+        self.masters: Masters | Shards = (
+            Shards(parameters, self.processes) if sharded else Masters(parameters)
+        )
+        self.scale = LossScale.of(dtype)
         self.optimizer = torch.optim.AdamW(
             self.masters.tensors, lr=config.learning_rate, weight_decay=config.weight_decay
         )
@@ -82,7 +90,10 @@ class Optimization:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         size = self.config.micro_batch or self.config.batch_size
-        entry = evaluated(loss_of, drawn, size, number, self.processes, backward=self._backward)
+        entry = evaluated(
+            loss_of, drawn, size, number, self.processes,
+            backward=self._backward, after=self.masters.collect,
+        )  # fmt: skip
         norm = self._gradient_norm()
         if self.scale.active:
             entry["loss_scale"] = self.scale.value
@@ -107,13 +118,17 @@ class Optimization:
         return {**entry, "left_out": 1.0}
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return everything the next step depends on, apart from the parameters themselves."""
+        """Return everything the next step depends on, apart from the parameters themselves.
+
+        All processes must call it; what is returned is whole in the main one.
+        """
         tensors = {"rng": torch.get_rng_state()}
         for i, copy in enumerate(self.masters.copies):
             if copy is not None:
-                tensors[f"master.{i}"] = copy
+                tensors[f"master.{i}"] = self.masters.whole(i, copy)
         for i, kept in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"adam.{i}.{key}": value for key, value in kept.items()}
+            for key, value in kept.items():
+                tensors[f"adam.{i}.{key}"] = self.masters.whole(i, value) if value.dim() else value
         plain = {"done": self.done, "loss_scale": [self.scale.value, self.scale.good]}
         return tensors, plain
 
@@ -125,10 +140,12 @@ class Optimization:
         for name, tensor in tensors.items():
             kind, _, rest = name.partition(".")
             if kind == "master":
-                self.masters.tensors[int(rest)].copy_(tensor)
+                self.masters.tensors[int(rest)].copy_(self.masters.part(tensor))
             elif kind == "adam":
                 i, _, key = rest.partition(".")
-                state.setdefault(int(i), {})[key] = tensor
+                state.setdefault(int(i), {})[key] = (
+                    self.masters.part(tensor) if tensor.dim() else tensor
+                )
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
         self.scale.value, self.scale.good = plain["loss_scale"]
         for _ in range(plain["done"]):
@@ -137,20 +154,18 @@ class Optimization:
 
     def _backward(self, loss: Tensor) -> None:
         (loss * self.scale.value).backward()
-        self.masters.collect()
 
     def _gradient_norm(self) -> float:
         """Add gradients up over the processes, undo the scale, clip; return the norm before."""
-        trained = self.masters.tensors
-        if self.processes.count > 1:
-            for tensor in trained:  # a process may have had no prompts in this step
-                tensor.grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
-        gradients = [tensor.grad for tensor in trained if tensor.grad is not None]
-        self.processes.add_up(gradients)
+        gradients = self.masters.gradients(self.processes)
         if self.scale.active:
             for gradient in gradients:
                 gradient /= self.scale.value
-        return float(torch.nn.utils.clip_grad_norm_(trained, self.config.clip))
+        norm = self.masters.norm(gradients)
+        scale = (self.config.clip / (norm + 1e-6)).clamp(max=1.0)
+        for gradient in gradients:
+            gradient.mul_(scale)
+        return float(norm)
 
 
 def optimize(
@@ -182,26 +197,31 @@ def evaluated(
     processes: Processes,
     *,
     backward: Callable[[Tensor], None] | None = None,
+    after: Callable[[], None] | None = None,
 ) -> Entry:
     """Mean log entry of the drawn prompts, ``size`` of them at a time, over all processes.
 
-    Each pass's loss, weighted by its share of the prompts, is handed to ``backward``.
+    Each pass's loss, weighted by its share of the prompts, is handed to ``backward``, and
+    ``after`` is called. All processes call it equally often, however many prompts they own.
     """
     total: Entry = {}
     problem = None
     mine = processes.own(drawn)
-    try:
-        for at in range(0, len(mine), size):
-            part = mine[at : at + size]
-            share = len(part) / len(drawn)
-            loss, entry = loss_of(part, drawn)
-            _check_finite(entry)
-            if backward is not None:
-                backward(loss * share)
-            for name, value in entry.items():
-                total[name] = total.get(name, 0.0) + share * value
-    except InputError as error:  # a kernel met a state that is not finite, or the loss is not
-        problem = str(error)
+    for at in range(0, processes.most(drawn), size):
+        part = mine[at : at + size]
+        share = len(part) / len(drawn)
+        try:
+            if part and problem is None:
+                loss, entry = loss_of(part, drawn)
+                _check_finite(entry)
+                if backward is not None:
+                    backward(loss * share)
+                for name, value in entry.items():
+                    total[name] = total.get(name, 0.0) + share * value
+        except InputError as error:  # a kernel met a state that is not finite, or the loss is not
+            problem = str(error)
+        if after is not None:
+            after()
     if processes.count > 1:  # all must know, or the others would wait for this one for ever
         found = processes.gather((total, problem))
         problem = next((said for _, said in found if said), None)

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lens.lsm.distribution import Processes
+
 _SHORT = (torch.float16, torch.bfloat16)
 
 
@@ -42,12 +44,40 @@ class Masters:
                 master.grad += parameter.grad
             parameter.grad = None
 
+    def gradients(self, processes: Processes) -> list[Tensor]:
+        """Gradients of the step, added up over the processes."""
+        if processes.count > 1:
+            for tensor in self.tensors:  # a process may have had no prompts in this step
+                tensor.grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+        found = [tensor.grad for tensor in self.tensors if tensor.grad is not None]
+        processes.add_up(found)
+        return found
+
+    def norm(self, gradients: Sequence[Tensor]) -> Tensor:
+        """Norm of all gradients together."""
+        return norm_of(gradients)
+
+    def whole(self, index: int, tensor: Tensor) -> Tensor:
+        """Return the optimizer's tensor of a parameter as it goes into a checkpoint."""
+        return tensor
+
+    def part(self, tensor: Tensor) -> Tensor:
+        """Return what this process keeps of a tensor that `whole` returned."""
+        return tensor
+
     @torch.no_grad()
     def publish(self) -> None:
         """Round the copies into the model."""
         for parameter, master in zip(self.parameters, self.tensors, strict=True):
             if master is not parameter:
                 parameter.copy_(master)
+
+
+def norm_of(gradients: Sequence[Tensor]) -> Tensor:
+    """Norm of all gradients together."""
+    norms = torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients])
+    total: Tensor = torch.linalg.vector_norm(norms)
+    return total
 
 
 @dataclass(slots=True)

@@ -48,6 +48,8 @@ class Running:
         Without ``resume``, discard an unfinished run in ``folder``.
     gradient_checkpointing : bool
         Compute the band's activations again in the backward pass instead of keeping them.
+    shard : bool
+        Divide gradients, master weights and moments among the processes that train together.
     report_to : tuple of str
         Trackers besides ``metrics.jsonl``: "tensorboard", "wandb", "trackio".
     """
@@ -57,6 +59,7 @@ class Running:
     resume: bool = False
     force: bool = False
     gradient_checkpointing: bool = False
+    shard: bool = False
     report_to: tuple[str, ...] = ()
 
     @classmethod
@@ -206,8 +209,9 @@ class Run:
         asked = max(self.processes.gather(request.signal_number))
         if not asked and not (every and done % every == 0):
             return
+        checkpoint = self._checkpoint()  # by all of them: each may hold a part
         if self.folder and self.processes.main:
-            self.folder.write(self._checkpoint())
+            self.folder.write(checkpoint)
         if asked and self.folder:
             raise StoppedError(
                 f"stopped after step {done} of {self.optimization.config.steps}; its checkpoint is "
@@ -223,11 +227,10 @@ class Run:
             self.folder.write(self._checkpoint(finished=True))
 
     def _checkpoint(self, *, finished: bool = False) -> Checkpoint:
-        tensors, plain = self.optimization.state()
         files = {"band": {name: p.detach() for name, p in self.parameters.items()}}
-        state: dict[str, Any] = {"finished": finished, "optimization": plain, "log": self.log}
+        state: dict[str, Any] = {"finished": finished, "log": self.log}
         if not finished:
-            files["optimizer"] = tensors
+            files["optimizer"], state["optimization"] = self.optimization.state()
         if self.watch is not None:
             state["validation"] = self.watch.state()
             if self.watch.best and not finished:

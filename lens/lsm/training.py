@@ -279,7 +279,7 @@ class LensTrainer:
             ):
                 optimization = Optimization(
                     parameters, config, count=self.count, seed=seed, dtype=self.model.dtype,
-                    processes=self.processes,
+                    processes=self.processes, shard=running.shard,
                 )  # fmt: skip
                 run = Run(
                     optimization, self.parameters, step, running=running, identity=identity,
