@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from lens.maec.decoding import as_float32
-from lens.maec.stored import DTYPES, read_header
+from lens.stored import DTYPES, read_header
 
 SHAPES = {
     "model.embed_tokens.weight": (48, 16),

@@ -17,7 +17,7 @@ import lens
 PACKAGE = Path(lens.__file__).parent
 # Lowest first; a module imports its own row or rows above it in this list.
 LAYERS = (
-    {"_lazy", "configs", "errors", "interrupting", "io", "progress", "sizes"},
+    {"_lazy", "configs", "errors", "interrupting", "io", "progress", "sizes", "stored"},
     {"_core"},
     {"arrays"},
     {"stats", "subspace", "losses", "metrics", "neurons", "weights", "resample"},

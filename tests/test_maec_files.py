@@ -14,7 +14,7 @@ from lens.maec import merge, plan_merge
 from lens.maec.checkpoint import Checkpoint, Files
 from lens.maec.decoding import as_float32
 from lens.maec.sources import ModelSource
-from lens.maec.stored import DTYPES, read_header
+from lens.stored import DTYPES, read_header
 from tests import maec_files as files
 from tests import tiny
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lens.errors import InputError
 from lens.maec.checkpoint import Checkpoint, Files
 from lens.maec.decoding import as_float32
-from lens.maec.stored import Stored, read_header
+from lens.stored import Stored, read_header
 
 Float32 = NDArray[np.float32]
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from lens.arrays import Array
 from lens.errors import InputError
-from lens.maec.stored import Header, Stored, read_header
+from lens.stored import Header, Stored, read_header
 
 _INDEX = "model.safetensors.index.json"
 _WHOLE = "model.safetensors"

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lens.arrays import Array
-from lens.maec.stored import Dtype
+from lens.stored import Dtype
 from lens.weights import delta
 
 Float32 = NDArray[np.float32]

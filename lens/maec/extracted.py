@@ -19,8 +19,8 @@ from lens.arrays import Array
 from lens.errors import InputError
 from lens.maec.checkpoint import Files, room
 from lens.maec.sources import Source
-from lens.maec.stored import Stored, read_header
 from lens.maec.targets import SLICE, cuts_of
+from lens.stored import Stored, read_header
 
 SCHEMA = "lens.ability/1"
 

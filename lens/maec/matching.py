@@ -10,8 +10,8 @@ from lens.errors import InputError
 from lens.maec.config import MergeConfig
 from lens.maec.parameters import Value, block_number, resolve
 from lens.maec.sources import Source
-from lens.maec.stored import OUTPUTS, Stored
 from lens.maec.targets import Input, Target
+from lens.stored import OUTPUTS, Stored
 
 if TYPE_CHECKING:
     from lens.maec.methods import Method

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lens.errors import InputError
-from lens.maec.stored import Stored
+from lens.stored import Stored
 
 _DTYPES = {
     "DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16",

@@ -16,10 +16,10 @@ from lens.maec.matching import Wanted
 from lens.maec.methods import METHODS, Method
 from lens.maec.parameters import Parameter, Value, evaluate
 from lens.maec.sources import ModelSource, Source
-from lens.maec.stored import OUTPUTS
 from lens.maec.targets import Target
 from lens.maec.work import Needs
 from lens.sizes import said, size_in_bytes
+from lens.stored import OUTPUTS
 
 PROCESS = 112 << 20
 """Bytes that Python, NumPy and the plan itself take, of the memory that is allowed."""

@@ -15,7 +15,7 @@ from lens.arrays import Array
 from lens.errors import InputError
 from lens.maec.checkpoint import Checkpoint, Files
 from lens.maec.decoding import as_float32, is_8_bit
-from lens.maec.stored import Stored
+from lens.stored import Stored
 
 if TYPE_CHECKING:
     from lens.maec.adapter import Adapter

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lens.maec.parameters import Value
-from lens.maec.stored import DTYPES, Dtype
+from lens.stored import Sized
 
 SLICE = 1 << 20
 """Elements of a slice; part of what decides a result, so reproduce.json names it."""
@@ -59,7 +59,7 @@ class Input:
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class Target(Sized):
     """One tensor of the result.
 
     Attributes
@@ -94,21 +94,6 @@ class Target:
     n_blocks: int
     copied: bool = False
     transposed: bool = False
-
-    @property
-    def size(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
-
-    @property
-    def kind(self) -> Dtype:
-        """What an element is."""
-        return DTYPES[self.dtype]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that are written."""
-        return self.size * self.kind.size
 
     @property
     def cuts(self) -> list[Cut]:

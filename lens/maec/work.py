@@ -13,8 +13,8 @@ from lens.arrays import Array
 from lens.errors import InputError
 from lens.maec.checkpoint import room
 from lens.maec.sources import Source
-from lens.maec.stored import DTYPES
 from lens.maec.targets import Cut, Target
+from lens.stored import DTYPES
 from lens.weights import Comparison, combine, compare, count_nonfinite, delta
 
 Float32 = NDArray[np.float32]

@@ -12,15 +12,16 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lens.errors import InputError
 from lens.models.residence import release
+from lens.stored import Stored, read_header
 
 _SAMPLE = 64  # elements of each tensor that are compared with the source
 _DTYPES = {
@@ -36,16 +37,6 @@ _LEFT_OUT = (
 )  # fmt: skip
 _LEFT_OUT_NAMES = ("reproduce.json",)
 _FICLONE = 0x40049409
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a tensor lies: file, dtype as safetensors names it, shape, and first byte."""
-
-    path: Path
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
 
 
 class SourceCheckpoint:
@@ -66,7 +57,11 @@ class SourceCheckpoint:
             self.files = sorted({folder / name for name in weight_map.values()})
         elif (folder / "model.safetensors").is_file():
             self.files = [folder / "model.safetensors"]
-        self.tensors = {name: place for file in self.files for name, place in _header(file)}
+        self.tensors = {
+            name: stored
+            for file in self.files
+            for name, stored in read_header(file).tensors.items()
+        }
 
     @classmethod
     def of(cls, model: Any, band: Mapping[str, Tensor]) -> SourceCheckpoint | None:
@@ -80,7 +75,7 @@ class SourceCheckpoint:
             return None
         try:
             found = cls(folder)
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, InputError):
             return None
         return found if found.files and found._agrees(model, band) else None
 
@@ -120,7 +115,7 @@ class SourceCheckpoint:
             Names of the files that are not the source's own.
         """
         prefix = getattr(model, "base_model_prefix", "")
-        changed: dict[Path, list[tuple[Place, Tensor]]] = {}
+        changed: dict[Path, list[tuple[Stored, Tensor]]] = {}
         for name, weights in band.items():
             place = self.tensors[self.name_of(name, prefix) or name]
             changed.setdefault(place.path, []).append((place, weights))
@@ -209,18 +204,7 @@ def _cloned(source: Path, target: Path) -> bool:
     return True
 
 
-def _header(path: Path) -> Iterator[tuple[str, Place]]:
-    """Names and places of the tensors in a safetensors file."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-    for name, entry in header.items():
-        if name != "__metadata__":
-            start = 8 + length + entry["data_offsets"][0]
-            yield name, Place(path, entry["dtype"], tuple(entry["shape"]), start)
-
-
-def _same(parameter: Tensor, place: Place) -> bool:
+def _same(parameter: Tensor, place: Stored) -> bool:
     """Whether evenly spread elements of a parameter are those the file holds."""
     dtype = _DTYPES[place.dtype]
     stored = torch.from_file(

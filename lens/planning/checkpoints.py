@@ -3,41 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
-from math import prod
 from pathlib import Path
 from typing import Any
 
 from lens.errors import InputError
+from lens.stored import Stored, read_header
 
 INDEX = "model.safetensors.index.json"
-# Bytes of an element, for every dtype that the format names.
-ITEM_BYTES = {
-    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "U16": 2, "I16": 2,
-    "F16": 2, "BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8, "C64": 8,
-}  # fmt: skip
 FLOATING = ("F16", "BF16", "F32", "F64")
 _TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
-_LARGEST_HEADER = 100_000_000  # the format's own limit
 _OTHER_WEIGHTS = ("pytorch_model*.bin", "*.pt", "*.gguf", "*.msgpack", "*.h5")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """A tensor in a file: dtype as safetensors names it, shape, bytes, and the file's name."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    nbytes: int
-    file: str
-
-    @property
-    def count(self) -> int:
-        """Number of elements."""
-        return prod(self.shape)
 
 
 @dataclass(slots=True)
@@ -174,6 +151,7 @@ def _read_weights(found: Checkpoint) -> None:
         names = sorted(set(index.values()))
     elif "model.safetensors" in names:
         names = ["model.safetensors"]
+    damaged: set[str] = set()
     for name in names:
         file = folder / name
         if not file.is_file():
@@ -181,13 +159,19 @@ def _read_weights(found: Checkpoint) -> None:
             found.problems.append(f"{name} is missing; the index keeps {_listed(lost)} in it")
             continue
         found.files[name] = file.stat().st_size
-        for tensor, stored in _header(file, found.problems):
+        try:
+            header = read_header(file)
+        except InputError as error:
+            found.problems.append(str(error))
+            damaged.add(name)
+            continue
+        for tensor, stored in header.tensors.items():
             if tensor in found.tensors:
-                other = found.tensors[tensor].file
+                other = found.tensors[tensor].path.name
                 found.problems.append(f"{tensor} is in two files, {other} and {name}")
             found.tensors[tensor] = stored
     if index is not None:
-        _check_index(found, index)
+        _check_index(found, {k: file for k, file in index.items() if file not in damaged})
     if not names:
         others = [item.name for kind in _OTHER_WEIGHTS for item in folder.glob(kind)]
         if others:
@@ -218,49 +202,12 @@ def _check_index(found: Checkpoint, index: dict[str, str]) -> None:
     if unknown:
         found.problems.append(f"the files hold {_listed(unknown)}, which the index does not name")
     moved = [
-        n for n, shard in there.items() if n in found.tensors and found.tensors[n].file != shard
+        n
+        for n, shard in there.items()
+        if n in found.tensors and found.tensors[n].path.name != shard
     ]
     if moved:
         found.problems.append(f"the index looks for {_listed(moved)} in another file than holds it")
-
-
-def _header(file: Path, problems: list[str]) -> Iterator[tuple[str, Stored]]:
-    """Names and descriptions of the tensors in a file; what is wrong with it goes to problems."""
-    name, size = file.name, file.stat().st_size
-    try:
-        with file.open("rb") as opened:
-            length = int.from_bytes(opened.read(8), "little")
-            if not 2 <= length <= min(_LARGEST_HEADER, size - 8):
-                raise ValueError(f"its header would be {length} bytes long, in {size}")
-            header = json.loads(opened.read(length))
-        entries = [(k, _stored(k, v, name)) for k, v in header.items() if k != "__metadata__"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        problems.append(f"{name} is not a safetensors file: {error}")
-        return
-    spans = sorted((begin, stop) for _, (_, begin, stop) in entries)
-    end = max((stop for _, stop in spans), default=0)
-    if 8 + length + end > size:
-        problems.append(
-            f"{name} is cut short: {size} bytes, where its header needs {8 + length + end}; "
-            "download it again"
-        )
-    if any(after < stop for (_, stop), (after, _) in pairwise(spans)):
-        problems.append(f"{name} is damaged: tensors overlap in it")
-    for tensor, (stored, begin, stop) in entries:
-        if stop - begin != stored.nbytes:
-            problems.append(
-                f"{name}: {tensor} has {stop - begin} bytes, where {stored.dtype} "
-                f"{stored.shape} needs {stored.nbytes}"
-            )
-        yield tensor, stored
-
-
-def _stored(tensor: str, entry: dict[str, Any], file: str) -> tuple[Stored, int, int]:
-    dtype, shape = str(entry["dtype"]), tuple(int(n) for n in entry["shape"])
-    if dtype not in ITEM_BYTES:
-        raise ValueError(f"{tensor} has the unknown dtype {dtype}")
-    begin, stop = (int(at) for at in entry["data_offsets"])
-    return Stored(dtype, shape, prod(shape) * ITEM_BYTES[dtype], file), begin, stop
 
 
 def _listed(names: list[str], shown: int = 3) -> str:

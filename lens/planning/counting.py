@@ -10,7 +10,6 @@ from typing import Any, Self
 
 from lens.errors import InputError
 from lens.planning import checks
-from lens.planning.checkpoints import ITEM_BYTES
 from lens.planning.looking import Findings
 from lens.planning.memory import Phase, Sizes
 from lens.planning.models import LARGE_BLOCK, Ghost, Work, make_ghost, parts_of
@@ -27,6 +26,7 @@ from lens.planning.work import (
     step_formula,
     step_work,
 )
+from lens.stored import DTYPES
 
 CACHE_BATCH = 32  # rows of a batch that `lens.lsm.LensTrainer` caches
 _FLOAT = 4
@@ -202,7 +202,7 @@ class Count:
         tensors = found.checkpoint.tensors
         if not tensors or (found.ghost is not None and found.ghost.renamed):
             return self.structure.parameters * found.itemsize
-        changed = {tensors[name].file for name in found.chosen if name in tensors}
+        changed = {tensors[name].path.name for name in found.chosen if name in tensors}
         return sum(found.checkpoint.files[name] for name in changed)
 
     def efforts(self, rates: Rates | None) -> tuple[Effort, ...]:
@@ -285,7 +285,7 @@ def _run(found: Findings, load: Load) -> tuple[Work, Step] | None:
     done = _worked(found, short, load)
     if done is None:
         return None
-    times = found.itemsize // ITEM_BYTES["BF16"]
+    times = found.itemsize // DTYPES["BF16"].size
     found.notes.append("activations were counted in bfloat16 and scaled")
     forward, step = done
     return forward.widened(times), Step(step.first.widened(times), step.again.widened(times))

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from lens.errors import InputError
 from lens.planning import checks
-from lens.planning.checkpoints import ITEM_BYTES, Checkpoint
+from lens.planning.checkpoints import Checkpoint
 from lens.planning.models import TORCH_DTYPES, Ghost, make_ghost, parts_of
 from lens.planning.plans import Model, Problem
 from lens.planning.rows import Lengths, Rows, lengths_of, read_rows
 from lens.planning.structures import Shape, Structure, adapter_count, count, structure_of
+from lens.stored import DTYPES
 
 if TYPE_CHECKING:
     from lens.lsm import LensConfig, Lora
@@ -105,7 +106,7 @@ class Findings:
     @property
     def itemsize(self) -> int:
         """Bytes of an element in the working dtype."""
-        return ITEM_BYTES[self.dtype]
+        return DTYPES[self.dtype].size
 
     def look(self, prompts: Rows | str | Path) -> None:
         """Find out everything that can be found out without measuring."""

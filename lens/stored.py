@@ -48,6 +48,8 @@ DTYPES: dict[str, Dtype] = {
     "BF16": Dtype(2, "uint16", "bfloat16"),
     "F8_E4M3": Dtype(1, "uint8", "float8_e4m3"),
     "F8_E5M2": Dtype(1, "uint8", "float8_e5m2"),
+    "F8_E8M0": Dtype(1, "uint8"),
+    "C64": Dtype(8, "uint64"),
     **{f"{sign}{8 * n}": Dtype(n, f"{'u' * (sign == 'U')}int{8 * n}")
        for sign in "IU" for n in (1, 2, 4, 8)},
     "BOOL": Dtype(1, "uint8"),
@@ -58,8 +60,31 @@ OUTPUTS = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF
 """Dtypes that results can be rounded to, and their names in a header."""
 
 
+class Sized:
+    """Counts that follow from a ``dtype``, as safetensors names it, and a ``shape``."""
+
+    __slots__ = ()
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def kind(self) -> Dtype:
+        """What an element is."""
+        return DTYPES[self.dtype]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all elements."""
+        return self.size * self.kind.size
+
+
 @dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(Sized):
     """Where a tensor lies.
 
     Attributes
@@ -78,21 +103,6 @@ class Stored:
     dtype: str
     shape: tuple[int, ...]
     start: int
-
-    @property
-    def size(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
-
-    @property
-    def kind(self) -> Dtype:
-        """What an element is."""
-        return DTYPES[self.dtype]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the whole tensor."""
-        return self.size * self.kind.size
 
 
 @dataclass(frozen=True, slots=True)
