@@ -31,6 +31,25 @@ def shared() -> Path:
     return shared_folder()
 
 
+@pytest.fixture(scope="session")
+def tokenizer():
+    """Tokenizer of the tiny models."""
+    from tests import tiny
+
+    return tiny.tokenizer()
+
+
+@pytest.fixture(scope="module")
+def llama():
+    """A tiny Llama, checked already: tests that count forward passes must not see the check's."""
+    from lens.models.blocks import locate
+    from tests import tiny
+
+    model = tiny.model("llama")
+    locate(model)
+    return model
+
+
 @pytest.fixture(autouse=True)
 def not_quiet() -> None:
     """Undo what a verb called with --quiet in another test has left behind."""

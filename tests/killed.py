@@ -52,15 +52,15 @@ def lines(path):
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
-def killed_once(child, metrics):
-    """Kill a child a moment after it has logged a step more; False if it ended before."""
-    seen, moment = lines(metrics), random.random() * 0.06
-    while lines(metrics) <= seen:
+def killed_once(child, progress, *, within):
+    """Kill a child up to ``within`` seconds after its progress changed; False if it has ended."""
+    seen, moment = progress(), random.random() * within
+    while progress() == seen:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
             assert status == 0, status
             return False
-        time.sleep(0.002)
+        time.sleep(0.001)
     time.sleep(moment)
     os.kill(child, signal.SIGKILL)
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
@@ -77,7 +77,8 @@ def main(folder, kills):
     assert os.waitpid(forked(lambda: keep("alone")), 0)[1] == 0
     left = []
     while len(left) < kills:
-        if not killed_once(forked(lambda: keep("killed", running)), work / "metrics.jsonl"):
+        child = forked(lambda: keep("killed", running))
+        if not killed_once(child, lambda: lines(work / "metrics.jsonl"), within=0.06):
             break
         left.append(sorted(item.name for item in work.iterdir()))
     assert os.waitpid(forked(lambda: keep("killed", running)), 0)[1] == 0

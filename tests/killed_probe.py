@@ -6,17 +6,14 @@ Run as a program, since each attempt is a fork that must start before torch has 
 
 import json
 import os
-import random
-import signal
 import sys
-import time
 from pathlib import Path
 
 import lens
 from lens.models.capturing.journal import BATCHES, DONE
 from lens.space import Space
 from tests import tiny
-from tests.killed import forked
+from tests.killed import forked, killed_once
 
 ROWS = {
     "en": [f"row {'of words ' * (i % 5)}{i}" for i in range(260)],
@@ -41,27 +38,13 @@ def size(work):
     return (len(units), batches.stat().st_size if batches.exists() else 0)
 
 
-def killed_once(child, work):
-    """Kill a child a moment after it has finished another batch; False if it ended before."""
-    seen, moment = size(work), random.random() * 0.03
-    while size(work) == seen:
-        ended, status = os.waitpid(child, os.WNOHANG)
-        if ended:
-            assert status == 0, status
-            return False
-        time.sleep(0.001)
-    time.sleep(moment)
-    os.kill(child, signal.SIGKILL)
-    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
-
-
 def main(folder, kills, by_layer):
     work = folder / "killed.work"
     assert os.waitpid(forked(lambda: probe(folder, "alone", by_layer)), 0)[1] == 0
     left = []
     while len(left) < kills:
         child = forked(lambda: probe(folder, "killed", by_layer, resume=True))
-        if not killed_once(child, work):
+        if not killed_once(child, lambda: size(work), within=0.03):
             break
         left.append(size(work))
     if not (folder / "killed.safetensors").exists():

@@ -21,11 +21,6 @@ from tests import tiny
 ROWS = ["a", "some words", "a longer line of text, with more in it", "mid size", "b b b"]
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return tiny.tokenizer()
-
-
 def states(model, tokenizer, rows=ROWS, **options):
     result = capture(model, tokenizer, rows, keep_states=True, **options)
     return np.stack([result.states[site] for site in result.sites])

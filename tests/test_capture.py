@@ -15,18 +15,6 @@ ROWS = ["a", "some words", "a longer line of text, with more in it", "mid size",
 SITES = ("block.0", "block.1", "block.2", "final")
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return tiny.tokenizer()
-
-
-@pytest.fixture(scope="module")
-def llama():
-    model = tiny.model("llama")
-    locate(model)  # its check runs a forward pass, which tests that count passes must not see
-    return model
-
-
 def states(model, tokenizer, **options):
     result = capture(model, tokenizer, ROWS, keep_states=True, **options)
     return np.stack([result.states[site] for site in result.sites])

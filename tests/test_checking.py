@@ -6,18 +6,16 @@ import json
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
 from lens.checking import check_text
 from lens.checking.alignment import features, find_shift, kernel_z, parallel_t
 from lens.checking.rows import merged_rows, repeated_rows
 from lens.checking.tokens import check_template
-from lens.cli import main
 from lens.errors import InputError
 from lens.evaluate import can_judge, foreign_languages
-from lens.progress import set_quiet
 from lens.world import LANGUAGES, text
 from tests import tiny
+from tests.command import run
 
 N = 240
 
@@ -265,14 +263,6 @@ def test_templates_that_begin_twice():
 
 
 # ---------------------------------------------------------------- report and command
-
-
-def run(*arguments):
-    result = CliRunner().invoke(main, [str(item) for item in arguments])
-    set_quiet(False)
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
 
 
 def test_the_report_as_table_json_and_html(prose):

@@ -27,11 +27,6 @@ LANGUAGES = {"en": ROWS, "es": [row[::-1] for row in ROWS]}
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return tiny.tokenizer()
-
-
-@pytest.fixture(scope="module")
 def saved(tmp_path_factory, tokenizer):
     """Folder of a checkpoint of each family, made when it is asked for."""
     made = {}

@@ -11,12 +11,6 @@ from lens.models.blocks import _KNOWN, accepts, block_output, with_block_output
 from lens.models.sites import resolve_layers, resolve_site, resolve_sites
 from tests import tiny
 
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return tiny.tokenizer()
-
-
 # ---------------------------------------------------------------- blocks
 
 

@@ -24,16 +24,6 @@ ROWS = {
 }
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return tiny.tokenizer()
-
-
-@pytest.fixture(scope="module")
-def llama():
-    return tiny.model("llama")
-
-
 def in_a_process(code, *arguments):
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True

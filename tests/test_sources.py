@@ -9,17 +9,15 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch
 
-from lens.cli import main
 from lens.errors import DtypeError, InputError, ShapeError
 from lens.models import capture
-from lens.progress import set_quiet
 from lens.space import Space, as_states, read_states
 from lens.stats import pool
 from tests import tiny
+from tests.command import run
 
 RNG = np.random.default_rng(0)
 LANGUAGES = ("en", "es", "sw")
@@ -34,14 +32,6 @@ def states():
 
 def table(states):
     return {site: {c: x[:, i] for c, x in states.items()} for i, site in enumerate(SITES)}
-
-
-def run(*arguments):
-    result = CliRunner().invoke(main, [str(item) for item in arguments])
-    set_quiet(False)
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
 
 
 # ---------------------------------------------------------------- arrays of any library
@@ -216,11 +206,6 @@ def test_one_file_of_all(tmp_path, states):
 
 
 # ---------------------------------------------------------------- dumped requests
-
-
-@pytest.fixture(scope="module")
-def llama():
-    return tiny.model("llama")
 
 
 def dump(folder, llama, rows, *, layers_first=False):

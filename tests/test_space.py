@@ -29,16 +29,6 @@ CODES = ("eng_Latn", "spa_Latn", "swh_Latn")
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return tiny.tokenizer()
-
-
-@pytest.fixture(scope="module")
-def llama():
-    return tiny.model("llama")
-
-
-@pytest.fixture(scope="module")
 def space(llama, tokenizer):
     return probe(llama, tokenizer, ROWS, pivot="en")
 

@@ -12,16 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from click.testing import CliRunner
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import lens
-from lens.cli import main
 from lens.errors import InputError
-from lens.progress import set_quiet
 from lens.space import Space
 from tests import tiny
+from tests.command import run
 
 RNG = np.random.default_rng(0)
 STATES = {code: RNG.normal(size=(20, 6)) for code in ("en", "es", "sw")}
@@ -30,14 +28,6 @@ STATES = {code: RNG.normal(size=(20, 6)) for code in ("en", "es", "sw")}
 def made(codes=("en", "es", "sw"), rows=slice(0, 20)):
     states = {code: STATES[code][rows] for code in codes}
     return Space.from_states(states, pivot="en", site="block.0", row_offset=rows.start)
-
-
-def run(*arguments):
-    result = CliRunner().invoke(main, [str(item) for item in arguments])
-    set_quiet(False)
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
 
 
 def test_merge_extend_drop_and_show(tmp_path):

@@ -28,16 +28,6 @@ TOLERANCE = {"float16": 2**-11, "bfloat16": 2**-8, "float32": 2**-23}
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return tiny.tokenizer()
-
-
-@pytest.fixture(scope="module")
-def llama():
-    return tiny.model("llama")
-
-
-@pytest.fixture(scope="module")
 def kept(llama, tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("kept") / "states"
     space = probe(llama, tokenizer, ROWS, pivot="en", keep=folder, states_dtype="float32")
