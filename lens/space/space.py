@@ -13,8 +13,8 @@ from lens import __version__
 from lens.data.languages import canonical
 from lens.errors import InputError
 from lens.models.sites import FINAL
-from lens.space import file, hub, showing
-from lens.space.about import About, model_difference, require_same_source, same_model
+from lens.space import belonging, file, hub, showing
+from lens.space.about import About, require_same_source
 from lens.space.building import combine, from_states, restrict
 from lens.space.statistics import LanguageStatistics
 
@@ -181,21 +181,7 @@ class Space(LanguageStatistics):
             When its fingerprint differs; the message says in what. A space made from states
             alone has no fingerprint: then only the width is compared.
         """
-        from lens.models.fingerprint import model_fingerprint
-
-        found = model_fingerprint(model)
-        if not self._about.model:
-            if found["hidden_size"] not in (None, self.width):
-                raise InputError(
-                    f"this space has width {self.width}, the model has {found['hidden_size']}"
-                )
-            return
-        if not same_model(self._about.model, found):
-            difference = model_difference(self._about.model, found)
-            raise InputError(
-                f"this space was read from another model: {difference} (the space's, then this "
-                "model's); probe this model, or load the one the space belongs to"
-            )
+        belonging.check_model(self._about, self.width, model)
 
     def check_tokenizer(self, tokenizer: Any) -> None:
         """Refuse a tokenizer other than the one this space was read with.
@@ -211,14 +197,7 @@ class Space(LanguageStatistics):
             When its hash differs. A space made from states alone has none: then nothing is
             compared.
         """
-        from lens.models.fingerprint import tokenizer_sha256
-
-        expected = self._about.tokenizer_sha256
-        if expected is not None and tokenizer_sha256(tokenizer) != expected:
-            raise InputError(
-                "this space was read with another tokenizer: its vocabulary, merges or "
-                "normalisation differ; probe with this one, or load the one it was read with"
-            )
+        belonging.check_tokenizer(self._about, tokenizer)
 
     def steer(
         self, model: Any, policy: Policy, *, language: str | None = None
