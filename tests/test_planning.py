@@ -122,6 +122,7 @@ def test_formula_and_fake_run_agree_roughly(saved):
 
 
 def training_memory(folder, **given):
+    given = {"losses": "corrected"} | given
     plan = plan_training(folder, PROMPTS, rates=None, **given)
     assert plan.errors == ()
     return {phase.name: phase.parts for phase in plan.memory}

@@ -85,7 +85,7 @@ def test_presets_can_be_changed_key_by_key(content):
     another = sweep.settings()["another preset"].config()
     assert another.steps == 7 and [term.kind for term in another.terms] == ["lm", "kl"]
     config = sweep.settings()["pinned"].config()
-    assert [term.kind for term in config.terms] == ["separate", "retain"]
+    assert [term.kind for term in config.terms] == ["separate", "retain", "kl"]
     assert config.terms[1].weight == 3.0
 
 

@@ -74,9 +74,9 @@ def _losses(content: Any) -> dict[str, Any]:
 @click.option(
     "--losses",
     type=Settings("preset | FILE", _losses),
-    default="corrected",
+    default="pinned",
     show_default=True,
-    help="corrected, pinned, lens-v1, self-translation, question-translation, or a YAML file.",
+    help="pinned, corrected, lens-v1, self-translation, question-translation, or a YAML file.",
 )
 @click.option(
     "--strength",

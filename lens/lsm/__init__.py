@@ -55,7 +55,7 @@ def train(
     layers: str = "-2:",
     train: str = "full",
     lora: int | Lora | None = None,
-    losses: str | LensConfig | dict[str, Any] = "corrected",
+    losses: str | LensConfig | dict[str, Any] = "pinned",
     strength: float | Mapping[str, float] = 1.0,
     texts: Mapping[str, Sequence[str]] | None = None,
     answers: Mapping[str, Sequence[str | None]] | None = None,
@@ -89,8 +89,8 @@ def train(
         Train adapters of this rank on their linear layers instead; the result is saved as a PEFT
         adapter.
     losses : str, LensConfig or dict
-        ``"corrected"``, ``"pinned"`` (the same, and the pivot's predictions are held),
-        ``"lens-v1"`` (as published) or settings of one's own.
+        ``"pinned"`` (the corrected losses, and the pivot's predictions are held), ``"corrected"``
+        (without that), ``"lens-v1"`` (as published) or settings of one's own.
     strength : float or mapping
         λ per language: length of the language step in units of m_l − m_c.
     texts : mapping, optional

@@ -260,7 +260,7 @@ PRESETS: dict[str, LensConfig] = {
         terms=(Separate(target="absolute"), Retain(form="token")),
         rank="full",
     ),
-    # Where retain alone lets the pivot drift: its predictions are held too, at the cost of logits.
+    # The default: retain alone let the pivot drift in one world of three (docs/three-worlds.md).
     "pinned": LensConfig(
         terms=(Separate(target="absolute"), Retain(form="token"), PivotKL(weight=3.0)),
         rank="full",

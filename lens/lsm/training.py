@@ -179,7 +179,7 @@ class LensTrainer:
 
     def run(
         self,
-        losses: str | LensConfig | dict[str, Any] = "corrected",
+        losses: str | LensConfig | dict[str, Any] = "pinned",
         *,
         strength: float | Mapping[str, float] = 1.0,
         seed: int = 0,

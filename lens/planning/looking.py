@@ -34,7 +34,7 @@ class Request:
     layers: str = "-2:"
     train: str = "full"
     lora: int | Lora | None = None
-    losses: str | LensConfig | dict[str, Any] = "corrected"
+    losses: str | LensConfig | dict[str, Any] = "pinned"
     space: Space | str | Path | None = None
     validation: Rows | str | Path | None = None
     chat: ChatOptions | None = None

@@ -30,7 +30,7 @@ def plan_training(
     layers: str = "-2:",
     train: str = "full",
     lora: int | Lora | None = None,
-    losses: str | LensConfig | dict[str, Any] = "corrected",
+    losses: str | LensConfig | dict[str, Any] = "pinned",
     languages: Sequence[str] | None = None,
     limit: int | None = None,
     validation: Rows | str | Path | None = None,

@@ -122,7 +122,7 @@ class Setting(_Frozen):
     lora: int | None = Field(None, ge=1)
     lora_alpha: int | None = Field(None, ge=1)
     dora: bool = False
-    losses: str | dict[str, Any] = "corrected"
+    losses: str | dict[str, Any] = "pinned"
     strength: float | dict[str, float] | Annotated[tuple[float, ...], Field(min_length=1)] = 1.0
     max_drift: float = Field(0.02, gt=0)
     space: str = "default"

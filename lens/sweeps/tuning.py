@@ -228,7 +228,7 @@ def tune(
     layers: str = "-2:",
     train: str = "full",
     lora: int | Lora | None = None,
-    losses: str | LensConfig | dict[str, Any] = "corrected",
+    losses: str | LensConfig | dict[str, Any] = "pinned",
     strength: float | Mapping[str, float] | None = None,
     journal: str | Path | None = None,
     running: Running | None = None,

@@ -98,9 +98,9 @@ class _Demo:
         """Train and measure Lens, its published form and the random subspace."""
         tuned: dict[str, Tuned] = {}
         plans = (
-            ("lens", "corrected", self.space, False),
+            ("lens", "pinned", self.space, False),
             ("lens-v1", "lens-v1", self.prompt_space, False),
-            ("random", "corrected", self.space, True),
+            ("random", "pinned", self.space, True),
         )
         for system, preset, space, random_subspace in plans:
             with self.timed(f"train {system}"):
@@ -132,7 +132,7 @@ class _Demo:
         self.measure("self-translation", self.model)
         trainer.restore()
         with self.timed("train sft-same-budget"):
-            same_budget(self.model, self.tokenizer, PRESETS["corrected"], seed=self.seed)
+            same_budget(self.model, self.tokenizer, PRESETS["pinned"], seed=self.seed)
         self.measure("sft-same-budget", self.model)
 
     def record(self, tuned: Tuned, *, limit: int) -> RunRecord:
