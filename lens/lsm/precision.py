@@ -74,7 +74,9 @@ class Masters:
 
 
 def norm_of(gradients: Sequence[Tensor]) -> Tensor:
-    """Norm of all gradients together."""
+    """Norm of all gradients together; 0 when there is none."""
+    if not gradients:
+        return torch.zeros(())
     norms = torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients])
     total: Tensor = torch.linalg.vector_norm(norms)
     return total
