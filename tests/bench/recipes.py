@@ -50,7 +50,7 @@ def recipes() -> Iterator[Recipe]:
     """Yield every setting of the study."""
     for reading in READINGS:
         for strength in (1.0, 1.5, 2.0, 2.5, 3.0):
-            yield Recipe("default losses", strength, reading)
+            yield Recipe("corrected losses", strength, reading)
     for strength in (1.0, 2.0, 3.0):
         yield Recipe(
             "`lens-v1`", strength, "end of a prompt in the template", config=PRESETS["lens-v1"]
