@@ -23,7 +23,7 @@ HELD_OUT = {
 
 
 def config(**changes):
-    """A short run with the default losses."""
+    """A short run with short losses."""
     usual = {"terms": (Separate(), Retain()), "rank": "full", "steps": 8, "batch_size": 2}
     return LensConfig(**{**usual, **changes})
 
