@@ -9,10 +9,12 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_MODULES = ("checking", "data", "errors", "evaluate", "losses", "lsm", "maec", "metrics",
-            "models", "neurons", "planning", "recipes", "report", "resample", "space", "stats",
-            "steering", "subspace", "sweeps", "tensors", "weights", "world")  # fmt: skip
+_MODULES = ("checking", "data", "errors", "evaluate", "inspection", "losses", "lsm", "maec",
+            "metrics", "models", "neurons", "planning", "recipes", "report", "resample", "space",
+            "stats", "steering", "subspace", "sweeps", "tensors", "weights", "world")  # fmt: skip
 _NAMES = {
+    "inspect_space": "lens.inspection",
+    "Inspection": "lens.inspection",
     "probe": "lens.probing",
     "Space": "lens.space",
     "steer": "lens.steering",

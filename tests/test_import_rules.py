@@ -28,6 +28,7 @@ LAYERS = (
     {"evaluate"},
     {"checking"},
     {"report"},
+    {"inspection"},
     {"recipes"},
     {"sweeps"},
     {"planning"},  # of any job, so above all of them

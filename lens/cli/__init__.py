@@ -14,7 +14,7 @@ _VERBS = {
     "data": ("lens.cli.data", "Check text before anything is computed from it."),
     "probe": ("lens.cli.probe", "Read the language space of a model from parallel text."),
     "space": ("lens.cli.space", "Merge, extend, cut, show and share language spaces."),
-    "inspect": ("lens.cli.inspect", "Show languages, singular values and rank of a space file."),
+    "inspect": ("lens.cli.inspect", "Say what a space holds, how certain that is, and what to do."),
     "plan": (
         "lens.cli.plan",
         "Say what a job will need, and what would stop it, before it starts.",

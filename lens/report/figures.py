@@ -74,7 +74,7 @@ def plot_losses(record: RunRecord, *, palette: Palette = SCREEN) -> list[Figure]
     """One small panel per loss, each with its own scale."""
     panels = []
     for curve in record.losses:
-        with _axes(2.35, 1.6, palette) as (figure, ax):
+        with styled_axes(2.35, 1.6, palette) as (figure, ax):
             ax.plot(curve.steps, curve.values, color=palette.after, linewidth=1.1)
             ax.set_title(curve.name, color=palette.ink)
             ax.set_xlabel("step", color=palette.muted)
@@ -94,7 +94,7 @@ def plot_grid(record: RunRecord, *, palette: Palette = SCREEN) -> list[Figure]:
 
 
 @contextmanager
-def _axes(width: float, height: float, palette: Palette) -> Iterator[tuple[Figure, Axes]]:
+def styled_axes(width: float, height: float, palette: Palette) -> Iterator[tuple[Figure, Axes]]:
     """One styled axis of the given size in inches; the style ends with the block."""
     try:
         from matplotlib import rc_context
@@ -122,7 +122,7 @@ def _axes(width: float, height: float, palette: Palette) -> Iterator[tuple[Figur
 def _language_panel(record: RunRecord, metric: str, palette: Palette) -> Figure:
     codes = record.languages()
     order = [*codes, AVERAGE] if record.find(record.main, AVERAGE, metric) else codes
-    with _axes(3.75, 0.62 + 0.3 * len(order), palette) as (figure, ax):
+    with styled_axes(3.75, 0.62 + 0.3 * len(order), palette) as (figure, ax):
         for place, code in enumerate(order):
             old = record.find(record.baseline, code, metric)
             new = record.find(record.main, code, metric)
@@ -172,7 +172,7 @@ def _site_panel(record: RunRecord, part: str, title: str, palette: Palette) -> F
     sites = [spectrum.site for spectrum in record.spectra]
     values = [list(getattr(spectrum, part)) for spectrum in record.spectra]
     width = max(map(len, values))
-    with _axes(3.75, 2.2, palette) as (figure, ax):
+    with styled_axes(3.75, 2.2, palette) as (figure, ax):
         for k in range(width):
             xs = [x for x, row in enumerate(values) if k < len(row)]
             ys = [values[x][k] for x in xs]
@@ -187,14 +187,14 @@ def _site_panel(record: RunRecord, part: str, title: str, palette: Palette) -> F
         elif part == "angles":
             ax.set_ylim(0, 90)
             ax.set_yticks([0, 30, 60, 90])
-        _site_ticks(ax, sites)
+        site_ticks(ax, sites)
         ax.set_title(title, color=palette.ink)
     return figure
 
 
-def _site_ticks(ax: Axes, sites: Sequence[str]) -> None:
+def site_ticks(ax: Axes, sites: Sequence[str], *, most: int = 12) -> None:
     """Label block outputs by number; at most about a dozen labels, the last one always."""
-    step = max(1, -(-len(sites) // 12))
+    step = max(1, -(-len(sites) // most))
     shown = [x for x in range(len(sites)) if x % step == 0 or x == len(sites) - 1]
     ax.set_xticks(shown, [sites[x].removeprefix("block.") for x in shown])
     ax.set_xlabel("block output")
@@ -204,7 +204,7 @@ def _grid_panel(
     code: str, cells: Sequence[GridCell], ticks: Sequence[float], palette: Palette
 ) -> Figure:
     roles = {"accuracy_in_language": "after", "accuracy_any": "upper", "fidelity": "before"}
-    with _axes(2.35, 1.6, palette) as (figure, ax):
+    with styled_axes(2.35, 1.6, palette) as (figure, ax):
         for metric in dict.fromkeys(cell.metric for cell in cells):
             line = sorted((c for c in cells if c.metric == metric), key=lambda c: c.strength)
             colour = str(getattr(palette, roles.get(metric, "upper")))

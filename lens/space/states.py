@@ -173,9 +173,7 @@ class States:
         """
         from lens import resample
 
-        most = MOST_ROWS // len(self.counts) if limit is None else limit
-        if isinstance(most, bool) or not isinstance(most, int) or most < 2:
-            raise InputError(f"limit: got {limit!r}, expected a number of rows of at least 2")
+        most = self.most(limit)
         dtype = "bfloat16" if self.dtype == "bfloat16" else None
         sizes = set(self.counts.values())
         if len(sizes) == 1 and min(sizes) <= most:
@@ -183,10 +181,21 @@ class States:
             blocks: Any = self.raw(site).reshape(shape)
         else:
             blocks = [
-                np.ascontiguousarray(self.raw(site, code)[_spread(n, most)])
-                for code, n in self.counts.items()
+                np.ascontiguousarray(self.raw(site, code)[self.spread(code, most)])
+                for code in self.counts
             ]
         return resample.gram(blocks, languages=self.languages, dtype=dtype, n_threads=n_threads)
+
+    def most(self, limit: int | None) -> int:
+        """Rows per language that `gram` takes at most; see its ``limit``."""
+        most = MOST_ROWS // len(self.counts) if limit is None else limit
+        if isinstance(most, bool) or not isinstance(most, int) or most < 2:
+            raise InputError(f"limit: got {limit!r}, expected a number of rows of at least 2")
+        return most
+
+    def spread(self, language: str, most: int) -> Any:
+        """Positions of at most so many rows of a language, evenly spread: those `gram` takes."""
+        return _spread(self.counts[self._language(language)], most)
 
     def choose_rank(
         self,

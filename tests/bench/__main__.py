@@ -14,6 +14,7 @@ BENCHMARKS = (
     "startup",
     "subspace_fit",
     "resample",
+    "inspect",
     "mexa",
     "losses",
     "lape_count",
