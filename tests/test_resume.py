@@ -12,8 +12,9 @@ import pytest
 
 from lens.errors import InputError
 from lens.models import capture
+from lens.models.batching import AUTO_BATCH
 from lens.models.blocks import locate
-from lens.models.capturing import AUTO_BATCH, Journal
+from lens.models.capturing import Journal
 from lens.models.limits import tokens_within
 from lens.probing import probe
 from tests import tiny

@@ -49,6 +49,7 @@ def model_fingerprint(model: nn.Module) -> dict[str, Any]:
     text = text_config(model)
     digest = hashlib.sha256()
     absent = _absent_samples(model)
+    release(model.parameters())  # else the first ones would be sampled beside all that was used
     for name, parameter in sorted(model.named_parameters()):
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
         digest.update(absent[name] if parameter.is_meta else _sample(parameter))

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
-from torch import nn
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from lens.errors import InputError
-from lens.models.blocks import DecoderParts, text_config
 from lens.sizes import said
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lens.models.blocks import DecoderParts
 
 # States of a block that are alive at once, in widths and in widths of its feed-forward part: what
 # the attention and the feed-forward part of a gated block hold, with float32 copies in norms.
 _WIDTHS, _INNER_WIDTHS = 12, 3
+_FLOAT = 4
 
 
 def tokens_within(
@@ -47,12 +50,43 @@ def tokens_within(
     An estimate from the config: a token takes 12 d + 3 m numbers, m being the width of the
     feed-forward part, at 4 bytes, and with eager attention h more for each token of its row.
     """
+    from lens.models.blocks import text_config
+
     resident = {id(p): p for p in (*model.parameters(), *model.buffers()) if not p.is_meta}
     absent = [p for p in parts.blocks[0].parameters() if p.is_meta]
     weights = sum(p.numel() * p.element_size() for p in (*resident.values(), *absent))
-    pooled = sites * rows * parts.width * 8
-    left = limit - weights - pooled
-    most = left // _bytes_per_token(model, parts)
+    return tokens_beside(
+        limit, weights, text_config(model), width=parts.width, sites=sites, rows=rows,
+        itemsize=next(model.parameters()).element_size(),
+    )  # fmt: skip
+
+
+def tokens_beside(
+    limit: int, weights: int, config: Any, *, width: int, sites: int, rows: int, itemsize: int
+) -> int:
+    """`tokens_within`, where only sizes are known.
+
+    Parameters
+    ----------
+    limit, weights : int
+        Bytes allowed, and those that the weights take of them.
+    config : object or mapping
+        Of the text stack, as the library or ``config.json`` has it.
+    width, sites, rows, itemsize : int
+        Width of a state, pooled states held at once, and bytes of a number of the model.
+
+    Returns
+    -------
+    int
+        At least 1.
+
+    Raises
+    ------
+    InputError
+        When the weights alone take the limit.
+    """
+    pooled = sites * rows * width * 8
+    most = (limit - weights - pooled) // _bytes_per_token(config, width, itemsize)
     if most < 1:
         raise InputError(
             f"max_memory is {said(limit)}, but the weights take {said(weights)} and pooled "
@@ -62,17 +96,30 @@ def tokens_within(
     return int(most)
 
 
-def _bytes_per_token(model: nn.Module, parts: DecoderParts) -> int:
-    config: Any = text_config(model)
-    inner = _number(config, "intermediate_size", "ffn_dim", "n_inner") or 4 * parts.width
-    numbers = _WIDTHS * parts.width + _INNER_WIDTHS * inner
-    if getattr(config, "_attn_implementation", None) == "eager":
-        heads = _number(config, "num_attention_heads", "n_head") or 1
-        longest = _number(config, "max_position_embeddings", "n_positions") or 2048
+def require_room_for(longest: int, tokens: int) -> None:
+    """Refuse rows of which one alone is longer than what the limit leaves room for."""
+    if longest > tokens:
+        raise InputError(
+            f"max_memory leaves room for {tokens} tokens at once, but the longest row has "
+            f"{longest}; cut rows with max_tokens, or allow more memory"
+        )
+
+
+def _bytes_per_token(config: Any, width: int, itemsize: int) -> int:
+    inner = number_in(config, "intermediate_size", "ffn_dim", "n_inner") or 4 * width
+    numbers = _WIDTHS * width + _INNER_WIDTHS * inner
+    if _value(config, "_attn_implementation") == "eager":
+        heads = number_in(config, "num_attention_heads", "n_head") or 1
+        longest = number_in(config, "max_position_embeddings", "n_positions") or 2048
         numbers += 2 * heads * min(longest, 2048)
-    return numbers * max(torch.float32.itemsize, next(model.parameters()).element_size())
+    return numbers * max(_FLOAT, itemsize)
 
 
-def _number(config: Any, *names: str) -> int | None:
-    found = (getattr(config, name, None) for name in names)
+def number_in(config: Any, *names: str) -> int | None:
+    """Return the first of some entries of a config that is a number."""
+    found = (_value(config, name) for name in names)
     return next((value for value in found if isinstance(value, int)), None)
+
+
+def _value(config: Any, name: str) -> Any:
+    return config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)

@@ -71,7 +71,7 @@ def load(
     source, revision = _source(str(name), revision)
     _check_device(device)
     import torch
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     from lens.models.blockwise import open_by_blocks
 
@@ -84,7 +84,8 @@ def load(
 
     def open_model(device_map: Any) -> Any:
         with quiet_bars(always=layer_by_layer):
-            return _auto_class(source, options).from_pretrained(
+            config = AutoConfig.from_pretrained(source, **options)
+            return auto_class(config).from_pretrained(
                 source, dtype=torch_dtype, device_map=device_map, **options
             )
 
@@ -104,12 +105,22 @@ def load(
     return model.eval(), tokenizer
 
 
-def _auto_class(source: str, options: dict[str, Any]) -> Any:
-    """Choose what loads a checkpoint: a decoder, the whole of a multimodal model, or an encoder."""
+def auto_class(config: Any) -> Any:
+    """Choose what loads a checkpoint: a decoder, the whole of a multimodal model, or an encoder.
+
+    Parameters
+    ----------
+    config : transformers.PretrainedConfig
+        Of the checkpoint.
+
+    Returns
+    -------
+    type
+        One of the library's auto classes.
+    """
     import transformers as library
     from transformers.models.auto import modeling_auto
 
-    config = library.AutoConfig.from_pretrained(source, **options)
     kind, names = type(config), getattr(config, "architectures", None) or []
     masked: Any = modeling_auto.MODEL_FOR_MASKED_LM_MAPPING
     pictures: Any = modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING

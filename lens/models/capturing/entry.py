@@ -11,15 +11,16 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from lens.errors import InputError
+from lens.models.batching import WINDOW, BatchLimit, batch_limit
 from lens.models.blocks import DecoderParts, device_of, evaluating, locate, looks_ahead, text_config
 from lens.models.blockwise import store_of
 from lens.models.capturing.journal import Journal
 from lens.models.capturing.layers import run_layers
-from lens.models.capturing.rows import WINDOW, BatchLimit, RowSet, batch_limit, check_rows
+from lens.models.capturing.rows import RowSet, check_rows
 from lens.models.capturing.running import Gathered, Job, Keeper, run_whole
 from lens.models.chat import ChatOptions, Role, encode, pad_id_of
 from lens.models.fingerprint import model_fingerprint, sha256_json
-from lens.models.limits import tokens_within
+from lens.models.limits import require_room_for, tokens_within
 from lens.models.pooling import Pooling, SiteReader, check_pooling
 from lens.models.sites import SiteSpec, resolve_sites
 from lens.progress import say, shown
@@ -278,12 +279,7 @@ def _limit(
         return batch_limit(batch_size)
     window = min(WINDOW, max(len(group.rows) for group in sets))
     tokens = tokens_within(size_in_bytes(max_memory), model, parts, sites=len(names), rows=window)
-    longest = max(len(row.ids) for group in sets for row in group.rows)
-    if longest > tokens:
-        raise InputError(
-            f"max_memory leaves room for {tokens} tokens at once, but the longest row has "
-            f"{longest}; cut rows with max_tokens, or allow more memory"
-        )
+    require_room_for(max(len(row.ids) for group in sets for row in group.rows), tokens)
     return batch_limit(batch_size, tokens)
 
 

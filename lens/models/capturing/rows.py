@@ -1,21 +1,17 @@
-"""Rows to be captured, and the batches they run in."""
+"""Rows to be captured."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from lens.errors import InputError
+from lens.models.batching import windows
 from lens.models.blocks import DecoderParts, text_config
 from lens.models.chat import EncodedRow
-
-# Rows are sorted by length inside windows of this many, and enter the statistics window by window
-# in their own order, so that the batch size never changes which numbers are added to which.
-WINDOW = 256
-AUTO_BATCH = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,40 +34,11 @@ class RowSet:
 
     def windows(self) -> Iterator[range]:
         """Positions of the rows, a window at a time."""
-        for start in range(0, len(self.rows), WINDOW):
-            yield range(start, min(start + WINDOW, len(self.rows)))
+        return windows(len(self.rows))
 
     def by_length(self, window: range) -> list[int]:
         """Positions of a window, the shortest rows first."""
         return sorted(window, key=lambda i: (len(self.rows[i].ids), i))
-
-
-@dataclass(slots=True)
-class BatchLimit:
-    """Most rows of a batch, which shrink when memory runs out, and most tokens with padding."""
-
-    rows: int
-    tokens: int | None = None
-
-    def take(self, order: Sequence[int], done: int, rows: Sequence[EncodedRow]) -> list[int]:
-        """Positions of the next batch: rows come sorted, so the last one is the longest."""
-        count = min(self.rows, len(order) - done)
-        while (
-            self.tokens is not None
-            and count > 1
-            and count * len(rows[order[done + count - 1]].ids) > self.tokens
-        ):
-            count -= 1
-        return list(order[done : done + count])
-
-
-def batch_limit(batch_size: int | Literal["auto"], tokens: int | None = None) -> BatchLimit:
-    """Read a batch size."""
-    if batch_size == "auto":
-        return BatchLimit(AUTO_BATCH, tokens)
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise InputError(f"batch_size is {batch_size!r}; expected 'auto' or a number from 1")
-    return BatchLimit(batch_size, tokens)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

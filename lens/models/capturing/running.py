@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 
 from lens.errors import InputError
+from lens.models.batching import BatchLimit
 from lens.models.blocks import device_of
 from lens.models.capturing.journal import Arrays, Finished, Journal
-from lens.models.capturing.rows import BatchLimit, RowSet, is_out_of_memory
+from lens.models.capturing.rows import RowSet, is_out_of_memory
 from lens.models.chat import Batch, pad
 from lens.models.pooling import NonFiniteStateError, Pooled, SiteReader
 from lens.stats import StreamingMoments
@@ -99,6 +100,7 @@ class Job:
     def window(self, group: RowSet, window: range, step: Step) -> Pooled:
         """Pooled states of the rows of a window, in their order."""
         order = group.by_length(window)
+        lengths = [len(group.rows[i].ids) for i in order]
         pooled: Pooled = {}
         done = 0
         while done < len(order):
@@ -107,7 +109,7 @@ class Job:
             if found is not None:
                 chosen, states, self.limit.rows = found.rows, found.pooled, found.size
             else:
-                chosen = self.limit.take(order, done, group.rows)
+                chosen = order[done : done + self.limit.count(lengths, done)]
                 states = self._attempt(group, chosen, step)
                 if states is None:
                     continue
