@@ -1,153 +1,49 @@
-"""Language subspace manipulation: train a model to answer in the language it is asked in."""
+"""Language subspace manipulation: train a model to answer in the language it is asked in.
 
-from __future__ import annotations
+Importing this package does not import torch: every name is loaded on first use.
+"""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from lens.lsm.adapters import Lora
-from lens.lsm.config import (
-    PRESETS,
-    Align,
-    LanguageModel,
-    LensConfig,
-    Norm,
-    PivotKL,
-    Retain,
-    Separate,
-    resolve,
-)
-from lens.lsm.result import TrainResult
-from lens.lsm.running import Running
-from lens.lsm.selection import Choice, Trial, choose_strengths
-from lens.lsm.training import LensTrainer
-from lens.models.chat import ChatOptions
-from lens.space import Space
+from lens._lazy import lazy
 
-__all__ = [
-    "PRESETS",
-    "Align",
-    "Choice",
-    "LanguageModel",
-    "LensConfig",
-    "LensTrainer",
-    "Lora",
-    "Norm",
-    "PivotKL",
-    "Retain",
-    "Running",
-    "Separate",
-    "TrainResult",
-    "Trial",
-    "choose_strengths",
-    "resolve",
-    "train",
-]
+if TYPE_CHECKING:  # for type checkers and editors: the same names, at no cost at run time
+    from lens.lsm.adapters import Lora as Lora
+    from lens.lsm.config import PRESETS as PRESETS
+    from lens.lsm.config import Align as Align
+    from lens.lsm.config import LanguageModel as LanguageModel
+    from lens.lsm.config import LensConfig as LensConfig
+    from lens.lsm.config import Norm as Norm
+    from lens.lsm.config import PivotKL as PivotKL
+    from lens.lsm.config import Retain as Retain
+    from lens.lsm.config import Separate as Separate
+    from lens.lsm.config import resolve as resolve
+    from lens.lsm.entry import train as train
+    from lens.lsm.result import TrainResult as TrainResult
+    from lens.lsm.running import Running as Running
+    from lens.lsm.selection import Choice as Choice
+    from lens.lsm.selection import Trial as Trial
+    from lens.lsm.selection import choose_strengths as choose_strengths
+    from lens.lsm.training import LensTrainer as LensTrainer
 
+_NAMES = {
+    "Align": "config",
+    "Choice": "selection",
+    "LanguageModel": "config",
+    "LensConfig": "config",
+    "LensTrainer": "training",
+    "Lora": "adapters",
+    "Norm": "config",
+    "PRESETS": "config",
+    "PivotKL": "config",
+    "Retain": "config",
+    "Running": "running",
+    "Separate": "config",
+    "TrainResult": "result",
+    "Trial": "selection",
+    "choose_strengths": "selection",
+    "resolve": "config",
+    "train": "entry",
+}
 
-def train(
-    model: Any,
-    tokenizer: Any,
-    space: Space,
-    prompts: Mapping[str, Sequence[str]],
-    *,
-    layers: str = "-2:",
-    train: str = "full",
-    lora: int | Lora | None = None,
-    losses: str | LensConfig | dict[str, Any] = "pinned",
-    strength: float | Mapping[str, float] = 1.0,
-    texts: Mapping[str, Sequence[str]] | None = None,
-    answers: Mapping[str, Sequence[str | None]] | None = None,
-    chat: ChatOptions | None = None,
-    steps: int | None = None,
-    learning_rate: float | None = None,
-    batch_size: int | None = None,
-    seed: int = 0,
-    low_memory: bool = False,
-    cache: str | Path | None = None,
-    max_memory: str | int | None = None,
-    validation: Mapping[str, Sequence[str]] | None = None,
-    running: Running | None = None,
-) -> TrainResult:
-    """Train a band of blocks with Lens, from prompts alone.
-
-    Parameters
-    ----------
-    model, tokenizer
-        A Hugging Face decoder and its tokenizer; the model is trained in place.
-    space : Space
-        Language space of this model, from `lens.probe`.
-    prompts : mapping of str to sequence of str
-        Parallel prompts per language, the pivot among them; no answers.
-    layers : str
-        Blocks to train: half-open slices such as ``"-2:"`` or ``"2:4,-2:"``.
-    train : str
-        What of them: ``"full"``, ``"attention"``, ``"mlp"``, ``"bias"``, ``"norm"``, a name
-        inside them, or several separated by commas.
-    lora : int or Lora, optional
-        Train adapters of this rank on their linear layers instead; the result is saved as a PEFT
-        adapter.
-    losses : str, LensConfig or dict
-        ``"pinned"`` (the corrected losses, and the pivot's predictions are held), ``"corrected"``
-        (without that), ``"lens-v1"`` (as published) or settings of one's own.
-    strength : float or mapping
-        λ per language: length of the language step in units of m_l − m_c.
-    texts : mapping, optional
-        Plain text per language, for terms with ``rows="text"``.
-    answers : mapping, optional
-        Answers to the prompts, for `LanguageModel` terms; None where a prompt has none.
-    chat : ChatOptions, optional
-        Chat template flags.
-    steps, learning_rate, batch_size : optional
-        Override the config's.
-    seed : int
-        Decides the order of prompts.
-    low_memory : bool
-        Keep weights that training does not need in a temporary file, see `LensTrainer`.
-    cache : str or Path, optional
-        Folder that keeps cached states for later runs over the same model and prompts.
-    max_memory : str or int, optional
-        Limit such as ``"12GB"``; cached states that would pass it go to temporary files.
-    validation : mapping of str to sequence of str, optional
-        Held-out prompts in the same languages; the weights that do best on them are kept.
-    running : Running, optional
-        Checkpoints, resuming, activation checkpointing, trackers.
-
-    Returns
-    -------
-    TrainResult
-        With ``.model``, ``.log`` and ``.save(folder)``.
-
-    Raises
-    ------
-    InputError
-        For prompts, languages, layers, losses or a space that do not fit the model.
-
-    References
-    ----------
-    Lens, arXiv 2410.04407.
-    """
-    config = resolve(losses)
-    given = {"steps": steps, "learning_rate": learning_rate, "batch_size": batch_size}
-    changed = {key: value for key, value in given.items() if value is not None}
-    config = resolve(config.model_dump() | changed)
-    trainer = LensTrainer(
-        model,
-        tokenizer,
-        space,
-        prompts,
-        layers=layers,
-        train=train,
-        lora=lora,
-        sites=config.sites,
-        texts=texts,
-        answers=answers,
-        references=config.references,
-        chat=chat,
-        low_memory=low_memory,
-        cache=cache,
-        max_memory=max_memory,
-        validation=validation,
-    )
-    return trainer.run(config, strength=strength, seed=seed, running=running)
+__getattr__, __dir__, __all__ = lazy(__name__, _NAMES)
