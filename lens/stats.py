@@ -35,7 +35,7 @@ __all__ = ["BLOCK_ROWS", "Moments", "StreamingMoments", "pool"]
 BLOCK_ROWS = 1024
 """Consecutive row ids that form one leaf of the tree of moments."""
 
-_MODES = ("last", "mean", "weighted")
+MODES = ("last", "mean", "weighted")
 
 
 @anywhere
@@ -91,14 +91,14 @@ def pool(
     >>> pool(x, np.array([[1, 1, 0]]), mode="mean")
     array([[2.]])
     """
-    if mode not in _MODES:
-        raise InputError(f"mode: got {mode!r}, expected one of {', '.join(_MODES)}")
+    if mode not in MODES:
+        raise InputError(f"mode: got {mode!r}, expected one of {', '.join(MODES)}")
     x = block(states, "states", ndim=3, dtype=dtype)
     n, t, d = x.data.shape
     m = mask01(mask, "mask", (n, t))
     out = np.empty((n, d))
     with core_errors(states=x.data, mask=m):
-        _core.pool(out, x.data, m, x.code, _MODES.index(mode), threads(n_threads))
+        _core.pool(out, x.data, m, x.code, MODES.index(mode), threads(n_threads))
     return out
 
 

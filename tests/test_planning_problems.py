@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import struct
+import subprocess
 import sys
 from pathlib import Path
 
@@ -313,3 +314,18 @@ def test_every_option_of_training_can_be_planned():
     assert options(train.command) < options(plan_train.command)
     required = {param.name for param in plan_train.command.params if param.required}
     assert required == {"model", "prompts"}
+
+
+def test_a_quick_plan_does_without_torch(folder):
+    code = """
+import sys
+from lens.planning import plan_training
+rows = {"en": [[3] * 9] * 5, "es": [[3] * 12] * 5}
+plan = plan_training(sys.argv[1], rows, rates=None, quick=True, lora=2)
+assert plan.peak and not plan.errors, plan.errors
+assert "torch" not in sys.modules
+"""
+    subprocess.run(
+        [sys.executable, "-c", code, str(folder)], check=True,
+        env={"PYTHONPATH": ":".join(sys.path)},
+    )  # fmt: skip

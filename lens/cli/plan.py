@@ -9,6 +9,7 @@ command = LazyGroup(
     help="Say what a job will need, and everything that would stop it, before it is started.",
     verbs={
         "train": ("lens.cli.plan_train", "Plan lens train; takes the same options."),
+        "probe": ("lens.cli.plan_probe", "Plan lens probe; takes the same options."),
         "merge": ("lens.cli.plan_merge", "Plan lens merge: what it reads, writes and holds."),
     },
     root=False,

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import click
 
-from lens.cli._options import chat_of, print_json
+from lens.cli._options import chat_of
+from lens.cli._planning import FLOPS, NO_TIME, QUICK, finish, params_of, rates_of
 from lens.cli.train import command as train
-
-if TYPE_CHECKING:
-    from lens.planning import Rates, TrainPlan
 
 # Options of lens train that a plan can do without.
 _OPTIONAL = ("space", "out")
@@ -19,27 +17,12 @@ _OWN = (
                  help="Length of every prompt, in place of counting."),
     click.Option(["--answer-tokens"], type=click.IntRange(min=1),
                  help="Length of answers, for losses on them; by default as long as prompts."),
-    click.Option(["--flops"], type=click.FloatRange(min=0, min_open=True),
-                 help="Operations a second, such as 2e11, in place of measuring."),
+    FLOPS,
     click.Option(["--bandwidth"], type=click.FloatRange(min=0, min_open=True),
                  help="Bytes a second, with --flops; a tenth of the operations by default."),
-    click.Option(["--no-time"], is_flag=True, help="Measure nothing and estimate no time."),
-    click.Option(["--quick"], is_flag=True,
-                 help="From headers alone, in milliseconds; estimates no time."),
+    NO_TIME,
+    QUICK,
 )  # fmt: skip
-
-
-def _params() -> list[click.Parameter]:
-    """Options of ``lens train``, so that a command can be planned by putting plan before train."""
-    found: list[click.Parameter] = []
-    for param in train.params:
-        if isinstance(param, click.Option) and param.name in _OPTIONAL:
-            names = [*param.opts, param.name or ""]
-            text = f"{param.help} Optional here."
-            found.append(click.Option(names, type=param.type, help=text))
-        else:
-            found.append(param)
-    return [*found, *_OWN]
 
 
 def _run(**given: Any) -> None:
@@ -58,15 +41,11 @@ def _run(**given: Any) -> None:
         gradient_checkpointing=given["gradient_checkpointing"],
         checkpoint_every=given["checkpoint_every"], cache=given["cache"],
         max_memory=given["max_memory"], out=given["out"], tokens=given["tokens"],
-        answer_tokens=given["answer_tokens"], rates=_rates(given), quick=given["quick"],
+        answer_tokens=given["answer_tokens"],
+        rates=rates_of(given, second="bandwidth", share=0.1), quick=given["quick"],
         trust_remote_code=given["trust_remote_code"],
     )  # fmt: skip
-    if given["as_json"]:
-        print_json(plan.to_dict())
-    else:
-        _show(plan)
-    if plan.errors:
-        click.get_current_context().exit(2)
+    finish(plan, as_json=given["as_json"])
 
 
 def _lora(given: dict[str, Any]) -> Any:
@@ -98,26 +77,9 @@ def _chat(given: dict[str, Any]) -> Any:
     return chat_of(given["template"], given["system"], given["thinking"])
 
 
-def _rates(given: dict[str, Any]) -> Rates | Literal["measure"] | None:
-    from lens.errors import InputError
-    from lens.planning import Rates
-
-    flops, bandwidth = given["flops"], given["bandwidth"]
-    if flops is None:
-        if bandwidth is not None:
-            raise InputError("--bandwidth goes with --flops; without it both are measured")
-        return None if given["no_time"] else "measure"
-    return Rates(flops, flops, bandwidth or flops / 10, "given", "rates from the command line")
-
-
-def _show(plan: TrainPlan) -> None:
-    from rich.console import Console
-
-    from lens.planning.showing import tables
-
-    console = Console(highlight=False)
-    for item in tables(plan):
-        console.print(item, soft_wrap=isinstance(item, str), markup=False)
-
-
-command = click.Command("train", params=_params(), callback=_run, help=_run.__doc__)
+command = click.Command(
+    "train",
+    params=params_of(train, optional=_OPTIONAL, own=_OWN),
+    callback=_run,
+    help=_run.__doc__,
+)

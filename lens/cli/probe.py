@@ -118,7 +118,7 @@ def command(
     from lens.probing import probe
     from lens.sizes import size_in_bytes
 
-    size = _batch_size(batch_size)
+    size = read_batch_size(batch_size)
     if max_memory is not None:
         size_in_bytes(max_memory)  # a typing error is told before a model is loaded
     found = read_parallel(
@@ -137,7 +137,7 @@ def command(
         layer_by_layer=layer_by_layer,
     )
     space = probe(
-        loaded, tokenizer, rows, pivot=pivot, sites=_sites(sites), pooling=pooling,  # type: ignore[arg-type]
+        loaded, tokenizer, rows, pivot=pivot, sites=read_sites(sites), pooling=pooling,  # type: ignore[arg-type]
         role=role, prompts=asked, batch_size=size, max_tokens=max_tokens, seed=seed,  # type: ignore[arg-type]
         keep=keep_states, states_dtype=states_dtype, choose_ranks=choose_ranks, force=force,  # type: ignore[arg-type]
         max_memory=max_memory, work=out.with_name(out.name + ".unfinished"), resume=resume,
@@ -173,12 +173,13 @@ def _refuse_both(model: str | None, data: Path | None) -> None:
         raise click.UsageError("--states are states already; leave out --model and --data")
 
 
-def _sites(text: str) -> str | list[str]:
+def read_sites(text: str) -> str | list[str]:
     """Names of several sites come as a list; a slice stays as it is."""
     return text.split(",") if "," in text and ("block" in text or "final" in text) else text
 
 
-def _batch_size(text: str) -> int | str:
+def read_batch_size(text: str) -> int | Literal["auto"]:
+    """Read ``auto`` or a number."""
     if text == "auto" or (text.isdigit() and int(text) > 0):
-        return text if text == "auto" else int(text)
+        return "auto" if text == "auto" else int(text)
     raise click.BadParameter(f"{text!r}; expected auto or a number from 1", param_hint="batch-size")

@@ -1,7 +1,8 @@
 """Say what a job will need, and everything that is wrong with it, before any weight is read.
 
-`checkpoints` and `structures` know models from configs and safetensors headers alone and serve
-every kind of plan; `training` is the plan of `lens.train`. Importing this package imports no torch.
+`checkpoints` and `structures` know models from configs and safetensors headers alone, `known` what
+every job has; `training` is the plan of `lens.train`, `probing` that of `lens.probe`. Importing
+this package imports no torch.
 """
 
 from importlib import import_module
@@ -11,8 +12,9 @@ if TYPE_CHECKING:  # for type checkers and editors: the same names, at no cost a
     from lens.planning.checkpoints import Checkpoint as Checkpoint
     from lens.planning.checkpoints import read_checkpoint as read_checkpoint
     from lens.planning.memory import Phase as Phase
+    from lens.planning.plans import Plan as Plan
     from lens.planning.plans import Problem as Problem
-    from lens.planning.plans import TrainPlan as TrainPlan
+    from lens.planning.probing import plan_probing as plan_probing
     from lens.planning.rates import Rates as Rates
     from lens.planning.structures import Structure as Structure
     from lens.planning.training import plan_training as plan_training
@@ -23,7 +25,8 @@ _NAMES = {
     "Problem": "plans",
     "Rates": "rates",
     "Structure": "structures",
-    "TrainPlan": "plans",
+    "Plan": "plans",
+    "plan_probing": "probing",
     "plan_training": "training",
     "read_checkpoint": "checkpoints",
 }

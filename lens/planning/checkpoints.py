@@ -73,6 +73,12 @@ class Checkpoint:
         """Names of tokenizer files beside the config."""
         return [name for name in _TOKENIZERS if (self.folder / name).is_file()]
 
+    @property
+    def tokenizer_bytes(self) -> int:
+        """Bytes of the tokenizer's file that loading it prefers; 0 without one."""
+        names = self.tokenizer_files()
+        return (self.folder / names[0]).stat().st_size if names else 0
+
     def has_template(self) -> bool:
         """Whether the tokenizer comes with a chat template."""
         if any((self.folder / name).exists() for name in _TEMPLATES):

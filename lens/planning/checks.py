@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lens.planning.checkpoints import FLOATING, Checkpoint
+from lens.planning.memory import Phase
 from lens.planning.models import Ghost
 from lens.planning.plans import DiskUse, Problem
 from lens.planning.structures import TABLES, Structure, depth_of
@@ -60,7 +61,7 @@ def of_files(checkpoint: Checkpoint) -> list[Problem]:
     if not checkpoint.tensors and not checkpoint.problems:
         found.append(
             Problem("files", "there are no weights beside the config; sizes are those the config "
-                    "promises, and training will need the weights", "warning")
+                    "promises, and the job will need the weights", "warning")
         )  # fmt: skip
     return found
 
@@ -223,6 +224,15 @@ def of_disk(uses: Sequence[DiskUse]) -> list[Problem]:
                         "free some space, or name other folders (--out, --cache, TMPDIR)")
             )  # fmt: skip
     return found
+
+
+def of_memory(memory: Sequence[Phase], free: int | None, advice: str) -> list[Problem]:
+    """Whether the machine has what the largest phase needs."""
+    most = max(memory, key=lambda phase: phase.total)
+    if free is None or most.total <= free:
+        return []
+    text = f"phase {most.name} needs {said(most.total)} of memory, {said(free)} are free"
+    return [Problem("memory", f"{text}; {advice}")]
 
 
 def existing(folder: Path) -> Path:

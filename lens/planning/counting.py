@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, prod
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,11 +12,11 @@ from lens.errors import InputError
 from lens.planning import checks
 from lens.planning.looking import Findings
 from lens.planning.memory import Phase, Sizes
-from lens.planning.models import LARGE_BLOCK, Ghost, Work, make_ghost, parts_of
+from lens.planning.models import LARGE_BLOCK, Ghost, Work, parts_of
 from lens.planning.plans import DiskUse, Effort, Problem
-from lens.planning.rates import BYTES_PER_UPDATE, Rates, calibrate
+from lens.planning.rates import BYTES_PER_UPDATE, Rates, calibrate, seconds
 from lens.planning.rows import Lengths
-from lens.planning.structures import Structure, count
+from lens.planning.structures import Structure, count, elements
 from lens.planning.work import (
     Load,
     Step,
@@ -26,7 +26,6 @@ from lens.planning.work import (
     step_formula,
     step_work,
 )
-from lens.stored import DTYPES
 
 CACHE_BATCH = 32  # rows of a batch that `lens.lsm.LensTrainer` caches
 _FLOAT = 4
@@ -78,7 +77,7 @@ class Count:
         try:
             return calibrate(
                 found.checkpoint, self.structure, blocks_name=found.parts()[1], dtype=found.dtype,
-                cache=batch, load=self.load, trust_remote_code=found.request.trust_remote_code,
+                forward=batch, load=self.load, trust_remote_code=found.request.trust_remote_code,
             )  # fmt: skip
         except (RuntimeError, AttributeError, TypeError, ValueError) as error:
             found.notes.append(f"no times: a block could not be run by itself ({error})")
@@ -96,7 +95,7 @@ class Count:
         first = min(found.layers)
         below = [count(block) for block in structure.blocks[:first]]
         idle = sum(below) + count(structure.embedding) + count(structure.head)
-        every = [n for part in _parts(structure) for n in _numbers(part)]
+        every = [n for part in structure.parts for n in elements(part)]
         unused = (*structure.blocks[:first], structure.embedding, structure.head)
         adapters = request.lora is not None
         used = any(term.kind in ("kl", "lm") for term in found.config.active)
@@ -106,10 +105,10 @@ class Count:
             mapped=not stored.tensors or stored.dtype == found.dtype,
             kept=(structure.parameters - idle) * itemsize,
             largest=max(every) * itemsize,
-            largest_idle=max((n for part in unused for n in _numbers(part)), default=0) * itemsize,
+            largest_idle=max((n for part in unused for n in elements(part)), default=0) * itemsize,
             low_memory=request.low_memory,
             trained=found.trained,
-            largest_trained=max(map(_product, found.chosen.values())) if not adapters else 0,
+            largest_trained=max(map(prod, found.chosen.values())) if not adapters else 0,
             scattered=found.trained if adapters else _scattered(found.chosen),
             itemsize=_FLOAT if adapters else itemsize,
             adapters=adapters,
@@ -229,7 +228,7 @@ class Count:
         return tuple(
             Effort(
                 name, int(flops), traffic,
-                None if rate is None or rates is None else flops / rate + traffic / rates.bandwidth,
+                None if rates is None else seconds(flops, rate, traffic, rates.bandwidth),
             )
             for name, flops, traffic, rate in each
         )  # fmt: skip
@@ -253,13 +252,7 @@ class Count:
 
     def problems(self, memory: tuple[Phase, ...], free: int | None) -> list[Problem]:
         """Too little memory, by this machine or by the limit asked for."""
-        found = []
-        most = max(memory, key=lambda phase: phase.total)
-        if free is not None and most.total > free:
-            found.append(
-                Problem("memory", f"phase {most.name} needs {checks.said(most.total)} of memory, "
-                        f"{checks.said(free)} are free; {_ADVICE}")
-            )  # fmt: skip
+        found = checks.of_memory(memory, free, _ADVICE)
         left = self.limit()
         if left is not None and left < 0:
             found.append(
@@ -274,24 +267,14 @@ _ADVICE = "train fewer blocks, use --lora, a smaller --micro-batch, or --dtype b
 
 def _run(found: Findings, load: Load) -> tuple[Work, Step] | None:
     """Work by the model's own code on fake tensors; None where that cannot be."""
-    if found.ghost is None or found.structure is None:
-        return None
-    done = _worked(found, found.ghost, load)
-    if done is not None or found.dtype == "BF16":
-        return done
-    # Experts are multiplied by one operation that, without values, exists in bfloat16 alone.
-    trusted = found.request.trust_remote_code
-    short = make_ghost(found.checkpoint, dtype="BF16", trust_remote_code=trusted)
-    done = _worked(found, short, load)
+    done = found.worked(lambda ghost: _worked(found, ghost, load))
     if done is None:
         return None
-    times = found.itemsize // DTYPES["BF16"].size
-    found.notes.append("activations were counted in bfloat16 and scaled")
-    forward, step = done
-    return forward.widened(times), Step(step.first.widened(times), step.again.widened(times))
+    forward, first, again = done
+    return forward, Step(first, again)
 
 
-def _worked(found: Findings, ghost: Ghost, load: Load) -> tuple[Work, Step] | None:
+def _worked(found: Findings, ghost: Ghost, load: Load) -> tuple[Work, ...] | None:
     rows = min(CACHE_BATCH, found.lengths.count if found.lengths else 1)
     try:
         parts = parts_of(ghost)
@@ -312,15 +295,13 @@ def _worked(found: Findings, ghost: Ghost, load: Load) -> tuple[Work, Step] | No
     trained = Trained(found.layers, tuple(names), lora, found.request.gradient_checkpointing)
     forward = forward_work(ghost, rows=rows, tokens=load.tokens)
     step = step_work(ghost, parts, trained, found.config, load)
-    return None if forward is None or step is None else (forward, step)
+    return None if forward is None or step is None else (forward, step.first, step.again)
 
 
 def _by_formula(found: Findings, structure: Structure, load: Load) -> tuple[Work, Step]:
     found.notes.append("operations and activations by formula: within about 30 %")
-    share, rows = (
-        _experts_used(found),
-        min(CACHE_BATCH, found.lengths.count if found.lengths else 1),
-    )
+    share = found.experts_used
+    rows = min(CACHE_BATCH, found.lengths.count if found.lengths else 1)
     trained = Trained(
         found.layers, tuple(found.chosen), found.request.lora, found.request.gradient_checkpointing
     )
@@ -333,26 +314,6 @@ def _by_formula(found: Findings, structure: Structure, load: Load) -> tuple[Work
     return forward, step
 
 
-def _experts_used(found: Findings) -> float:
-    """Share of the experts that a token is sent to."""
-    config = found.checkpoint.text_config
-    used = float(config.get("num_experts_per_tok") or 1)
-    every = float(config.get("num_local_experts") or config.get("num_experts") or 1)
-    return min(1.0, used / every)
-
-
-def _parts(structure: Structure) -> list[dict[str, tuple[int, ...]]]:
-    return [*structure.blocks, structure.embedding, structure.head, structure.rest]
-
-
 def _scattered(chosen: dict[str, tuple[int, ...]]) -> int:
     """Elements of tensors that are small enough, in float32, to lie in the heap."""
-    return sum(n for n in _numbers(chosen) if n * _FLOAT < LARGE_BLOCK)
-
-
-def _numbers(part: dict[str, tuple[int, ...]]) -> list[int]:
-    return [_product(shape) for shape in part.values()]
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    return count({"": shape})
+    return sum(n for n in elements(chosen) if n * _FLOAT < LARGE_BLOCK)

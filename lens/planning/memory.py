@@ -7,7 +7,7 @@ mapped from its files, so what they take is what has been touched and not been g
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lens.planning.models import Work
@@ -86,7 +86,7 @@ class Phase:
     Attributes
     ----------
     name : str
-        ``"load"``, ``"cache"``, ``"train"`` or ``"save"``.
+        ``"load"``, ``"cache"``, ``"train"`` or ``"save"``; ``"load"``, ``"probe"`` or ``"save"``.
     parts : dict of str to int
         Bytes of each part.
     """
@@ -102,17 +102,22 @@ class Phase:
 
 def phases(sizes: Sizes) -> tuple[Phase, ...]:
     """Memory of every phase, in the order of a run."""
-    each: tuple[tuple[str, Callable[[Sizes], dict[str, int]]], ...] = (
-        ("load", loading),
-        ("cache", caching),
-        ("train", training),
-        ("save", saving),
+    return phased(
+        {
+            "load": loading(sizes),
+            "cache": caching(sizes),
+            "train": training(sizes),
+            "save": saving(sizes),
+        }
     )
-    found = []
-    for name, parts_of in each:
-        parts = {"libraries": LIBRARIES, **parts_of(sizes)}
-        found.append(Phase(name, {part: size for part, size in parts.items() if size}))
-    return tuple(found)
+
+
+def phased(each: Mapping[str, Mapping[str, int]]) -> tuple[Phase, ...]:
+    """Phases of named parts, with the libraries in each and without what takes nothing."""
+    return tuple(
+        Phase(name, {p: size for p, size in {"libraries": LIBRARIES, **parts}.items() if size})
+        for name, parts in each.items()
+    )
 
 
 def loading(s: Sizes) -> dict[str, int]:

@@ -39,6 +39,9 @@ class Ghost:
         Names under which a checkpoint may hold a parameter a second time.
     renamed : bool
         Whether the library stores this family under other names than it holds.
+    any_kind : bool
+        Whether it was made as `lens.models.load` would: an encoder as such, a model of text and
+        pictures as a whole.
     """
 
     model: Any
@@ -46,13 +49,16 @@ class Ghost:
     shapes: dict[str, Shape]
     tied: frozenset[str]
     renamed: bool
+    any_kind: bool = False
 
     def structure(self, checkpoint: Checkpoint) -> Structure:
         """Parts of the model, by the same rules as those of a checkpoint."""
         return arranged(self.shapes, depth=depth_of(checkpoint))
 
 
-def make_ghost(checkpoint: Checkpoint, *, dtype: str, trust_remote_code: bool = False) -> Ghost:
+def make_ghost(
+    checkpoint: Checkpoint, *, dtype: str, any_kind: bool = False, trust_remote_code: bool = False
+) -> Ghost:
     """Make the model that a config describes, without values.
 
     Parameters
@@ -61,6 +67,9 @@ def make_ghost(checkpoint: Checkpoint, *, dtype: str, trust_remote_code: bool = 
         Its config is used.
     dtype : str
         What the model will compute in, such as ``"BF16"``.
+    any_kind : bool
+        Make what `lens.models.load` would load, an encoder for instance; by default a causal
+        language model.
     trust_remote_code : bool
         Allow code that comes with the checkpoint to run.
 
@@ -69,30 +78,42 @@ def make_ghost(checkpoint: Checkpoint, *, dtype: str, trust_remote_code: bool = 
     MissingExtraError
         If torch or transformers is not installed.
     InputError
-        If the config cannot be made into a causal language model.
+        If the config cannot be made into such a model.
     """
     for package in ("torch", "transformers"):
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError(package, "hf", "a plan that knows the architecture")
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
-    from transformers import AutoModelForCausalLM
 
     mode = FakeTensorMode()
     working = getattr(torch, TORCH_DTYPES[dtype])
     try:
         config = config_of(checkpoint, trust_remote_code)
         with mode:
-            model: Any = AutoModelForCausalLM.from_config(
-                config, dtype=working, trust_remote_code=trust_remote_code
-            ).eval()
+            model: Any = (
+                kind_of(config, any_kind)
+                .from_config(config, dtype=working, trust_remote_code=trust_remote_code)
+                .eval()
+            )
     except Exception as error:  # a config can be wrong in as many ways as there are models
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"no model can be made from {checkpoint.path}: {first}") from None
     held = {id(p) for p in model.parameters()}
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     every = {name for name, p in model.named_parameters(remove_duplicate=False) if id(p) in held}
-    return Ghost(model, mode, shapes, frozenset(every - set(shapes)), _renamed(model))
+    return Ghost(model, mode, shapes, frozenset(every - set(shapes)), _renamed(model), any_kind)
+
+
+def kind_of(config: Any, any_kind: bool) -> Any:
+    """Class that makes a model of a config."""
+    if any_kind:
+        from lens.models.loading import auto_class
+
+        return auto_class(config)
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM
 
 
 def config_of(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:

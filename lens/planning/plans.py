@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -22,7 +23,7 @@ class Problem:
     text : str
         What was found, what was expected, what to do.
     level : "error" or "warning"
-        An error stops training; a warning does not.
+        An error stops the job; a warning does not.
     """
 
     about: str
@@ -66,7 +67,7 @@ class Model:
     blocks, width, vocabulary : int
         Its sizes.
     layers : tuple of int
-        Trained blocks.
+        Trained blocks; none of a probe.
     source : "headers" or "config"
         What the counts are from.
     """
@@ -90,11 +91,13 @@ class Effort:
     Attributes
     ----------
     name : str
-        ``"cache"``, ``"steps"`` or ``"validation"``.
+        ``"cache"``, ``"steps"`` or ``"validation"`` of training; ``"probe"``, ``"read"`` (the
+        weights, from the disk) or ``"open"`` (the checkpoint, for one block after the other) of a
+        probe.
     flops : int
         Operations of matrix products and attention.
     traffic : int
-        Bytes moved by the optimizer.
+        Bytes moved by the optimizer, or read.
     seconds : float or None
         Estimate; None without rates.
     """
@@ -106,11 +109,13 @@ class Effort:
 
 
 @dataclass(frozen=True, slots=True)
-class TrainPlan:
-    """What a training run will need.
+class Plan:
+    """What a job will need.
 
     Attributes
     ----------
+    job : "train" or "probe"
+        What is planned.
     model : Model or None
         None where the files say too little.
     problems : tuple of Problem
@@ -126,13 +131,14 @@ class TrainPlan:
     rates : Rates or None
         What the times were made from.
     rows : dict
-        Prompts, languages, tokens: what was counted or assumed.
+        Prompts or rows, languages, tokens: what was counted or assumed.
     notes : tuple of str
         Assumptions behind the figures.
     seconds : float
         How long planning took, calibration apart.
     """
 
+    job: Literal["train", "probe"]
     model: Model | None
     problems: tuple[Problem, ...]
     memory: tuple[Phase, ...] = ()
@@ -146,7 +152,7 @@ class TrainPlan:
 
     @property
     def errors(self) -> tuple[Problem, ...]:
-        """Problems that stop training."""
+        """Problems that stop the job."""
         return tuple(problem for problem in self.problems if problem.level == "error")
 
     @property
@@ -161,6 +167,17 @@ class TrainPlan:
         known = [seconds for seconds in each if seconds is not None]
         return sum(known) if each and len(known) == len(each) else None
 
+    @property
+    def rows_per_second(self) -> float | None:
+        """Rows that a probe gets through in a second once the weights are read; or None."""
+        if self.job != "probe" or self.rows is None:
+            return None
+        each = [effort.seconds for effort in self.efforts if effort.name != "read"]
+        known = [seconds for seconds in each if seconds is not None]
+        if len(known) < len(each) or not sum(known):
+            return None
+        return len(self.rows["languages"]) * int(self.rows["rows"]) / sum(known)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain JSON values."""
         content = asdict(self)
@@ -171,5 +188,11 @@ class TrainPlan:
             "ok": not self.errors,
             "peak_bytes": self.peak,
             "seconds_estimated": self.time,
+            "rows_per_second": self.rows_per_second,
             **content,
         }
+
+
+def ordered(problems: Iterable[Problem]) -> tuple[Problem, ...]:
+    """Errors first."""
+    return tuple(sorted(problems, key=lambda problem: problem.level != "error"))

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lens.planning.checks import said
-from lens.planning.plans import TrainPlan
+from lens.planning.plans import Effort, Plan
+from lens.planning.rates import Rates
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
-def tables(plan: TrainPlan) -> Iterator[Table | str]:
+def tables(plan: Plan) -> Iterator[Table | str]:
     """Yield what a terminal shows, from the model to the problems."""
     if plan.model is not None:
         yield _model(plan)
@@ -33,16 +34,26 @@ def tables(plan: TrainPlan) -> Iterator[Table | str]:
         yield "No problem was found."
 
 
-def _model(plan: TrainPlan) -> str:
+def _model(plan: Plan) -> str:
     model, rows = plan.model, plan.rows or {}
     if model is None:
         return ""
     lines = [
         f"{model.architecture}, {model.dtype}, {_count(model.parameters)} parameters in "
-        f"{model.blocks} blocks of {_count(model.per_block)} (from the {model.source})",
-        f"trains {_count(model.trained)} of them in blocks {', '.join(map(str, model.layers))}",
+        f"{model.blocks} blocks of {_count(model.per_block)} (from the {model.source})"
     ]
-    if rows:
+    if plan.job == "train":
+        blocks = ", ".join(map(str, model.layers))
+        lines.append(f"trains {_count(model.trained)} of them in blocks {blocks}")
+    if rows and plan.job == "probe":
+        size, tokens = rows["largest_batch"]
+        lines.append(
+            f"{rows['rows']} rows in {len(rows['languages'])} languages, {rows['tokens']:,} "
+            f"tokens, up to {rows['longest']} a row; {len(rows['sites'])} sites"
+            f"{', one block at a time' if rows['layer_by_layer'] else ''}; {rows['batches']} "
+            f"batches, the largest {size} rows of {tokens} tokens"
+        )
+    elif rows:
         lines.append(
             f"{rows['prompts']} prompts in {len(rows['languages'])} languages, "
             f"{rows['tokens']:,} tokens, up to {rows['longest']} a prompt; "
@@ -60,7 +71,7 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _memory(plan: TrainPlan) -> Table:
+def _memory(plan: Plan) -> Table:
     table = _table("", *(phase.name for phase in plan.memory))
     parts = list(dict.fromkeys(part for phase in plan.memory for part in phase.parts))
     for part in parts:
@@ -70,7 +81,7 @@ def _memory(plan: TrainPlan) -> Table:
     return table
 
 
-def _disk(plan: TrainPlan) -> Table:
+def _disk(plan: Plan) -> Table:
     table = _table("", "needed", "free", "folder")
     for use in plan.disk:
         kept = use.what if use.stays else f"{use.what} (temporary)"
@@ -78,22 +89,36 @@ def _disk(plan: TrainPlan) -> Table:
     return table
 
 
-def _work(plan: TrainPlan) -> Table:
-    rates: Any = plan.rates
+def _work(plan: Plan) -> Table:
+    rates = plan.rates
     table = _table("", "operations", *([] if rates is None else ["a second", "time"]))
     for effort in plan.efforts:
-        cells = [effort.name, f"{effort.flops:.3g}"]
+        work, speed = _pace(effort, rates)
+        cells = [effort.name, work]
         if rates is not None and effort.seconds is not None:
-            rate = rates.forward if effort.name == "cache" else rates.training
-            cells += [f"{rate:.3g}", duration(effort.seconds)]
+            cells += [speed, duration(effort.seconds)]
         table.add_row(*cells)
     return table
 
 
-def _title_of_work(plan: TrainPlan) -> str:
+def _pace(effort: Effort, rates: Rates | None) -> tuple[str, str]:
+    """Operations or bytes of an effort, and how many of them a second does."""
+    if effort.name == "open":
+        return "", ""
+    if effort.name == "read":
+        speed = None if rates is None else rates.reading
+        return said(effort.traffic), "" if speed is None else said(speed)
+    frozen = effort.name in ("cache", "probe")
+    rate = None if rates is None else rates.forward if frozen else rates.training
+    return f"{effort.flops:.3g}", "" if rate is None else f"{rate:.3g}"
+
+
+def _title_of_work(plan: Plan) -> str:
     if plan.rates is None or plan.time is None:
         return "\nWork"
-    return f"\nTime: about {duration(plan.time)}, an estimate from {plan.rates.about}"
+    speed = plan.rows_per_second
+    rows = "" if speed is None else f", {speed:.3g} rows a second once the weights are read"
+    return f"\nTime: about {duration(plan.time)}{rows}, an estimate from {plan.rates.about}"
 
 
 def duration(seconds: float) -> str:

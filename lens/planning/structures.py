@@ -58,6 +58,11 @@ class Structure:
         return tuple(count(block) for block in self.blocks)
 
     @property
+    def parts(self) -> tuple[dict[str, Shape], ...]:
+        """Every block, and what is around them."""
+        return (*self.blocks, self.embedding, self.head, self.rest)
+
+    @property
     def vocabulary(self) -> int:
         """Rows of the embedding."""
         return max((shape[0] for shape in self.embedding.values()), default=0)
@@ -98,7 +103,12 @@ class Structure:
 
 def count(tensors: Mapping[str, Shape]) -> int:
     """Count the elements of all tensors."""
-    return sum(prod(shape) for shape in tensors.values())
+    return sum(elements(tensors))
+
+
+def elements(tensors: Mapping[str, Shape]) -> list[int]:
+    """Elements of each tensor."""
+    return [prod(shape) for shape in tensors.values()]
 
 
 def adapter_count(chosen: Mapping[str, Shape], rank: int, *, dora: bool = False) -> int:

@@ -12,7 +12,7 @@ from lens.planning.checkpoints import read_checkpoint
 from lens.planning.counting import Count
 from lens.planning.looking import Findings, Request
 from lens.planning.memory import phases
-from lens.planning.plans import Problem, TrainPlan
+from lens.planning.plans import Plan, ordered
 from lens.planning.rates import Rates
 from lens.planning.rows import Rows
 
@@ -47,7 +47,7 @@ def plan_training(
     rates: Rates | Literal["measure"] | None = "measure",
     quick: bool = False,
     trust_remote_code: bool = False,
-) -> TrainPlan:
+) -> Plan:
     """Plan a training run from config, index files and headers; no weight is read.
 
     Parameters
@@ -84,7 +84,7 @@ def plan_training(
 
     Returns
     -------
-    TrainPlan
+    Plan
         Memory by phase, disk, operations, time, and every problem that was found.
 
     Raises
@@ -108,15 +108,13 @@ def plan_training(
     return plan_of(found, rates, started)
 
 
-def _uncounted(found: Findings, _rates: object, started: float) -> TrainPlan:
+def _uncounted(found: Findings, _rates: object, started: float) -> Plan:
     """Plan of what cannot be counted: its problems."""
     seconds = time.perf_counter() - started
-    return TrainPlan(found.model, _ordered(found.problems), seconds=seconds)
+    return Plan("train", found.model, ordered(found.problems), seconds=seconds)
 
 
-def _counted(
-    found: Findings, rates: Rates | Literal["measure"] | None, started: float
-) -> TrainPlan:
+def _counted(found: Findings, rates: Rates | Literal["measure"] | None, started: float) -> Plan:
     count = Count.of(found)
     calibrated = 0.0
     if rates == "measure":
@@ -125,12 +123,7 @@ def _counted(
         calibrated = time.perf_counter() - began
     memory, disk, free = phases(count.sizes()), count.disk(), checks.free_memory()
     problems = [*found.problems, *count.problems(memory, free), *checks.of_disk(disk)]
-    return TrainPlan(
-        found.model, _ordered(problems), memory, free, disk, count.efforts(rates), rates,
+    return Plan(
+        "train", found.model, ordered(problems), memory, free, disk, count.efforts(rates), rates,
         count.rows(), tuple(found.notes), time.perf_counter() - started - calibrated,
     )  # fmt: skip
-
-
-def _ordered(problems: Sequence[Problem]) -> tuple[Problem, ...]:
-    """Errors first."""
-    return tuple(sorted(problems, key=lambda problem: problem.level != "error"))

@@ -73,14 +73,15 @@ class Step:
     again: Work
 
 
-def forward_work(ghost: Ghost, *, rows: int, tokens: int) -> Work | None:
-    """Work of sending rows through the frozen model, without logits."""
+def forward_work(ghost: Ghost, *, rows: int, tokens: int, padded: bool = False) -> Work | None:
+    """Work of sending rows through the frozen model, without logits; padded ones need a mask."""
     import torch
 
     def run() -> Work:
         with ghost.mode, torch.no_grad(), observed() as work:
             ids = torch.zeros(rows, tokens, dtype=torch.int64)
-            ghost.model.base_model(input_ids=ids, use_cache=False)
+            masked = {"attention_mask": torch.ones_like(ids)} if padded else {}
+            ghost.model.base_model(input_ids=ids, use_cache=False, **masked)
         return work
 
     return attempted(run)

@@ -1,9 +1,10 @@
-"""What `lens.planning` foretells of a training run, against the real run.
+"""What `lens.planning` foretells of a training run and of a probe, against the real ones.
 
 Random-weight Llamas in float32, 7 languages, 8 prompts of 64 tokens, four steps of whole batches
 or of one prompt at a time. Plan, run and plan again, each in a process of its own; times of the
 two plans are averaged, since a shared machine changes its speed. Memory is VmHWM beyond that of a
-process that has trained a tiny model. At the end, the plan of an 8-billion configuration.
+process that has trained a tiny model. Probes: 2 languages, 40 rows of 48 tokens, with a journal,
+beside a process that has probed a tiny model. At the end, the plan of an 8-billion configuration.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from tests.bench.common import Row, child
 MODULE = "tests.bench.plan_side"
 # blocks, width, trained blocks, prompts in a pass, low_memory
 CASES = ((12, 512, 2, 8, 1), (12, 512, 4, 8, 0), (24, 768, 2, 8, 1), (24, 768, 4, 1, 1))
+PROBED = ((12, 512), (24, 768))  # blocks, width
 LLAMA_8B = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 128256,
     "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
@@ -32,6 +34,11 @@ def run() -> Iterator[Row]:
     """Yield ratios of planned to measured, the larger over the smaller."""
     for case in CASES:
         yield from compared(*case)
+    for blocks, width in PROBED:
+        with tempfile.TemporaryDirectory() as folder:
+            child(MODULE, "write", folder, str(blocks), str(width))
+            for layer_by_layer in (False, True):
+                yield from probed(folder, f"{blocks} × {width}", layer_by_layer=layer_by_layer)
     yield from large()
 
 
@@ -53,6 +60,21 @@ def compared(blocks: int, width: int, k: int, micro: int, low_memory: int) -> It
         detail = f"{guess:.2f} s planned ({before[part]:.2f}, {after[part]:.2f}), "
         detail += f"{real[part]:.2f} s measured"
         yield _row(name, f"time of the run: {part}", guess, real[part], detail)
+
+
+def probed(folder: str, size: str, *, layer_by_layer: bool) -> Iterator[Row]:
+    """Compare plan and run of a probe: memory and time."""
+    how = (folder, str(int(layer_by_layer)))
+    before = child(MODULE, "probe-planned", *how)
+    real = child(MODULE, "probed", *how)
+    after = child(MODULE, "probe-planned", *how)
+    name = f"plan of a probe, {size}, {'layer by layer' if layer_by_layer else 'whole'}"
+    planned, guess = before["peak"], (before["probe"] + after["probe"]) / 2
+    detail = f"{planned / 1e6:.0f} MB planned, {real['peak'] / 1e6:.0f} MB measured"
+    yield _row(name, "peak memory of the run", planned, real["peak"], detail)
+    detail = f"{guess:.2f} s planned ({before['probe']:.2f}, {after['probe']:.2f}), "
+    detail += f"{real['probe']:.2f} s measured"
+    yield _row(name, "time of the run", guess, real["probe"], detail)
 
 
 def large() -> Iterator[Row]:

@@ -1,4 +1,4 @@
-"""A random-weight checkpoint, its plan, or its real training: one of them, in its own process."""
+"""A random-weight checkpoint, the plan of a job on it, or the real job: one of them a process."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ import torch
 
 from lens.lsm import LensTrainer, resolve
 from lens.models import load
-from lens.planning import plan_training
+from lens.planning import plan_probing, plan_training
 from lens.planning.memory import LIBRARIES
+from lens.probing import probe
 from lens.space import Space
 from tests import tiny
 
 LANGUAGES = ("eng_Latn", "spa_Latn", "ind_Latn", "swh_Latn", "tur_Latn", "rus_Cyrl", "zho_Hans")
 PROMPTS, TOKENS, STEPS = 8, 64, 4
+ROWS, WORDS, VOCABULARY = 40, 48, 32_000  # of a probe, in the first two languages
 
 
 def write(folder: Path, *, blocks: int, width: int) -> None:
@@ -29,7 +31,7 @@ def write(folder: Path, *, blocks: int, width: int) -> None:
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=32_000,
+        vocab_size=VOCABULARY,
         hidden_size=width,
         intermediate_size=width * 8 // 3,
         num_hidden_layers=blocks,
@@ -37,7 +39,17 @@ def write(folder: Path, *, blocks: int, width: int) -> None:
         num_key_value_heads=width // 64,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
-    tiny.tokenizer().save_pretrained(folder)
+    words().save_pretrained(folder)
+
+
+def words() -> Any:
+    """A tokenizer with a token for each of as many words as the model has embeddings."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    made = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="w0", pad_token="w0")
 
 
 def settings(k: int, micro: int, *, low_memory: bool) -> dict[str, Any]:
@@ -102,13 +114,59 @@ def planned(folder: Path, given: dict[str, Any]) -> dict[str, float]:
     return {**seconds, "peak": plan.peak - LIBRARIES, "seconds": plan.seconds}
 
 
+def text() -> dict[str, list[str]]:
+    """Random words, parallel over two languages."""
+    rng = np.random.default_rng(2)
+    drawn = rng.integers(1, VOCABULARY, (2, ROWS, WORDS))
+    return {
+        lang: [" ".join(f"w{i}" for i in row) for row in rows]
+        for lang, rows in zip(LANGUAGES, drawn, strict=False)
+    }
+
+
+def probed(folder: Path, rows: dict[str, list[str]], *, layer_by_layer: bool) -> float:
+    """Load, probe and save as ``lens probe`` does; seconds of the probe."""
+    with tempfile.TemporaryDirectory() as place:
+        model, tokenizer = load(folder, layer_by_layer=layer_by_layer)
+        started = time.perf_counter()
+        found = probe(model, tokenizer, rows, work=Path(place) / "unfinished")
+        seconds = time.perf_counter() - started
+        found.save(Path(place) / "space.safetensors")
+    return seconds
+
+
+def probe_real(folder: Path, *, layer_by_layer: bool) -> dict[str, float]:
+    """Measure a real probe; memory beyond that of a process that has probed a tiny model."""
+    with tempfile.TemporaryDirectory() as place:
+        tiny.model("llama", num_hidden_layers=8).save_pretrained(place)
+        tiny.tokenizer().save_pretrained(place)
+        few = {lang: ["one row", "another"] for lang in LANGUAGES[:2]}
+        probed(Path(place), few, layer_by_layer=layer_by_layer)
+    libraries = memory("VmRSS")
+    seconds = probed(folder, text(), layer_by_layer=layer_by_layer)
+    return {"probe": seconds, "libraries": libraries, "peak": memory("VmHWM") - libraries}
+
+
+def probe_planned(folder: Path, *, layer_by_layer: bool) -> dict[str, float]:
+    """Plan the same probe."""
+    plan = plan_probing(folder, text(), layer_by_layer=layer_by_layer)
+    seconds = sum(effort.seconds or 0.0 for effort in plan.efforts if effort.name != "read")
+    return {"probe": seconds, "peak": plan.peak - LIBRARIES, "seconds": plan.seconds}
+
+
 def main() -> None:
     """Do what the command line names, and print it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("side", choices=("write", "real", "planned"))
+    parser.add_argument("side", choices=("write", "real", "planned", "probed", "probe-planned"))
     parser.add_argument("folder", type=Path)
-    parser.add_argument("numbers", type=int, nargs="+", help="blocks width, or K micro low_memory")
+    parser.add_argument(
+        "numbers", type=int, nargs="+", help="blocks width, K micro low_memory, or layer_by_layer"
+    )
     given = parser.parse_args()
+    if given.side.startswith("probe"):
+        action = probe_real if given.side == "probed" else probe_planned
+        print(json.dumps(action(given.folder, layer_by_layer=bool(given.numbers[0]))))
+        return
     first, second, *rest = given.numbers
     if given.side == "write":
         write(given.folder, blocks=first, width=second)
