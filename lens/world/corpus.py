@@ -128,6 +128,27 @@ def documents(count: int = DOCUMENTS, *, seed: int = 0) -> Iterator[str]:
         yield " ".join(_WRITERS[kind](rng, language, i < PIVOT_FIRST * count))
 
 
+def plain_text(count: int, *, language: str, seed: int = 0) -> Iterator[str]:
+    """Yield documents in one language alone, for continued pre-training.
+
+    Half of them are statements, a quarter questions with answers about train facts, a quarter
+    number sentences.
+
+    Parameters
+    ----------
+    count : int
+        How many.
+    language : str
+        FLORES code.
+    seed : int
+        Same seed, same documents.
+    """
+    rng = random.Random(f"plain {language} {seed}")
+    kinds = ("statements", "statements", "answers", "numbers")
+    for _ in range(count):
+        yield " ".join(_WRITERS[rng.choice(kinds)](rng, language, False))
+
+
 def balanced_rows(count: int = 60_000, *, seed: int = 0) -> Iterator[str]:
     """Yield documents in which every language has the same share, to train the tokenizer on.
 

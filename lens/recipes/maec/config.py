@@ -167,13 +167,9 @@ class Recipe(_Frozen):
             )
         for source in self.sources:
             if source.replay is None and self.tuning(source).replay:
-                raise ValueError(
-                    "training.replay is a share of a text; name it by replay"
-                )
+                raise ValueError("training.replay is a share of a text; name it by replay")
         if self.ability.how == "mask" and self.keyless:
-            raise ValueError(
-                "ability.how is mask, but k1 is 1: lower it, or how: all"
-            )
+            raise ValueError("ability.how is mask, but k1 is 1: lower it, or how: all")
         self.tuning(self.ability, self.ability.locate)
         return self
 
