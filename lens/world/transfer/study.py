@@ -1,0 +1,160 @@
+"""Carry out the study: train, search on validation, judge on a split; finished parts are kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+from lens.lsm.saving import versions
+from lens.maec import merge as merge_checkpoints
+from lens.models import load
+from lens.progress import say
+from lens.sweeps.journal import Journal
+from lens.world.transfer import systems
+from lens.world.transfer.config import TransferStudy
+from lens.world.transfer.judging import Judged, judge, put
+from lens.world.transfer.models import Models
+from lens.world.transfer.searching import Bounds, chosen, search
+from lens.world.transfer.systems import MERGES, PARTS, Merge, Values
+
+Split = Literal["validation", "test"]
+
+
+def study(
+    settings: TransferStudy,
+    out: str | Path,
+    *,
+    split: Split = "validation",
+    worlds: Sequence[str] | None = None,
+) -> list[dict[str, Any]]:
+    """Train, search and judge; return one record per world, seed, language and system.
+
+    Parameters
+    ----------
+    settings : TransferStudy
+        What is done.
+    out : path
+        Folder of models and records; what is finished there is not done again.
+    split : {"validation", "test"}
+        Questions of the records. The search sees validation questions in any case.
+    worlds : sequence of str, optional
+        Only these; several processes may share ``out``, one a world.
+    """
+    records: list[dict[str, Any]] = []
+    for world in worlds or settings.worlds:
+        records += _World(settings, world, Path(out)).judged(split)
+    return records
+
+
+class _World:
+    """One world: its models by seed, the model that takes their weights, and its journal."""
+
+    def __init__(self, settings: TransferStudy, world: str, out: Path) -> None:
+        self.settings, self.world, self.out = settings, world, out
+        self.made = [
+            Models(settings, world, seed=seed, out=out / world / f"seed-{seed}")
+            for seed in settings.seeds
+        ]
+        self.journal = Journal(out / world / "records.jsonl")
+        self.model, self.tokenizer = load(self.made[0].base, dtype="float32")
+
+    def judged(self, split: Split) -> list[dict[str, Any]]:
+        records = []
+        for models in self.made:
+            models.make()
+            for language in self.settings.languages:
+                found = self.chosen(language)
+                for name, what in self._systems(models, language, found).items():
+                    say(f"{self.world}, seed {models.seed}, {language}: {name} …")
+                    record = self._record(models, language, split, what)
+                    records.append(record | {
+                        "world": self.world, "seed": models.seed, "language": language,
+                        "system": name, "split": split, "values": what if isinstance(what, dict)
+                        else {},
+                    })  # fmt: skip
+        return records
+
+    def chosen(self, language: str) -> dict[str, dict[str, Values]]:
+        """Choose settings of each method with the first seed, within both bounds or the pivot's."""
+        models = self.made[0]
+        limits = self._bounds(models, language)
+        best: dict[bool, Values] = {}
+        found: dict[str, dict[str, Values]] = {}
+        for merge in MERGES:
+            say(f"{self.world}, {language}: searching {merge.name} …")
+            trials = search(
+                merge, self.settings, bounds=limits, seed=models.seed,
+                best=best.get(merge.replayed),
+                judge=lambda m, values: self._tried(models, language, m, values),
+            )  # fmt: skip
+            if merge.kind == "task arithmetic":
+                best[merge.replayed] = chosen(trials, limits).values
+            found[merge.name] = {
+                "": chosen(trials, limits).values,
+                ", text not bounded": chosen(trials, limits, text=False).values,
+            }
+        return found
+
+    def _tried(self, models: Models, language: str, merge: Merge, values: Values) -> Judged:
+        config = systems.config(merge, values, models, language)
+        return _as_judged(self._record(models, language, "validation", config))
+
+    def _bounds(self, models: Models, language: str) -> Bounds:
+        ability = self._record(models, language, "validation", models.path("ability"))
+        text = self._record(models, language, "validation", models.path(f"text-{language}"))
+        return Bounds(
+            ability["pivot"] - self.settings.max_loss,
+            text["perplexity"] * self.settings.max_perplexity,
+        )
+
+    def _systems(
+        self, models: Models, language: str, found: dict[str, dict[str, Values]]
+    ) -> dict[str, str | Values]:
+        """Everything that is judged: folders, and configs of merges."""
+        made: dict[str, str | Values] = {**systems.trained(self.settings, models, language)}
+        for merge in MERGES:
+            for which, values in found[merge.name].items():
+                made[merge.name + which] = systems.config(merge, values, models, language)
+        maec = next(merge for merge in MERGES if merge.name == "MAEC")
+        for name, part in PARTS.items():
+            values = systems.without(part, found["MAEC"][""])
+            made[name] = systems.config(maec, values, models, language)
+        return made
+
+    def _record(
+        self, models: Models, language: str, split: Split, what: str | Values
+    ) -> dict[str, Any]:
+        """Judge a model or a merge once; what was judged before is read from the journal."""
+        limit = getattr(self.settings, split)
+        facts = [
+            models.seed, language, split, limit, self.settings.corpora.held_out, what,
+            versions()["torch"],
+        ]  # fmt: skip
+        text = json.dumps(facts, sort_keys=True).replace(str(self.out), "")
+        key = hashlib.sha256(text.encode()).hexdigest()[:16]
+        if key not in self.journal.records:
+            judged = self._judge(models, language, split, what, limit)
+            self.journal.add({"key": key, **asdict(judged)})
+        return self.journal.records[key]
+
+    def _judge(
+        self, models: Models, language: str, split: Split, what: str | Values, limit: int
+    ) -> Judged:
+        text = models.held_out(language, split)
+        with tempfile.TemporaryDirectory() as folder:
+            place = Path(what) if isinstance(what, str) else Path(folder) / "merged"
+            if not isinstance(what, str):
+                merge_checkpoints(what, place)
+            put(self.model, place)
+        return judge(
+            self.model, self.tokenizer, language=language, split=split, limit=limit, text=text
+        )
+
+
+def _as_judged(record: dict[str, Any]) -> Judged:
+    return Judged(**{name: record[name] for name in Judged.__dataclass_fields__})
