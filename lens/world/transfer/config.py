@@ -41,9 +41,12 @@ class Trainings(_Frozen):
     Attributes
     ----------
     ability : Tuning
-        All parameters on the ability; also in all languages at once, which is the ceiling.
+        All parameters on the ability.
+    direct : Tuning
+        The same in all languages at once: the ceiling.
     replay : Tuning
-        The same with a share of plain text in the pivot and all languages: one mixture.
+        The same with a share of plain text in the pivot; or in the pivot and all languages, which
+        is the mixture that one would train on without merging.
     located : Tuning
         The brief training that key neurons are found by.
     keys : Tuning
@@ -53,6 +56,7 @@ class Trainings(_Frozen):
     """
 
     ability: Tuning
+    direct: Tuning
     replay: Tuning
     located: Tuning
     keys: Tuning
@@ -69,7 +73,8 @@ class TransferStudy(_Frozen):
     worlds : tuple of str
         Names of worlds.
     seeds : tuple of int
-        Of all trainings. Settings of merges are searched with the first and used with all.
+        Of the trainings on the ability. Settings of merges are searched with the first and used
+        with all; the other models are trained once a world, with the first.
     languages : tuple of str
         The ability is carried to each of them, by a merge of its own.
     k1 : tuple of float

@@ -32,7 +32,7 @@ class Models:
     seed : int
         Of corpora and training.
     out : Path
-        Folder of the models.
+        Folder of the models of all seeds of the world.
 
     Raises
     ------
@@ -41,10 +41,11 @@ class Models:
     """
 
     def __init__(self, study: TransferStudy, world: str, *, seed: int, out: Path) -> None:
-        self.study, self.world, self.seed, self.out = study, world, seed, out
+        self.study, self.world, self.seed = study, world, seed
+        self.out, self.shared = out / f"seed-{seed}", out / "shared"
         self.base = study.base.format(world=world)
         _check(out, {
-            "base": identity(self.base), "seed": seed, "k1": list(study.k1),
+            "base": identity(self.base), "seeds": list(study.seeds), "k1": list(study.k1),
             "languages": list(study.languages), "corpora": study.corpora.model_dump(),
             "training": study.training.model_dump(),
             "torch": versions()["torch"],
@@ -52,7 +53,7 @@ class Models:
 
     def path(self, name: str) -> str:
         """Folder of a model, or file of key neurons."""
-        return str(self.out / name)
+        return str(self._folder(name) / name)
 
     def make(self) -> None:
         """Train all of them."""
@@ -62,10 +63,23 @@ class Models:
         for share in self.study.k1:
             self._extract(share)
             self._taught(f"keys-{share:g}", how.keys, keys=self._keys(share))
-        self._taught("replay", how.replay, replay=True)
+        self._taught("replay", how.replay, general=(PIVOT,))
         for language in (PIVOT, *self.study.languages):
-            self._made(f"text-{language}", how.text, lambda t, x=language: self._text(t, x))
-        self._taught("direct", how.ability, languages=(PIVOT, *self.study.languages))
+            self._made(
+                f"text-{language}",
+                how.text,
+                lambda t, x=language: self._text(t, (x,), how.text.row_tokens),
+            )
+        every = (PIVOT, *self.study.languages)
+        self._taught("mixture", how.replay, general=every)
+        self._taught("direct", how.direct, languages=every)
+
+    def _folder(self, name: str) -> Path:
+        once = name in ("direct", "mixture") or name.startswith("text-")
+        return self.shared if once else self.out
+
+    def _seed(self, name: str) -> int:
+        return self.study.seeds[0] if self._folder(name) == self.shared else self.seed
 
     def held_out(self, language: str, split: str) -> list[str]:
         """Documents of a split of their own, none of which is among those of any training."""
@@ -78,23 +92,25 @@ class Models:
         settings: Tuning,
         *,
         keys: Path | None = None,
-        replay: bool = False,
+        general: tuple[str, ...] = (),
         languages: tuple[str, ...] = (PIVOT,),
     ) -> None:
         def corpus(tokenizer: Any) -> Examples:
             count = self.study.corpora.rows
+            seed = self._seed(name)
             rows = [
                 row for code in languages
-                for row in double_rows(count, language=code, seed=self.seed)
+                for row in double_rows(count, language=code, seed=seed)
             ]  # fmt: skip
             return examples(tokenizer, rows)
 
-        self._made(name, settings, corpus, keys=keys, replay=replay)
+        self._made(name, settings, corpus, keys=keys, general=general)
 
-    def _text(self, tokenizer: Any, *languages: str) -> Examples:
-        size = self.study.training.text.row_tokens
+    def _text(self, tokenizer: Any, languages: tuple[str, ...], size: int) -> Examples:
         count = self.study.corpora.documents // len(languages)
-        rows = [r for x in languages for r in plain_text(count, language=x, seed=self.seed)]
+        rows = [
+            r for x in languages for r in plain_text(count, language=x, seed=self.study.seeds[0])
+        ]
         return examples(tokenizer, rows, row_tokens=size)
 
     def _made(
@@ -104,19 +120,17 @@ class Models:
         corpus: Any,
         *,
         keys: Path | None = None,
-        replay: bool = False,
+        general: tuple[str, ...] = (),
     ) -> None:
-        out = self.out / name
+        out = Path(self.path(name))
         if out.exists():
             return
         say(f"{self.world}, seed {self.seed}: training {name} …")
         model, tokenizer = load(self.base, dtype="float32")
-        general = None
-        if replay:
-            general = self._text(tokenizer, PIVOT, *self.study.languages)
+        replay = self._text(tokenizer, general, settings.row_tokens) if general else None
         train(
-            model, tokenizer, corpus(tokenizer), settings=settings, replay=general,
-            keys=None if keys is None else read_keys(keys), seed=self.seed,
+            model, tokenizer, corpus(tokenizer), settings=settings, replay=replay,
+            keys=None if keys is None else read_keys(keys), seed=self._seed(name),
         ).save(out)  # fmt: skip
 
     def _keys(self, share: float) -> Path:

@@ -57,7 +57,7 @@ def search(
 ) -> list[Trial]:
     """Try settings of a merge method, beginning where task arithmetic is at its best."""
     optuna = _optuna()
-    ranges = space(merge.kind, study)
+    ranges = space(merge, study)
     count = study.trials if len(ranges) <= 2 else round(study.trials * study.wider)
     going = optuna.create_study(direction="maximize")
     first = start(merge.kind, {"gamma": 1.0, "eta": 1.0} if best is None else best)

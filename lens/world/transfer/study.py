@@ -56,10 +56,7 @@ class _World:
 
     def __init__(self, settings: TransferStudy, world: str, out: Path) -> None:
         self.settings, self.world, self.out = settings, world, out
-        self.made = [
-            Models(settings, world, seed=seed, out=out / world / f"seed-{seed}")
-            for seed in settings.seeds
-        ]
+        self.made = [Models(settings, world, seed=seed, out=out / world) for seed in settings.seeds]
         self.journal = Journal(out / world / "records.jsonl")
         self.model, self.tokenizer = load(self.made[0].base, dtype="float32")
 

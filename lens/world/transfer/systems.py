@@ -24,7 +24,7 @@ class Merge:
     kind : str
         Method.
     replayed : bool
-        The ability was taught beside plain text in all languages.
+        The ability was taught beside plain text in the pivot.
     """
 
     name: str
@@ -60,19 +60,21 @@ def trained(study: TransferStudy, models: Models, language: str) -> dict[str, st
     found |= {f"key neurons only, k1 = {k:g}": models.path(f"keys-{k:g}") for k in study.k1}
     return found | {
         "language only": models.path(f"text-{language}"),
-        "one mixture": models.path("replay"),
+        "ability with replay": models.path("replay"),
+        "one mixture": models.path("mixture"),
         "taught in all languages": models.path("direct"),
     }
 
 
-def space(kind: Kind, study: TransferStudy) -> dict[str, tuple[float, float] | list[Any]]:
+def space(merge: Merge, study: TransferStudy) -> dict[str, tuple[float, float] | list[Any]]:
     """Return what is searched of a method: ranges, or values to choose from."""
     found: dict[str, tuple[float, float] | list[Any]] = {"gamma": (0.2, 2.0), "eta": (0.0, 1.5)}
-    if kind in ("TIES", "DARE"):
+    if merge.kind in ("TIES", "DARE"):
         found["density"] = (0.05, 1.0)
-    if kind == "MAEC":
+    if merge.kind == "MAEC":
+        alone = () if merge.replayed else study.k1  # key neurons are trained without replay
         found |= {
-            "source": ["whole", *(f"keys-{k:g}" for k in study.k1)], "k1": (0.02, 1.0),
+            "source": ["whole", *(f"keys-{k:g}" for k in alone)], "k1": (0.02, 1.0),
             "k2": (0.0, 1.0), "beta": (0.0, 0.6), "mu": (0.6, 1.4),
         }  # fmt: skip
     return found
@@ -115,9 +117,9 @@ def _maec(
 ) -> Values:
     source = str(values["source"])
     alone = source != "whole"
-    k1 = float(source.removeprefix("keys-")) if alone and not merge.replayed else values["k1"]
+    k1 = float(source.removeprefix("keys-")) if alone else values["k1"]
     taken: Values = {"trained": ability, "located": models.path("located")}
-    if alone and not merge.replayed:
+    if alone:
         taken["trained"] = models.path(source)
     if values["beta"]:
         taken["pivot"] = models.path("text-eng_Latn")
