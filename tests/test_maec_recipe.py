@@ -310,6 +310,7 @@ def test_all_parameters_without_keys(folder):
     ("change", "told"),
     [
         ({"training": {"stepps": 3}}, "stepps"),
+        ({"ability": {"rows": "rows.jsonl", "training": {"stepps": 3}}}, "nearest is 'steps'"),
         ({"languages": []}, "languages"),
         ({"languages": [{"name": "a/b", "text": "text.txt"}]}, "names of folders"),
         ({"ability": {"rows": "rows.jsonl", "text": "text.txt"}}, "exactly one of"),

@@ -187,9 +187,11 @@ class Recipe(_Frozen):
 
     def tuning(self, source: Source, further: dict[str, Any] | None = None) -> Tuning:
         """Return the settings of one tuning."""
-        return Tuning.model_validate(
-            {**self.training.model_dump(), **source.training, **(further or {})}
-        )
+        values = {**self.training.model_dump(), **source.training, **(further or {})}
+        try:
+            return Tuning.model_validate(values)
+        except ValidationError as error:  # this is asked while the recipe itself is validated
+            raise ValueError("training: " + "; ".join(problems(error, Tuning, values))) from None
 
 
 def read_recipe(path: str | Path) -> Recipe:

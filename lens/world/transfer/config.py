@@ -81,10 +81,6 @@ class TransferStudy(_Frozen):
         Shares of key neurons that are trained alone.
     validation, test : int
         Questions in each language: the search sees the former only.
-    trials : int
-        Merges that are tried of each method with two settings; others take `wider` as many.
-    wider : float
-        Trials of methods with more settings, as a multiple.
     max_loss : float
         Largest fall of the ability in the pivot below that of training on it alone, on validation.
     max_perplexity : float
@@ -101,8 +97,6 @@ class TransferStudy(_Frozen):
     training: Trainings
     validation: int = Field(100, ge=2)
     test: int = Field(300, ge=2)
-    trials: int = Field(20, ge=1)
-    wider: float = Field(1.5, ge=1)
     max_loss: float = Field(0.03, ge=0)
     max_perplexity: float = Field(1.03, gt=0)
 

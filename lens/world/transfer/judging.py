@@ -18,7 +18,7 @@ from lens.world.doubles import answers_both, doubles
 from lens.world.facts import PEOPLE
 from lens.world.languages import LANGUAGES, PIVOT
 
-_TOKENS = 40  # twice the longest answer and a little more
+_TOKENS = 24  # the longest answers have 20
 _BATCH = 128
 
 
@@ -35,7 +35,7 @@ class Judged:
     fidelity : float
         Share of answers in the language asked.
     pivot : float
-        Share of right answers to the same number of questions in the pivot.
+        Share of right answers to half as many questions in the pivot.
     perplexity : float
         Of held-out text in the language, a token.
     """
@@ -70,7 +70,7 @@ def judge(
     """
     found: dict[str, Any] = {}
     for code in (language, PIVOT):
-        asked = doubles(split, code, limit)
+        asked = doubles(split, code, limit if code == language else max(limit // 2, 1))
         answers = generate(
             model, tokenizer, [double.prompt for double in asked], max_new_tokens=_TOKENS,
             batch_size=_BATCH, label=f"Answering {code}", quiet=True,

@@ -1,21 +1,14 @@
-"""Search the settings of merges on validation questions, with Optuna."""
+"""Search the settings of merges on validation questions, one setting at a time."""
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-
-from lens.errors import MissingExtraError
-from lens.world.transfer.config import TransferStudy
 from lens.world.transfer.judging import Judged
-from lens.world.transfer.systems import Merge, Values, space, start
+from lens.world.transfer.systems import Merge, Values, axes, grid, start
 
-Tried = Callable[[Merge, Values], Judged]
+Tried = Callable[[Values], Judged]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,15 +20,15 @@ class Bounds:
     pivot : float
         Least share of right answers in the pivot.
     perplexity : float
-        Largest perplexity of the language's text.
+        Largest perplexity of the language's text; infinite where it is not bounded.
     """
 
     pivot: float
     perplexity: float
 
-    def misses(self, judged: Judged) -> tuple[float, float]:
-        """How far it is outside; 0 or less is inside."""
-        return self.pivot - judged.pivot, judged.perplexity / self.perplexity - 1
+    def miss(self, judged: Judged) -> float:
+        """How far it is outside: points of the pivot's share, plus the relative perplexity."""
+        return max(self.pivot - judged.pivot, 0.0) + max(judged.perplexity / self.perplexity - 1, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,62 +40,38 @@ class Trial:
 
 
 def search(
-    merge: Merge,
-    study: TransferStudy,
-    *,
-    judge: Tried,
-    bounds: Bounds,
-    seed: int,
-    best: Values | None,
-) -> list[Trial]:
-    """Try settings of a merge method, beginning where task arithmetic is at its best."""
-    optuna = _optuna()
-    ranges = space(merge, study)
-    count = study.trials if len(ranges) <= 2 else round(study.trials * study.wider)
-    going = optuna.create_study(direction="maximize")
-    first = start(merge.kind, {"gamma": 1.0, "eta": 1.0} if best is None else best)
-    going.enqueue_trial(
-        {k: ranges[k].index(v) if isinstance(ranges[k], list) else v for k, v in first.items()}
-    )
-    found = []
-    for number in range(count):
-        own = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
-        going.sampler = optuna.samplers.TPESampler(seed=own, multivariate=True, n_startup_trials=8)
-        trial = going.ask()
-        values = {name: _suggested(trial, name, taken) for name, taken in ranges.items()}
-        judged = judge(merge, values)
-        for name, miss in zip(("pivot", "perplexity"), bounds.misses(judged), strict=True):
-            trial.set_constraint(name, miss)
-        going.tell(trial, judged.share)
-        found.append(Trial(values, judged))
-    return found
-
-
-def chosen(trials: Sequence[Trial], bounds: Bounds, *, text: bool = True) -> Trial:
-    """Best trial within the bounds; where none is, the one that misses them least.
+    merge: Merge, *, judge: Tried, bounds: Bounds, k1: Sequence[float], best: Values | None
+) -> Trial:
+    """Choose settings: task arithmetic from a grid, others from there, one setting at a time.
 
     Parameters
     ----------
-    text : bool
-        Ask for the bound on perplexity too.
+    merge : Merge
+        Method and ability.
+    judge : callable
+        Merges with some settings and asks validation questions.
+    bounds : Bounds
+        Settings within them come before those outside.
+    k1 : sequence of float
+        Shares of key neurons that were trained alone.
+    best : dict or None
+        Settings of task arithmetic with the same ability and bounds, from which others begin.
     """
-
-    def miss(trial: Trial) -> float:
-        pivot, perplexity = bounds.misses(trial.judged)
-        return max(pivot, 0.0) + (max(perplexity, 0.0) if text else 0.0)
-
-    return min(trials, key=lambda t: (miss(t), -t.judged.share, -t.judged.pivot))
-
-
-def _suggested(trial: Any, name: str, taken: Any) -> Any:
-    if isinstance(taken, list):
-        return taken[trial.suggest_categorical(name, list(range(len(taken))))]
-    return float(trial.suggest_float(name, *taken))
+    if best is None:
+        return chosen([Trial(values, judge(values)) for values in grid()], bounds)
+    now = start(merge.kind, best)
+    at = Trial(now, judge(now))
+    for changes in axes(merge, now, k1):
+        at = chosen([at, *_changed(at, changes, judge)], bounds)
+    return at
 
 
-def _optuna() -> Any:
-    if importlib.util.find_spec("optuna") is None:
-        raise MissingExtraError("optuna", "tune", "searching settings")
-    found: Any = importlib.import_module("optuna")
-    found.logging.set_verbosity(found.logging.WARNING)
-    return found
+def chosen(trials: Sequence[Trial], bounds: Bounds) -> Trial:
+    """Best trial within the bounds; where none is, the one that misses them least."""
+    return min(trials, key=lambda t: (bounds.miss(t.judged), -t.judged.share, -t.judged.pivot))
+
+
+def _changed(at: Trial, changes: Sequence[Values], judge: Tried) -> Iterator[Trial]:
+    for change in changes:
+        values = {**at.values, **change}
+        yield Trial(values, judge(values))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +21,7 @@ from lens.world.transfer import systems
 from lens.world.transfer.config import TransferStudy
 from lens.world.transfer.judging import Judged, judge, put
 from lens.world.transfer.models import Models
-from lens.world.transfer.searching import Bounds, chosen, search
+from lens.world.transfer.searching import Bounds, search
 from lens.world.transfer.systems import MERGES, PARTS, Merge, Values
 
 Split = Literal["validation", "test"]
@@ -76,50 +78,42 @@ class _World:
                     })  # fmt: skip
         return records
 
-    def chosen(self, language: str) -> dict[str, dict[str, Values]]:
-        """Choose settings of each method with the first seed, within both bounds or the pivot's."""
+    def chosen(self, language: str) -> dict[str, Values]:
+        """Choose settings of each method on validation questions, with the first seed."""
         models = self.made[0]
-        limits = self._bounds(models, language)
-        best: dict[bool, Values] = {}
-        found: dict[str, dict[str, Values]] = {}
+        best: dict[tuple[bool, bool], Values] = {}
+        found: dict[str, Values] = {}
         for merge in MERGES:
             say(f"{self.world}, {language}: searching {merge.name} …")
-            trials = search(
-                merge, self.settings, bounds=limits, seed=models.seed,
-                best=best.get(merge.replayed),
-                judge=lambda m, values: self._tried(models, language, m, values),
-            )  # fmt: skip
-            if merge.kind == "task arithmetic":
-                best[merge.replayed] = chosen(trials, limits).values
-            found[merge.name] = {
-                "": chosen(trials, limits).values,
-                ", text not bounded": chosen(trials, limits, text=False).values,
-            }
+            alike = (merge.replayed, merge.bounded)
+            found[merge.name] = search(
+                merge, bounds=self._bounds(models, language, text=merge.bounded),
+                k1=self.settings.k1, best=best.get(alike),
+                judge=partial(self._tried, models, language, merge),
+            ).values  # fmt: skip
+            best.setdefault(alike, found[merge.name])
         return found
 
     def _tried(self, models: Models, language: str, merge: Merge, values: Values) -> Judged:
         config = systems.config(merge, values, models, language)
         return _as_judged(self._record(models, language, "validation", config))
 
-    def _bounds(self, models: Models, language: str) -> Bounds:
+    def _bounds(self, models: Models, language: str, *, text: bool) -> Bounds:
         ability = self._record(models, language, "validation", models.path("ability"))
-        text = self._record(models, language, "validation", models.path(f"text-{language}"))
-        return Bounds(
-            ability["pivot"] - self.settings.max_loss,
-            text["perplexity"] * self.settings.max_perplexity,
-        )
+        own = self._record(models, language, "validation", models.path(f"text-{language}"))
+        largest = own["perplexity"] * self.settings.max_perplexity if text else math.inf
+        return Bounds(ability["pivot"] - self.settings.max_loss, largest)
 
     def _systems(
-        self, models: Models, language: str, found: dict[str, dict[str, Values]]
+        self, models: Models, language: str, found: dict[str, Values]
     ) -> dict[str, str | Values]:
         """Everything that is judged: folders, and configs of merges."""
         made: dict[str, str | Values] = {**systems.trained(self.settings, models, language)}
         for merge in MERGES:
-            for which, values in found[merge.name].items():
-                made[merge.name + which] = systems.config(merge, values, models, language)
+            made[merge.name] = systems.config(merge, found[merge.name], models, language)
         maec = next(merge for merge in MERGES if merge.name == "MAEC")
         for name, part in PARTS.items():
-            values = systems.without(part, found["MAEC"][""])
+            values = systems.without(part, found["MAEC"])
             made[name] = systems.config(maec, values, models, language)
         return made
 

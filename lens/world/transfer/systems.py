@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from lens.world.languages import PIVOT
 from lens.world.transfer.config import TransferStudy
 from lens.world.transfer.models import Models
 
@@ -25,11 +26,14 @@ class Merge:
         Method.
     replayed : bool
         The ability was taught beside plain text in the pivot.
+    bounded : bool
+        Settings must also keep perplexity within the bound, not the pivot's ability alone.
     """
 
     name: str
     kind: Kind
     replayed: bool = False
+    bounded: bool = False
 
 
 MERGES = (
@@ -39,6 +43,8 @@ MERGES = (
     Merge("MAEC", "MAEC"),
     Merge("task arithmetic, replay", "task arithmetic", replayed=True),
     Merge("MAEC, replay", "MAEC", replayed=True),
+    Merge("task arithmetic, replay, text bounded", "task arithmetic", replayed=True, bounded=True),
+    Merge("MAEC, replay, text bounded", "MAEC", replayed=True, bounded=True),
 )
 """In the order of the search: task arithmetic first, whose best is where the others begin."""
 
@@ -66,18 +72,9 @@ def trained(study: TransferStudy, models: Models, language: str) -> dict[str, st
     }
 
 
-def space(merge: Merge, study: TransferStudy) -> dict[str, tuple[float, float] | list[Any]]:
-    """Return what is searched of a method: ranges, or values to choose from."""
-    found: dict[str, tuple[float, float] | list[Any]] = {"gamma": (0.2, 2.0), "eta": (0.0, 1.5)}
-    if merge.kind in ("TIES", "DARE"):
-        found["density"] = (0.05, 1.0)
-    if merge.kind == "MAEC":
-        alone = () if merge.replayed else study.k1  # key neurons are trained without replay
-        found |= {
-            "source": ["whole", *(f"keys-{k:g}" for k in alone)], "k1": (0.02, 1.0),
-            "k2": (0.0, 1.0), "beta": (0.0, 0.6), "mu": (0.6, 1.4),
-        }  # fmt: skip
-    return found
+def grid() -> list[Values]:
+    """Return settings of task arithmetic: factors of the ability and of the language."""
+    return [{"gamma": g, "eta": e} for g in (0.7, 0.85, 1.0, 1.2) for e in (0.3, 0.6, 0.9, 1.2)]
 
 
 def start(kind: Kind, best: Mapping[str, Any]) -> Values:
@@ -86,10 +83,31 @@ def start(kind: Kind, best: Mapping[str, Any]) -> Values:
     if kind in ("TIES", "DARE"):
         found["density"] = 1.0
     if kind == "MAEC":
-        mu = min(max(best["eta"], 0.6), 1.4)
-        found |= {"source": "whole", "k1": 1.0, "k2": 1.0, "beta": 0.0, "mu": mu}
-        found["eta"] = best["eta"] / mu
+        found |= {"source": "whole", "k1": 1.0, "k2": 1.0, "beta": 0.0, "mu": best["eta"]}
+        found["eta"] = 1.0
     return found
+
+
+def axes(merge: Merge, first: Mapping[str, Any], k1: Sequence[float]) -> list[list[Values]]:
+    """Return groups of changes, tried one after the other; of each the best is kept, or none."""
+
+    def scaled(name: str, *factors: float) -> list[Values]:
+        return [{name: first[name] * factor} for factor in factors]
+
+    if merge.kind != "MAEC":
+        density = [{"density": share} for share in (0.2, 0.5, 0.8)]
+        return [density, scaled("gamma", 0.8, 1.25), scaled("eta", 0.7, 1.4)]
+    neurons: list[Values] = [{"k1": share} for share in (0.2, 0.4, 0.7)]
+    if not merge.replayed:  # key neurons are trained without replay
+        neurons += [{"source": f"keys-{share:g}"} for share in k1]
+    return [
+        neurons,
+        scaled("gamma", 0.8, 1.25, 1.6),
+        [{"k2": share} for share in (0.9, 0.6)],
+        [{"beta": share} for share in (0.15, 0.4)],
+        scaled("mu", 0.75, 1.25),
+        scaled("eta", 0.7, 1.3),
+    ]
 
 
 def config(merge: Merge, values: Mapping[str, Any], models: Models, language: str) -> Values:
@@ -122,7 +140,7 @@ def _maec(
     if alone:
         taken["trained"] = models.path(source)
     if values["beta"]:
-        taken["pivot"] = models.path("text-eng_Latn")
+        taken["pivot"] = models.path(f"text-{PIVOT}")
     return {
         "merge_method": "maec",
         "abilities": [taken],
