@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 
 from lens.world.facts import PEOPLE, Fact, facts
-from lens.world.languages import LANGUAGES, OTHERS, PIVOT
+from lens.world.languages import LANGUAGES, OTHERS, PIVOT, check_language
 from lens.world.lexicon import lexicon
 from lens.world.questions import QUESTION_FORMS, STATEMENT_FORMS
 from lens.world.sentences import answer, number_sentence, question, statement
@@ -143,10 +143,11 @@ def plain_text(count: int, *, language: str, seed: int = 0) -> Iterator[str]:
     seed : int
         Same seed, same documents.
     """
-    rng = random.Random(f"plain {language} {seed}")
+    code = check_language(language)
+    rng = random.Random(f"plain {code} {seed}")
     kinds = ("statements", "statements", "answers", "numbers")
     for _ in range(count):
-        yield " ".join(_WRITERS[rng.choice(kinds)](rng, language, False))
+        yield " ".join(_WRITERS[rng.choice(kinds)](rng, code, False))
 
 
 def balanced_rows(count: int = 60_000, *, seed: int = 0) -> Iterator[str]:
