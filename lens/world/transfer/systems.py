@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -74,7 +75,8 @@ def trained(study: TransferStudy, models: Models, language: str) -> dict[str, st
 
 def grid() -> list[Values]:
     """Return settings of task arithmetic: factors of the ability and of the language."""
-    return [{"gamma": g, "eta": e} for g in (0.7, 0.85, 1.0, 1.2) for e in (0.3, 0.6, 0.9, 1.2)]
+    factors = itertools.product((0.85, 1.0, 1.2), (0.3, 0.6, 0.9, 1.2, 1.6, 2.0))
+    return [{"gamma": gamma, "eta": eta} for gamma, eta in factors]
 
 
 def start(kind: Kind, best: Mapping[str, Any]) -> Values:
