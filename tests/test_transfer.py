@@ -186,7 +186,7 @@ def test_a_search_keeps_what_helps_and_leaves_the_rest_off():
 
     bounds = Bounds(0.9, math.inf)
     best = search(plain, judge=judge, bounds=bounds, k1=[0.2], best=None).values
-    assert best == {"gamma": 0.85, "eta": 0.6} and len(tried) == 16
+    assert best == {"gamma": 0.85, "eta": 0.6} and len(tried) == 18
     tried.clear()
     found = search(maec, judge=judge, bounds=bounds, k1=[0.2], best=best).values
     assert tried[0] == start("MAEC", best)

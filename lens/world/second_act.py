@@ -27,19 +27,22 @@ from lens.world.facts import PEOPLE
 from lens.world.languages import LANGUAGES, PIVOT
 
 CARRIED = ("spa_Latn", "swh_Latn")
+# What the study chose for this world: factors of ability and language; parameters of MAEC, and μ.
+ARITHMETIC = (1.0, 1.2)
+MAEC: dict[str, Any] = {"k1": 1.0, "k2": 0.9, "beta": 0.4, "gamma": 1.0, "eta": 1.0}
+MU = 1.2
 TITLE = "From an ability in English to the same ability in other languages"
 SYSTEMS = (
     System("unchanged", "unchanged", "the mixed model: answers one of two questions"),
     System("ability", "ability only", "taught in English, double questions with their answers"),
     System("language", "language only", "further pre-trained on plain text of the language"),
     System("task-arithmetic", "task arithmetic", "the sum of both changes, each with a factor"),
-    System("maec", "MAEC", "key neurons of the ability, and the change of the language"),
+    System("maec", "MAEC", "the ability without plain English, where the language is unlike it"),
     System("possible", "taught in all", "double questions in all of these languages"),
 )
 LIMIT = 200  # questions per language
 _COMMON = {"batch_size": 32, "learning_rate": 5e-4, "autocast": True}
 _ABILITY = Tuning(steps=100, **_COMMON)
-_LOCATED = Tuning(steps=50, **_COMMON)
 _TEXT = Tuning(steps=60, batch_size=16, learning_rate=5e-4, row_tokens=128, autocast=True)
 _DIRECT = Tuning(steps=150, **_COMMON)
 _ROWS, _DOCUMENTS = 3000, 4000
@@ -107,8 +110,8 @@ def run(*, limit: int = LIMIT, seed: int = 0) -> RunRecord:
         every = (PIVOT, *CARRIED)
         english = list(double_rows(_ROWS, language=PIVOT, seed=seed))
         ability = {
-            "located": act.tuned("located", english, _LOCATED),
             "trained": act.tuned("ability", english, _ABILITY),
+            "pivot": act.tuned(PIVOT, plain_text(_DOCUMENTS, language=PIVOT, seed=seed), _TEXT),
         }
         text = {
             code: act.tuned(code, plain_text(_DOCUMENTS, language=code, seed=seed), _TEXT)
@@ -121,8 +124,7 @@ def run(*, limit: int = LIMIT, seed: int = 0) -> RunRecord:
         act.measure("language", text)
         for system, make in (("task-arithmetic", _arithmetic), ("maec", _maec)):
             merged = {
-                code: act.merged(f"{system}-{code}", make(ability, text[code], code))
-                for code in CARRIED
+                code: act.merged(f"{system}-{code}", make(ability, text[code])) for code in CARRIED
             }
             # what the merge for the first language kept of the ability in the pivot
             act.measure(system, {PIVOT: merged[CARRIED[0]], **merged})
@@ -130,8 +132,8 @@ def run(*, limit: int = LIMIT, seed: int = 0) -> RunRecord:
         return _record(act)
 
 
-def _arithmetic(ability: dict[str, str], text: str, language: str) -> dict[str, Any]:
-    gamma, eta = ARITHMETIC[language]
+def _arithmetic(ability: dict[str, str], text: str) -> dict[str, Any]:
+    gamma, eta = ARITHMETIC
     return {
         "merge_method": "task_arithmetic",
         "models": [
@@ -141,12 +143,10 @@ def _arithmetic(ability: dict[str, str], text: str, language: str) -> dict[str, 
     }
 
 
-def _maec(ability: dict[str, str], text: str, language: str) -> dict[str, Any]:
-    settings = dict(MAEC[language])
-    mu = settings.pop("mu")
+def _maec(ability: dict[str, str], text: str) -> dict[str, Any]:
     return {
-        "merge_method": "maec", "abilities": [ability], "languages": [{"model": text, "mu": mu}],
-        "parameters": settings,
+        "merge_method": "maec", "abilities": [ability], "languages": [{"model": text, "mu": MU}],
+        "parameters": MAEC,
     }  # fmt: skip
 
 
@@ -172,7 +172,7 @@ def _record(act: _Act) -> RunRecord:
             "versions": versions(),
             "language identifier": f"{judge.name} {judge.version}",
             "task arithmetic": ARITHMETIC,
-            "MAEC": MAEC,
+            "MAEC": {**MAEC, "mu": MU},
             "seconds": act.seconds,
         },
         comparisons=tuple(compare(before, after, pivot=PIVOT)),

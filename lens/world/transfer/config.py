@@ -77,6 +77,8 @@ class TransferStudy(_Frozen):
         with all; the other models are trained once a world, with the first.
     languages : tuple of str
         The ability is carried to each of them, by a merge of its own.
+    searched : str
+        The one of them whose validation questions settings are chosen on, once in each world.
     k1 : tuple of float
         Shares of key neurons that are trained alone.
     validation, test : int
@@ -92,6 +94,7 @@ class TransferStudy(_Frozen):
     worlds: tuple[str, ...] = Field(min_length=1)
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     languages: tuple[str, ...] = OTHERS
+    searched: str = OTHERS[0]
     k1: tuple[float, ...] = Field((0.05, 0.2), min_length=1)
     corpora: Corpora = Corpora()
     training: Trainings
@@ -105,6 +108,8 @@ class TransferStudy(_Frozen):
         for code in self.languages:
             if check_language(code) == PIVOT:
                 raise ValueError(f"languages: {code} is the pivot, in which the ability is taught")
+        if self.searched not in self.languages:
+            raise ValueError(f"searched: {self.searched} is none of the languages")
         if not all(0 < share < 1 for share in self.k1):
             raise ValueError("k1: expected shares above 0 and below 1")
         return self

@@ -66,8 +66,8 @@ class _World:
         records = []
         for models in self.made:
             models.make()
+            found = self.chosen()
             for language in self.settings.languages:
-                found = self.chosen(language)
                 for name, what in self._systems(models, language, found).items():
                     say(f"{self.world}, seed {models.seed}, {language}: {name} …")
                     record = self._record(models, language, split, what)
@@ -78,9 +78,9 @@ class _World:
                     })  # fmt: skip
         return records
 
-    def chosen(self, language: str) -> dict[str, Values]:
+    def chosen(self) -> dict[str, Values]:
         """Choose settings of each method on validation questions, with the first seed."""
-        models = self.made[0]
+        models, language = self.made[0], self.settings.searched
         best: dict[tuple[bool, bool], Values] = {}
         found: dict[str, Values] = {}
         for merge in MERGES:
@@ -112,7 +112,8 @@ class _World:
         for merge in MERGES:
             made[merge.name] = systems.config(merge, found[merge.name], models, language)
         maec = next(merge for merge in MERGES if merge.name == "MAEC")
-        for name, part in PARTS.items():
+        once = models is self.made[0]  # parts of the method are switched off with one seed
+        for name, part in PARTS.items() if once else ():
             values = systems.without(part, found["MAEC"])
             made[name] = systems.config(maec, values, models, language)
         return made
