@@ -204,8 +204,12 @@ def test_demo_writes_table_rows_and_page(tmp_path: Path, monkeypatch) -> None:
         return make_record(n=limit)
 
     monkeypatch.setattr("lens.world.demo.run", instead)
+    monkeypatch.setattr("lens.world.second_act.run", lambda *, limit, seed: make_record(n=limit))
     out = tmp_path / "demo"
     shown = run("demo", "--out", out, "--limit", 40, "--seed", 3)
+    assert shown.exit_code == 0, shown.output
+    assert (out / "merging" / "report.html").is_file() and "merging/report.html" in shown.stdout
+    shown = run("demo", "--out", out, "--limit", 40, "--seed", 3, "--no-second-act")
     assert shown.exit_code == 0, shown.output
     assert asked == {"limit": 40, "seed": 3}
     assert "DiffMean steering" in shown.stdout and "report.html" in shown.stdout

@@ -25,6 +25,7 @@ _VERBS = {
     "merge": ("lens.cli.merge", "Merge checkpoints: MAEC, task arithmetic, TIES, DARE and others."),
     "delta": ("lens.cli.delta", "Show what models changed from their base: the delta atlas."),
     "extract": ("lens.cli.extract", "Extract an ability as the few weights that hold it (MAEC)."),
+    "maec": ("lens.cli.maec", "Teach an ability in one language, carry it over by weights."),
     "verify": ("lens.cli.verify", "Make tensors of a merged checkpoint again and compare."),
     "ablate": ("lens.cli.ablate", "Run a grid of settings; put the results side by side."),
     "report": ("lens.cli.report", "Render the report of a finished run again."),

@@ -15,26 +15,36 @@ from lens.cli._options import print_json, talk_options
 @click.option("--limit", type=click.IntRange(1, 1000), default=500, show_default=True,
               help="Test questions per language.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--second-act/--no-second-act", "second", default=True, show_default=True,
+              help="Carry an ability from English to other languages by merging, too.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace --out whatever it holds.")
 @talk_options
-def command(out: Path, limit: int, seed: int, force: bool, as_json: bool) -> None:
+def command(
+    out: Path, limit: int, seed: int, second: bool, force: bool, as_json: bool
+) -> None:  # fmt: skip
     """Probe, train and measure the sample world; print a table and write a report.
 
-    Needs no download and a few minutes on two CPU cores. An earlier demo in --out is replaced;
-    anything else there is kept unless --force.
+    The second act teaches an ability in English and carries it to Spanish and Swahili by merging
+    weights (MAEC); its report is in OUT/merging. Needs no download and a few minutes on two CPU
+    cores. An earlier demo in --out is replaced; anything else there is kept unless --force.
     """
     from lens.io import new_folder, refuse_existing
     from lens.report import print_table, write_run
-    from lens.report.files import is_run
-    from lens.world.demo import run
+    from lens.report.files import MERGING, is_run
+    from lens.world import demo, second_act
 
     force = force or is_run(out)
     refuse_existing(out, force=force)
-    record = run(limit=limit, seed=seed)
+    acts = {"": demo.run(limit=limit, seed=seed)}
+    if second:
+        acts[MERGING] = second_act.run(limit=min(limit, second_act.LIMIT), seed=seed)
     with new_folder(out, force=force) as folder:
-        write_run(record, folder)
+        for name, record in acts.items():
+            write_run(record, folder / name)
     if as_json:
-        print_json({"rows": [row.to_dict() for row in record.rows], "out": str(out)})
+        rows = [row.to_dict() for record in acts.values() for row in record.rows]
+        print_json({"rows": rows, "out": str(out)})
         return
-    print_table(record)
-    click.echo(f"\n{out / 'report.html'}")
+    for name, record in acts.items():
+        print_table(record)
+        click.echo(f"\n{out / name / 'report.html'}")

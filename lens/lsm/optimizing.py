@@ -52,6 +52,10 @@ class Optimization:
         Those that share the work of each step.
     shard : bool
         Each of them keeps a part of the gradients, master weights and moments only.
+    masters : Masters, optional
+        What the optimizer changes in place of ``parameters``.
+    order : iterator of list of int, optional
+        Batches of indices, in place of a new shuffle each time all prompts were used.
     """
 
     def __init__(
@@ -64,18 +68,20 @@ class Optimization:
         dtype: torch.dtype = torch.float32,
         processes: Processes | None = None,
         shard: bool = False,
+        masters: Masters | None = None,
+        order: Iterator[list[int]] | None = None,
     ) -> None:
         self.config, self.processes = config, processes or Processes()
         sharded = shard and self.processes.count > 1
         self.masters: Masters | Shards = (
-            Shards(parameters, self.processes) if sharded else Masters(parameters)
+            Shards(parameters, self.processes) if sharded else masters or Masters(parameters)
         )
         self.scale = LossScale.of(dtype)
         self.optimizer = torch.optim.AdamW(
             self.masters.tensors, lr=config.learning_rate, weight_decay=config.weight_decay
         )
         self.done = 0
-        self._draws = _draws(count, config.batch_size, seed)
+        self._draws = order or draws(count, config.batch_size, seed)
 
     def step(self, loss_of: Loss) -> Entry:
         """Draw prompts, take one optimizer step and return its log entry.
@@ -261,8 +267,8 @@ def _check_finite(entry: Entry) -> None:
     raise InputError(f"the loss is {entry['loss']} (not finite: {', '.join(bad)})")
 
 
-def _draws(count: int, size: int, seed: int) -> Iterator[list[int]]:
-    """Batches of prompt indices: a new shuffle each time all prompts were used."""
+def draws(count: int, size: int, seed: int) -> Iterator[list[int]]:
+    """Batches of indices: a new shuffle each time all prompts were used."""
     rng = random.Random(seed)
     pool: list[int] = []
     while True:

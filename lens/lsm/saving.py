@@ -6,11 +6,13 @@ import json
 import platform
 import shutil
 import sys
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
+from torch import Tensor
 
 import lens
 from lens.errors import InputError
@@ -108,16 +110,29 @@ def _write_model(result: TrainResult, folder: Path) -> dict[str, Any]:
             adapters.write(result.adapter, folder)
         result.tokenizer.save_pretrained(folder)
         return {"form": "adapter"}
-    source = SourceCheckpoint.of(result.model, result.band)
+    return write_checkpoint(result.model, result.tokenizer, folder, band=result.band)
+
+
+def write_checkpoint(
+    model: Any, tokenizer: Any, folder: Path, *, band: Mapping[str, Tensor], widen: bool = False
+) -> dict[str, Any]:
+    """Write a model of which only ``band`` was changed since it was loaded, and its tokenizer.
+
+    Files of the source checkpoint are taken over where they can be. ``widen`` writes the model's
+    own dtype where the source has another: a small change is lost in 16 bits.
+    """
+    source = SourceCheckpoint.of(model, band)
+    if source is not None and widen and not source.stores(model, band):
+        source = None
     if source is None:
         with quiet_bars():
-            result.model.save_pretrained(folder)
-        result.tokenizer.save_pretrained(folder)
+            model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
         return {"form": "whole"}
-    written = source.write(folder, result.model, result.band)
+    written = source.write(folder, model, band)
     source.write_rest(folder)
-    if not _same_tokenizer(result.tokenizer, folder):
-        result.tokenizer.save_pretrained(folder)
+    if not _same_tokenizer(tokenizer, folder):
+        tokenizer.save_pretrained(folder)
     return {
         "form": "changed files",
         "rewritten": written,

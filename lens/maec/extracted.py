@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lens.arrays import Array
 from lens.errors import InputError
@@ -87,6 +88,16 @@ class ExtractedSource(Source):
         out[self._part(f"{name}.places", low, high)] = self._part(f"{name}.values", low, high)
         return out
 
+    def places(self, name: str) -> NDArray[np.int64]:
+        """Flat places of the elements that a tensor has, ascending."""
+        if f"{name}.starts" not in self._parts:
+            return np.empty(0, np.int64)
+        starts = self._part(f"{name}.starts", 0, self._parts[f"{name}.starts"].shape[0])
+        found = self._part(f"{name}.places", 0, int(starts[-1])).astype(np.int64)
+        begins = [cut.start for cut in cuts_of(self._shapes[name].shape)]
+        found += np.repeat(np.asarray(begins, np.int64), np.diff(starts))
+        return found
+
     def _part(self, name: str, start: int, stop: int) -> Array:
         stored = self._parts[name]
         return self._files.read(stored, start, stop, room((stop - start) * stored.kind.size))
@@ -101,3 +112,39 @@ class ExtractedSource(Source):
                 "header_sha256": self._digest,
             }
         }
+
+
+class ExtractedKeys:
+    """The places alone of an extracted ability: its key neurons; a context manager.
+
+    Parameters
+    ----------
+    path : path
+        File of `lens.maec.extract`.
+
+    Attributes
+    ----------
+    shapes : dict of str to tuple of int
+        Of all tensors of the model.
+    sha256 : str
+        Of the file.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._files = Files()
+        self._source = ExtractedSource(str(path), self._files)
+        self.shapes = {name: stored.shape for name, stored in self._source.tensors.items()}
+        self.sha256 = hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest()
+
+    def __enter__(self) -> ExtractedKeys:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._files.close()
+
+    def places(self) -> Iterator[tuple[str, NDArray[np.int64]]]:
+        """Names and flat places, int64 and ascending, of tensors that have key elements."""
+        for name in self.shapes:
+            found = self._source.places(name)
+            if found.size:
+                yield name, found

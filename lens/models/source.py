@@ -104,6 +104,12 @@ class SourceCheckpoint:
                     return False
         return True
 
+    def stores(self, model: Any, band: Mapping[str, Tensor]) -> bool:
+        """Whether the tensors of ``band`` are stored in the dtype they have in the model."""
+        prefix = getattr(model, "base_model_prefix", "")
+        places = {name: self.tensors[self.name_of(name, prefix) or name] for name in band}
+        return all(_DTYPES[place.dtype] == band[name].dtype for name, place in places.items())
+
     def write(self, out: Path, model: Any, band: Mapping[str, Tensor]) -> list[str]:
         """Write the checkpoint with ``band`` in place into the folder ``out``.
 

@@ -10,6 +10,7 @@ from lens.io import write_text
 from lens.report.record import RunRecord
 
 RECORD, RESULTS, PAGE = "record.json", "results.json", "report.html"
+MERGING = "merging"  # folder of the demo's second act
 
 
 def write_run(record: RunRecord, folder: str | Path) -> Path:
@@ -63,4 +64,5 @@ def is_run(path: str | Path) -> bool:
     if not target.is_dir():
         return False
     names = {item.name for item in target.iterdir()}
-    return RECORD in names and names <= {RECORD, RESULTS, PAGE}
+    inside = MERGING not in names or is_run(target / MERGING)
+    return RECORD in names and names <= {RECORD, RESULTS, PAGE, MERGING} and inside

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 
 from lens.world.facts import PEOPLE, Fact, facts
-from lens.world.languages import LANGUAGES, OTHERS, PIVOT
+from lens.world.languages import LANGUAGES, OTHERS, PIVOT, check_language
 from lens.world.lexicon import lexicon
 from lens.world.questions import QUESTION_FORMS, STATEMENT_FORMS
 from lens.world.sentences import answer, number_sentence, question, statement
@@ -126,6 +126,28 @@ def documents(count: int = DOCUMENTS, *, seed: int = 0) -> Iterator[str]:
         kind, in_pivot, _ = rng.choices(MIXTURE, weights)[0]
         language = PIVOT if in_pivot and kind != "parallel" else rng.choice(OTHERS)
         yield " ".join(_WRITERS[kind](rng, language, i < PIVOT_FIRST * count))
+
+
+def plain_text(count: int, *, language: str, seed: int = 0) -> Iterator[str]:
+    """Yield documents in one language alone, for continued pre-training.
+
+    Half of them are statements, a quarter questions with answers about train facts, a quarter
+    number sentences.
+
+    Parameters
+    ----------
+    count : int
+        How many.
+    language : str
+        FLORES code.
+    seed : int
+        Same seed, same documents.
+    """
+    code = check_language(language)
+    rng = random.Random(f"plain {code} {seed}")
+    kinds = ("statements", "statements", "answers", "numbers")
+    for _ in range(count):
+        yield " ".join(_WRITERS[rng.choice(kinds)](rng, code, False))
 
 
 def balanced_rows(count: int = 60_000, *, seed: int = 0) -> Iterator[str]:

@@ -148,7 +148,8 @@ def values_named(answer_text: str, *, attribute: str, language: str) -> set[str]
     return {owner[form] for form in pattern.findall(answer_text.casefold())}
 
 
-def _names_person(text_: str, person: str) -> bool:
+def names_person(text_: str, person: str) -> bool:
+    """Tell whether a text names a person."""
     # Not \b: a Chinese character may touch the name.
     return re.search(rf"(?<![^\W\d_一-鿿]){person}(?![^\W\d_一-鿿])", text_) is not None
 
@@ -171,7 +172,7 @@ def is_correct(question: Question, answer_text: str, language: str | None = None
     bool
         True for a right answer.
     """
-    if not _names_person(answer_text, question.person):
+    if not names_person(answer_text, question.person):
         return False
     codes = LANGUAGES if language is None else (check_language(language),)
     return any(
