@@ -6,12 +6,14 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from lens.errors import InputError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
+
+Model = TypeVar("Model", bound="BaseModel")
 
 
 def read_yaml(path: str | Path) -> Any:
@@ -32,6 +34,26 @@ def read_yaml(path: str | Path) -> Any:
         raise InputError(f"{path} is not YAML: {error}") from None
     except OSError as error:
         raise InputError(f"cannot read '{path}': {error.strerror}") from None
+
+
+def read_as(path: str | Path, model: type[Model]) -> Model:
+    """Read a YAML file as a model's fields.
+
+    Raises
+    ------
+    InputError
+        With one line per key that is unknown or out of range.
+    """
+    from pydantic import ValidationError
+
+    content = read_yaml(path)
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        found = problems(error, model, content)
+        raise InputError("\n".join(f"{path}: {line}" for line in found)) from None
+    except InputError as error:  # from a validator
+        raise InputError(f"{path}: {error}") from None
 
 
 def unknown(key: object, known: Iterable[str]) -> str:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from lens.configs import problems, read_yaml
+from lens.configs import problems, read_as
 from lens.errors import InputError
 from lens.lsm.adapters import Lora
 from lens.lsm.config import LensConfig, Separate, resolve
@@ -321,14 +321,7 @@ def read_sweep(path: str | Path) -> Sweep:
     InputError
         If the file is missing or no YAML, or one line per key that is unknown or out of range.
     """
-    content = read_yaml(path)
-    try:
-        return Sweep.model_validate(content)
-    except ValidationError as error:
-        found = problems(error, Sweep, content)
-        raise InputError("\n".join(f"{path}: {line}" for line in found)) from None
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+    return read_as(path, Sweep)
 
 
 def changed(name: str, base: Mapping[str, Any], changes: Mapping[str, Any]) -> Setting:

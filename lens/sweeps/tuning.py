@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from lens.configs import problems, read_yaml
+from lens.configs import read_as
 from lens.errors import InputError
 from lens.lsm import LensConfig, Lora, Running, TrainResult, resolve
 from lens.space import Space
@@ -210,12 +210,7 @@ def read_tuning(path: str | Path) -> Tuning:
     InputError
         With one line per key that is unknown or out of range.
     """
-    content = read_yaml(path)
-    try:
-        return Tuning.model_validate(content)
-    except ValidationError as error:
-        found = problems(error, Tuning, content)
-        raise InputError("\n".join(f"{path}: {line}" for line in found)) from None
+    return read_as(path, Tuning)
 
 
 def tune(

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from lens.configs import problems, read_yaml
-from lens.errors import InputError
+from lens.configs import read_as
 from lens.recipes.maec.config import Tuning
 from lens.world.languages import OTHERS, PIVOT, check_language
 
@@ -123,9 +122,4 @@ def read_study(path: str | Path) -> TransferStudy:
     InputError
         With one line per key that is unknown or out of range.
     """
-    content = read_yaml(path)
-    try:
-        return TransferStudy.model_validate(content)
-    except ValidationError as error:
-        found = problems(error, TransferStudy, content)
-        raise InputError("\n".join(f"{path}: {line}" for line in found)) from None
+    return read_as(path, TransferStudy)
