@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -15,7 +14,7 @@ from lens.inspection import figures, telling
 from lens.inspection.results import Inspection, SiteInspection
 from lens.io import new_folder
 from lens.report.page import flat
-from lens.report.svg import PAGE, inline_svg
+from lens.report.svg import PAGE, inline_panels
 from lens.report.tables import language_name
 
 if TYPE_CHECKING:
@@ -110,11 +109,11 @@ def _content(found: Inspection) -> dict[str, Any]:
         "with_states": bool(seen),
         "aligned": any(site.alignment for site in seen),
         "one_reason": one_reason,
-        "spectra_svg": _draw(figures.plot_spectra(found, palette=PAGE), "spectra"),
-        "certainty_svg": _draw(figures.plot_certainty(found, palette=PAGE), "certainty"),
-        "tree_svg": _draw(_tree(detail), "tree"),
-        "alignment_svg": _draw(figures.plot_alignment(found, palette=PAGE), "alignment"),
-        "readings_svg": _draw(figures.plot_readings(found, palette=PAGE), "readings"),
+        "spectra_svg": inline_panels(figures.plot_spectra(found, palette=PAGE), "spectra"),
+        "certainty_svg": inline_panels(figures.plot_certainty(found, palette=PAGE), "certainty"),
+        "tree_svg": inline_panels(_tree(detail), "tree"),
+        "alignment_svg": inline_panels(figures.plot_alignment(found, palette=PAGE), "alignment"),
+        "readings_svg": inline_panels(figures.plot_readings(found, palette=PAGE), "readings"),
         "angles": _angle_rows(detail),
         "angles_even": math.degrees(math.acos(-1 / max(1, len(found.languages) - 1))),
         "mexa": _mexa_rows(found, seen),
@@ -127,16 +126,6 @@ def _tree(detail: SiteInspection | None) -> list[Figure]:
     if detail is None or detail.geometry is None:
         return []
     return [figures.plot_tree(detail, palette=PAGE)]
-
-
-def _draw(panels: Iterable[Figure], name: str) -> list[Any]:
-    from markupsafe import Markup
-
-    drawn = []
-    for i, panel in enumerate(panels):
-        label = escape(panel.axes[0].get_title(loc="left"), quote=True)
-        drawn.append(Markup(inline_svg(panel, f"{name}{i}", label=label)))
-    return drawn
 
 
 Row = tuple[str, list[tuple[str, float, str]]]

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from html import escape
+from collections.abc import Mapping
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from lens.errors import InputError, MissingExtraError
 from lens.report import figures
 from lens.report.record import RunRecord
-from lens.report.svg import PAGE, inline_svg
+from lens.report.svg import PAGE, inline_panels
 from lens.report.tables import METRIC_LABELS, finding, language_name, language_table, main_table
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
 _RIGHT_TO_LEFT = {"Arab", "Hebr", "Syrc", "Thaa", "Nkoo", "Adlm"}
 
@@ -85,21 +84,11 @@ def _content(record: RunRecord) -> dict[str, Any]:
         "one_rank": len({(s.rank, s.rank_reason) for s in record.spectra}) == 1,
         "metric_labels": METRIC_LABELS,
         "grid_metrics": list(dict.fromkeys(cell.metric for cell in record.grid)),
-        "languages_svg": _draw(figures.plot_languages(record, palette=PAGE), "languages"),
-        "spectra_svg": _draw(figures.plot_spectra(record, palette=PAGE), "spectra"),
-        "losses_svg": _draw(figures.plot_losses(record, palette=PAGE), "losses"),
-        "grid_svg": _draw(figures.plot_grid(record, palette=PAGE), "grid"),
+        "languages_svg": inline_panels(figures.plot_languages(record, palette=PAGE), "languages"),
+        "spectra_svg": inline_panels(figures.plot_spectra(record, palette=PAGE), "spectra"),
+        "losses_svg": inline_panels(figures.plot_losses(record, palette=PAGE), "losses"),
+        "grid_svg": inline_panels(figures.plot_grid(record, palette=PAGE), "grid"),
     }  # fmt: skip
-
-
-def _draw(panels: Iterable[Figure], name: str) -> list[Any]:
-    from markupsafe import Markup
-
-    drawn = []
-    for i, panel in enumerate(panels):
-        label = escape(panel.axes[0].get_title(loc="left"), quote=True)
-        drawn.append(Markup(inline_svg(panel, f"{name}{i}", label=label)))
-    return drawn
 
 
 def direction(code: str) -> str:

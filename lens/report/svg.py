@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Iterable
 from dataclasses import fields
-from typing import TYPE_CHECKING
+from html import escape
+from typing import TYPE_CHECKING, Any
 
 from lens.report.figures import Palette
 
@@ -57,3 +59,14 @@ def inline_svg(figure: Figure, name: str, *, label: str) -> str:
     svg = re.sub(r'\s(?:width|height)="[\d.]+pt"', "", svg, count=2)
     head = f'<svg role="img" aria-label="{label}" style="width:{width * 4 / 3:.0f}px"'
     return svg.replace("<svg", head, 1).strip()
+
+
+def inline_panels(panels: Iterable[Figure], name: str) -> list[Any]:
+    """Return figures as markup, each with its title for screen readers."""
+    from markupsafe import Markup
+
+    drawn = []
+    for i, panel in enumerate(panels):
+        label = escape(panel.axes[0].get_title(loc="left"), quote=True)
+        drawn.append(Markup(inline_svg(panel, f"{name}{i}", label=label)))
+    return drawn
