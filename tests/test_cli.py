@@ -57,6 +57,24 @@ def child(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
     )
 
 
+@pytest.mark.parametrize(
+    ("before", "arguments", "code", "out"),
+    [
+        ("atexit.register(print, 'bye')", ["--version"], 0, "lens, version 0.1.0\nbye\n"),
+        ("atexit.register(print, 'bye')", ["no-such-verb"], 2, "bye\n"),
+        ("threading.Timer(0.2, print, ['late']).start()", ["--version"], 0,
+         "lens, version 0.1.0\nlate\n"),
+    ],
+    ids=["done", "refused", "a thread is at work"],
+)  # fmt: skip
+def test_leaving_at_once_loses_nothing(before, arguments, code, out):
+    script = f"import atexit, threading, sys; {before}\nfrom lens.__main__ import run; run()"
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (code, out)
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
     """A folder with a random-weight model, parallel text, and a space read from both."""

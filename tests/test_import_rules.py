@@ -20,7 +20,7 @@ LAYERS = (
     {"_lazy", "configs", "errors", "interrupting", "io", "progress", "sizes", "stored"},
     {"_core"},
     {"arrays"},
-    {"stats", "subspace", "losses", "metrics", "neurons", "weights", "resample"},
+    {"checksums", "stats", "subspace", "losses", "metrics", "neurons", "weights", "resample"},
     {"tensors"},  # the numerics in torch; `arrays.twin` finds them by name
     {"data", "models"},
     {"space", "probing"},

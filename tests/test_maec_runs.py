@@ -262,6 +262,11 @@ def test_verify_finds_what_changed(three, tmp_path):
     (out / "reproduce.json").write_text(json.dumps(record))
     with pytest.raises(VerificationError, match=r"made again, .* tensors differ"):
         verify(out, sample=None)
+    source = bytearray((three[1] / "model.safetensors").read_bytes())
+    source[-1] ^= 1  # the header is as it was
+    (three[1] / "model.safetensors").write_bytes(source)
+    with pytest.raises(VerificationError, match="not the files that were merged"):
+        verify(out)
     files.write_file(three[1] / "model.safetensors", {
         n: ("BF16", np.zeros(s, np.uint16)) for n, s in reversed(files.SHAPES.items())
     })  # fmt: skip

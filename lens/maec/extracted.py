@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from lens.arrays import Array
 from lens.errors import InputError
-from lens.maec.checkpoint import Files, room
+from lens.maec.checkpoint import Files, identity_of, room
 from lens.maec.sources import Source
 from lens.maec.targets import SLICE, cuts_of
 from lens.stored import Stored, read_header
@@ -103,15 +103,8 @@ class ExtractedSource(Source):
         return self._files.read(stored, start, stop, room((stop - start) * stored.kind.size))
 
     def identity(self) -> dict[str, Any]:
-        """Size, time and header hash of the file."""
-        about = self._path.stat()
-        return {
-            self._path.name: {
-                "bytes": about.st_size,
-                "modified_ns": about.st_mtime_ns,
-                "header_sha256": self._digest,
-            }
-        }
+        """Size, time and hashes of the file."""
+        return {self._path.name: identity_of(self._path) | {"header_sha256": self._digest}}
 
 
 class ExtractedKeys:

@@ -8,17 +8,17 @@ import os
 import re
 import shutil
 import threading
-import zlib
 from pathlib import Path
 from typing import Any
 
 from lens.arrays import Array
+from lens.checksums import checksum
 from lens.errors import InputError
 from lens.io import write_text
 from lens.maec.shards import ShardFiles
 from lens.maec.targets import Cut, Target
 
-_LINE = re.compile(rb"(\d+) (\d+) ([0-9a-f]{8})\n")
+_LINE = re.compile(rb"(\d+) (\d+) ([0-9a-f]{16})\n")
 SUFFIX = ".unfinished"
 
 
@@ -113,14 +113,14 @@ class Unfinished:
     def lines(self) -> dict[tuple[int, int], int]:
         """Checksums by tensor and slice number; a torn last line is left out."""
         return {
-            (int(tensor), int(cut)): int(checksum, 16)
-            for tensor, cut, checksum in _LINE.findall(self._journal.read_bytes())
+            (int(tensor), int(cut)): int(digest, 16)
+            for tensor, cut, digest in _LINE.findall(self._journal.read_bytes())
         }
 
-    def note(self, target: Target, cut: Cut, checksum: int) -> None:
+    def note(self, target: Target, cut: Cut, digest: int) -> None:
         """Write that a slice is done; its bytes have been written before."""
         if self._handle is not None:
-            os.write(self._handle, f"\n{target.number} {cut.number} {checksum:08x}\n".encode())
+            os.write(self._handle, f"\n{target.number} {cut.number} {digest:016x}\n".encode())
 
     def close(self) -> None:
         """Let others have it."""
@@ -188,7 +188,7 @@ class Writing:
         key = target.number, cut.number
         if key not in self._before:
             return True
-        if zlib.crc32(self._files.read(target, cut)) != self._before[key]:
+        if checksum(self._files.read(target, cut)) != self._before[key]:
             return True
         self.checksums[key] = self._before[key]
         return False
@@ -196,6 +196,6 @@ class Writing:
     def write(self, target: Target, cut: Cut, content: Array) -> None:
         """Write a slice, then note it."""
         self._files.write(target, cut, content)
-        checksum = zlib.crc32(content.data)
-        self._unfinished.note(target, cut, checksum)
-        self.checksums[target.number, cut.number] = checksum
+        digest = checksum(content)
+        self._unfinished.note(target, cut, digest)
+        self.checksums[target.number, cut.number] = digest

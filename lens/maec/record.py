@@ -6,17 +6,17 @@ import json
 import platform
 import shutil
 import sys
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lens
+from lens.checksums import checksum
 from lens.maec.planning import MergePlan
 from lens.maec.shards import INDEX, Shard, index_of
 from lens.maec.targets import SLICE
 
-SCHEMA = "lens.merge/1"
+SCHEMA = "lens.merge/2"
 REPRODUCE = "reproduce.json"
 # Weights in any format, and files that tell of the source and not of the result.
 _LEFT_OUT = (
@@ -55,8 +55,8 @@ def identity(plan: MergePlan, shard_size: int) -> dict[str, Any]:
 
 
 def checksum_of(checksums: Sequence[int]) -> str:
-    """One checksum for the slices of a tensor: the CRC-32 of their CRC-32s."""
-    return f"{zlib.crc32(b''.join(n.to_bytes(4, 'little') for n in checksums)):08x}"
+    """One checksum for the slices of a tensor: the XXH64 of their XXH64s."""
+    return f"{checksum(b''.join(n.to_bytes(8, 'little') for n in checksums)):016x}"
 
 
 def write(

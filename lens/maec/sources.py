@@ -13,7 +13,7 @@ import numpy as np
 
 from lens.arrays import Array
 from lens.errors import InputError
-from lens.maec.checkpoint import Checkpoint, Files
+from lens.maec.checkpoint import Checkpoint, Files, identity_of
 from lens.maec.decoding import as_float32, is_8_bit
 from lens.stored import Stored
 
@@ -144,12 +144,11 @@ class ModelSource(Source):
         return values
 
     def identity(self) -> dict[str, Any]:
-        """Sizes, times and header hashes of all its files."""
+        """Sizes, times and hashes of all its files."""
         found = self.model.identity()
         if self.adapter is not None:
             for name in ("adapter_config.json", "adapter_model.safetensors"):
-                about = (self.adapter.folder / name).stat()
-                found[name] = {"bytes": about.st_size, "modified_ns": about.st_mtime_ns}
+                found[name] = identity_of(self.adapter.folder / name)
         return found
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import random
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lens.arrays import to_dict
+from lens.checksums import checksum
 from lens.errors import InputError, VerificationError
 from lens.interrupting import stop_requests
 from lens.maec import record
@@ -166,4 +166,4 @@ def _compare(
 
 
 def _checksum(files: ShardFiles, target: Target) -> str:
-    return record.checksum_of([zlib.crc32(files.read(target, cut)) for cut in target.cuts])
+    return record.checksum_of([checksum(files.read(target, cut)) for cut in target.cuts])
