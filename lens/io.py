@@ -14,8 +14,10 @@ from lens.errors import InputError
 
 
 def refuse_existing(out: Path, *, force: bool) -> None:
-    """Raise InputError if ``out`` exists and may not be replaced."""
-    if out.exists() and not force:
+    """Raise InputError if ``out`` exists and may not be replaced, or is no name to write to."""
+    if out.name in ("", ".."):
+        raise InputError(f"'{out}' is no name of a new file or folder; choose another --out")
+    if os.path.lexists(out) and not force:
         raise InputError(
             f"{out} exists already; choose another --out or pass --force to replace it"
         )
@@ -37,8 +39,13 @@ def new_folder(
     """
     out = Path(out)
     refuse_existing(out, force=force)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=inside or out.parent))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=inside or out.parent))
+    except OSError as error:
+        raise InputError(
+            f"cannot write '{out}': {error.strerror}; choose a place that can be written to"
+        ) from None
     try:
         yield temporary
         put_in_place(temporary, out)
@@ -53,13 +60,14 @@ def put_in_place(folder: Path, out: Path) -> None:
     for path in (*folder.rglob("*"), folder):
         to_disk(path)
     try:
-        if out.exists():  # moved aside first: there is a moment without `out`, none without both
+        if os.path.lexists(out):  # moved aside: there is a moment without `out`, none without both
             out.rename(replaced)
         folder.rename(out)
         to_disk(out.parent)
     finally:
-        if replaced.exists():
-            shutil.rmtree(replaced) if replaced.is_dir() else replaced.unlink()
+        if os.path.lexists(replaced):
+            linked = replaced.is_symlink()
+            shutil.rmtree(replaced) if replaced.is_dir() and not linked else replaced.unlink()
 
 
 def to_disk(path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,7 @@ def read_header(path: Path) -> Header:
         raise InputError(f"{path}: {error.strerror}; expected a safetensors file") from None
     try:
         content = json.loads(raw, object_pairs_hook=lambda pairs: _once(pairs, path))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"{path}: the header is not JSON ({error}); copy the file again") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: the header holds no names of tensors; copy the file again")
@@ -162,7 +163,7 @@ def _entry(path: Path, name: str, entry: Any, data: int) -> Stored:
         dtype, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
     except (TypeError, KeyError, ValueError):
         raise InputError(f"{where} has no dtype, shape and data_offsets in the header") from None
-    if dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise InputError(f"{where} is {dtype}, expected one of {', '.join(DTYPES)}")
     whole = isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape)
     if not whole or type(start) is not int or type(stop) is not int:
@@ -190,4 +191,28 @@ def _check_places(path: Path, tensors: dict[str, Stored], data: int, total: int)
         what = "is truncated" if end > total else "has bytes that no tensor owns"
         raise InputError(
             f"{path} {what}: {total} bytes, expected {end} by its header; copy it again"
+        )
+
+
+def check_places(
+    index: Path, weight_map: Mapping[str, object], tensors: Mapping[str, Stored]
+) -> None:
+    """Compare the files that an index names with those that tensors are in.
+
+    Raises
+    ------
+    InputError
+        If a tensor is not where the index says, or the index leaves one out.
+    """
+    for name, file in weight_map.items():
+        stored = tensors.get(name)
+        if stored is None or stored.path != index.parent / str(file):
+            raise InputError(
+                f"{index}: tensor '{name}' should be in {file}, and is not; copy the model again"
+            )
+    extra = sorted(tensors.keys() - weight_map.keys())
+    if extra:
+        raise InputError(
+            f"{index} leaves out tensor '{extra[0]}', of {len(extra)} in its files; copy the model "
+            "again"
         )

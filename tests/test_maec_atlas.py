@@ -1,6 +1,7 @@
 """The delta atlas against NumPy over whole tensors."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -88,6 +89,19 @@ def test_the_page_and_the_table(models):
     done = CliRunner().invoke(main, ["delta", *map(str, models)])
     assert done.exit_code == 0 and "cosine of m1 and m2" in done.output, done.output
     assert "outside" in done.output
+
+
+def test_what_is_in_no_block_has_a_column_of_its_own(models):
+    page = render_atlas(delta(models[0], models[1:2]))
+    row = page.split('<th scope="row">model.norm.weight</th>')[1].split("</tr>")[0]
+    assert row.startswith("<td></td>" * 4) and row.count("title=") == 1
+    assert "<th>3</th><th>–</th>" in page
+
+
+def test_models_of_one_name_are_told_apart(models, tmp_path):
+    again = shutil.copytree(models[1], tmp_path / "again" / models[1].name)
+    page = render_atlas(delta(models[0], [models[1], again]))
+    assert f"Relative change: {again}" in page and f"Relative change: {models[1]}" in page
 
 
 def test_command_line(models, tmp_path):

@@ -3,10 +3,12 @@
 import json
 import os
 import pickle
+import shutil
 import struct
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from lens.errors import InputError
@@ -266,3 +268,70 @@ def test_adapters_that_are_refused(adapted):
     other = files.checkpoint(at / "other")
     values["models"][0]["model"] = f"{other}+{at / 'adapter'}"
     assert "is this the right base model" in plan_merge(values).problems[0]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_adapters_that_take_a_part_out_of_the_base_are_refused(adapted, init):
+    """Their factors belong to a base without its largest directions, not to this one."""
+    at, make = adapted
+    make(target_modules=["q_proj"])
+    path = at / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"init_lora_weights": init}))
+    values = {"merge_method": "passthrough",
+              "models": [{"model": f"{at / 'base'}+{at / 'adapter'}"}]}  # fmt: skip
+    assert f"init_lora_weights {init} changed the base" in plan_merge(values).problems[0]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_adapter_keeps_the_dtype_of_its_model_and_may_be_a_pickle(adapted):
+    at, make = adapted
+    make(target_modules=["q_proj"], modules_to_save=["lm_head"])
+    half = shutil.copytree(at / "base", at / "half")
+    content = safetensors.torch.load_file(half / "model.safetensors")
+    content = {name: x.to(torch.bfloat16) for name, x in content.items()}
+    safetensors.torch.save_file(content, half / "model.safetensors", {"format": "pt"})
+    adapter = at / "adapter"
+    values = {"merge_method": "passthrough", "models": [{"model": f"{half}+{adapter}"}]}
+    merge(values, at / "out")
+    tensors = read_header(at / "out" / "model.safetensors").tensors
+    assert {stored.dtype for stored in tensors.values()} == {"BF16"}
+    safe = adapter / "adapter_model.safetensors"
+    torch.save(safetensors.torch.load_file(safe), adapter / "adapter_model.bin")
+    safe.unlink()
+    merge(values, at / "again")
+    assert files.raw_bits(at / "again") == files.raw_bits(at / "out")
+    (adapter / "adapter_model.bin").rename(adapter / "pytorch_model.bin")
+    values["models"][0]["model"] = str(adapter)
+    assert "is an adapter; name it with its model" in plan_merge(values).problems[0]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_conv1d_and_linear_in_one_adapter(tmp_path):
+    """GPT-2 without ties: c_proj is square and stored transposed, the head is not."""
+    peft = pytest.importorskip("peft")
+    net = tiny.model("gpt2", tie_word_embeddings=False)
+    net.save_pretrained(tmp_path / "base")
+    torch.manual_seed(1)
+    options = {"target_modules": ["c_proj", "lm_head"], "init_lora_weights": False}
+    wrapped = peft.get_peft_model(net, peft.LoraConfig(r=4, **options))
+    wrapped.save_pretrained(tmp_path / "adapter")
+    values = {"merge_method": "passthrough",
+              "models": [{"model": f"{tmp_path / 'base'}+{tmp_path / 'adapter'}"}]}  # fmt: skip
+    merge(values, tmp_path / "out")
+    want = wrapped.merge_and_unload().state_dict()
+    for name, x in files.read(tmp_path / "out").items():
+        np.testing.assert_allclose(x, want[name].numpy(), rtol=0, atol=2e-6, err_msg=name)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_adapter_of_a_tied_head_is_told_as_that(tmp_path):
+    peft = pytest.importorskip("peft")
+    net = tiny.model("llama", tie_word_embeddings=True)
+    net.save_pretrained(tmp_path / "base")
+    peft.get_peft_model(net, peft.LoraConfig(r=4, target_modules=["lm_head"])).save_pretrained(
+        tmp_path / "adapter"
+    )
+    values = {"merge_method": "passthrough",
+              "models": [{"model": f"{tmp_path / 'base'}+{tmp_path / 'adapter'}"}]}  # fmt: skip
+    assert "ties to its input embedding" in plan_merge(values).problems[0]

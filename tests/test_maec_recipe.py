@@ -197,6 +197,9 @@ def test_bad_input_is_refused(folder):
         read_text("empty.txt")
     with pytest.raises(InputError, match="no file of this version"):
         read_keys("base/model.safetensors")
+    text = examples(tiny.tokenizer(), ["abc " * 100], row_tokens=300)  # of 128 positions
+    with pytest.raises(InputError, match="shorter with row_tokens"):
+        train(tiny.model(), tiny.tokenizer(), text, settings=Tuning(steps=1))
     keys = located()
     other = tiny.model(hidden_size=16)
     with pytest.raises(InputError, match="of another model"):

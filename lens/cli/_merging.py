@@ -66,7 +66,7 @@ def recipe_options(function: Callable[..., Any]) -> Callable[..., Any]:
                      help="A parameter of the method, such as k1=0.05 or lambda=0.8."),
         click.option("--language", "languages", type=Weighted(), multiple=True,
                      help="MAEC: model further trained on a language, and its factor μ."),
-        click.option("--extracted", help="MAEC: file of lens extract, instead of the next three."),
+        click.option("--extracted", help="MAEC: file of lens extract, in place of these three."),
         click.option("--pivot-model", help="MAEC: model further trained on general pivot text."),
         click.option("--located", help="MAEC: model trained briefly on the ability."),
         click.option("--trained", help="MAEC: model trained on the ability."),

@@ -53,6 +53,8 @@ def command(
     if out is None:
         raise InputError("no output is named; give --out FOLDER, or --dry-run")
     if lora_rank is not None or lora_energy is not None:
+        if resume:
+            raise InputError("an adapter is made in one go; leave out --resume")
         adapter = to_adapter(
             made, out, rank=lora_rank, energy=lora_energy, max_memory=max_memory, force=force
         )

@@ -13,17 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lens.errors import InputError
-from lens.maec.checkpoint import Checkpoint, Files
+from lens.maec.checkpoint import HEADS, Checkpoint, Files
 from lens.maec.decoding import as_float32
 from lens.stored import Stored, read_header
 
 Float32 = NDArray[np.float32]
 
-_FILE = "adapter_model.safetensors"
+_FILES = "adapter_model.safetensors", "adapter_model.bin"
 _PREFIX = "base_model.model."
 _FACTOR = re.compile(
     r"(?P<module>.+)\.lora_(?:(?P<linear>[AB])\.weight|embedding_(?P<embedding>[AB]))"
 )
+# Ways to begin that leave the base as it is; PiSSA, OLoRA, LoftQ and others take a part out of it.
+_HARMLESS = ("true", "false", "gaussian", "eva", "orthogonal")
 # Settings that change what the adapter computes in ways that B A does not cover.
 _REFUSED = ("use_dora", "lora_bias", "target_parameters", "megatron_config", "use_qalora",
             "arrow_config", "layer_replication", "trainable_token_indices")  # fmt: skip
@@ -73,7 +75,7 @@ class Adapter:
     Parameters
     ----------
     folder : Path
-        With ``adapter_config.json`` and ``adapter_model.safetensors``.
+        With ``adapter_config.json`` and ``adapter_model.safetensors`` (or ``.bin``).
     base : Checkpoint
         What it was trained on.
 
@@ -87,11 +89,11 @@ class Adapter:
     def __init__(self, folder: Path, base: Checkpoint) -> None:
         self.folder, self._base = folder, base
         self._settings = self._read_settings()
-        header = read_header(folder / _FILE)
+        self.files = folder / "adapter_config.json", _weights(folder)
         self.factors: dict[str, Factors] = {}
         self.replaced: dict[str, Stored] = {}
         pairs: dict[str, dict[str, tuple[Stored, bool]]] = {}
-        for name, stored in header.tensors.items():
+        for name, stored in _tensors(self.files[1]).items():
             match = _FACTOR.fullmatch(name.removeprefix(_PREFIX))
             if match is None:
                 self._replace(name.removeprefix(_PREFIX), stored)
@@ -115,12 +117,19 @@ class Adapter:
                 f"{path}: {', '.join(used) or 'bias'} is more than a low-rank difference; "
                 "merge the adapter into its model with peft first"
             )
+        begun = str(settings.get("init_lora_weights", True))
+        if begun.lower() not in _HARMLESS:
+            raise InputError(
+                f"{path}: init_lora_weights {begun} changed the base model too; save the adapter "
+                "with path_initial_model_for_weight_conversion, or merge it with peft first"
+            )
         return dict(settings)
 
     def _replace(self, name: str, stored: Stored) -> None:
         plain = name
         for wrapping in (".modules_to_save.default.", ".modules_to_save.", ".base_layer."):
             plain = plain.replace(wrapping, ".")
+        self._refuse_tied(plain)
         found = self._base.tensors.get(plain)
         if found is None or found.shape != stored.shape:
             raise InputError(
@@ -129,8 +138,16 @@ class Adapter:
             )
         self.replaced[plain] = stored
 
+    def _refuse_tied(self, name: str) -> None:
+        if self._base.tied and name.endswith(HEADS) and name not in self._base.tensors:
+            raise InputError(
+                f"{self.folder}: changes '{name}', which {self._base.folder} ties to its input "
+                "embedding; merge the adapter with peft into an untied model first"
+            )
+
     def _pair(self, module: str, sides: dict[str, tuple[Stored, bool]]) -> None:
         name = f"{module}.weight"
+        self._refuse_tied(name)
         weight = self._base.tensors.get(name)
         if len(sides) < 2 or weight is None:
             what = f"one factor of '{name}'" if len(sides) < 2 else f"'{name}', which is not"
@@ -141,7 +158,10 @@ class Adapter:
             raise InputError(
                 f"{self.folder}: factors {a.shape} and {b.shape} of '{name}' do not fit"
             )
-        transposed = embedding or bool(self._settings.get("fan_in_fan_out"))
+        # peft keeps one fan_in_fan_out for all layers, though Conv1D and Linear are mixed.
+        conv1d = self._base.is_conv1d(name)
+        by_setting = bool(self._settings.get("fan_in_fan_out")) if conv1d is None else conv1d
+        transposed = embedding or by_setting
         made = Factors(a, b, self._scale(module, a.shape[0]), transposed)
         if made.shape != weight.shape:
             raise InputError(
@@ -162,6 +182,18 @@ class Adapter:
             raise InputError(f"{self.folder}: '{module}' has rank {rank}, its config says {int(r)}")
         alpha = by_pattern("alpha_pattern", self._settings.get("lora_alpha", rank))
         return alpha / (math.sqrt(r) if self._settings.get("use_rslora") else r)
+
+
+def _weights(folder: Path) -> Path:
+    return next((path for name in _FILES if (path := folder / name).is_file()), folder / _FILES[0])
+
+
+def _tensors(path: Path) -> dict[str, Stored]:
+    if path.suffix == ".bin":
+        from lens.maec.pickled import read_bins
+
+        return read_bins(path)[0]
+    return read_header(path).tensors
 
 
 def _matrix(files: Files, stored: Stored) -> Float32:

@@ -15,10 +15,14 @@ import numpy as np
 from lens.arrays import Array
 from lens.checksums import checksum_of_sample
 from lens.errors import InputError
-from lens.stored import Header, Stored, read_header
+from lens.stored import Header, Stored, check_places, read_header
 
 _INDEX = "model.safetensors.index.json"
 _WHOLE = "model.safetensors"
+HEADS = ("lm_head.weight", "embed_out.weight")
+"""How the names of output embeddings end."""
+
+_CONV1D = ("c_attn.weight", "q_attn.weight", "c_proj.weight", "c_fc.weight")
 _OLD = ("pytorch_model.bin.index.json", "pytorch_model.bin")
 
 
@@ -62,7 +66,7 @@ class Files:
         if handle is None:
             with self._lock:
                 if path not in self._handles:
-                    self._handles[path] = os.open(path, os.O_RDONLY)
+                    self._handles[path] = _opened(path)
                 handle = self._handles[path]
         return handle
 
@@ -70,6 +74,15 @@ class Files:
         """Close all of them."""
         while self._handles:
             os.close(self._handles.popitem()[1])
+
+
+def _opened(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise InputError(
+            f"{path}: {error.strerror}; it was there when its header was read"
+        ) from None
 
 
 class Checkpoint:
@@ -104,6 +117,8 @@ class Checkpoint:
             self.tensors, self.headers = read_bins(old)
         else:
             raise InputError(f"{folder} holds no *.safetensors and no pytorch_model.bin")
+        if (folder / "adapter_config.json").is_file() and any(".lora_" in n for n in self.tensors):
+            raise InputError(f"{folder} is an adapter; name it with its model, MODEL+{folder}")
         for name in self.tied_copies():
             del self.tensors[name]
 
@@ -128,13 +143,7 @@ class Checkpoint:
         if missing:
             raise InputError(f"{path.parent}: shard {', '.join(missing)} is missing; copy it again")
         self._add([path.parent / name for name in files])
-        for name, file in weight_map.items():
-            stored = self.tensors.get(name)
-            if stored is None or stored.path.name != file:
-                raise InputError(f"{path}: tensor '{name}' should be in {file}, and is not")
-        extra = sorted(self.tensors.keys() - weight_map.keys())
-        if extra:
-            raise InputError(f"{path} leaves out tensor '{extra[0]}' of {len(extra)} in its files")
+        check_places(path, weight_map, self.tensors)
 
     @functools.cached_property
     def tied(self) -> bool | None:
@@ -145,16 +154,20 @@ class Checkpoint:
                 return bool(config["tie_word_embeddings"])
         return None
 
+    def is_conv1d(self, name: str) -> bool | None:
+        """Whether a weight is stored as (in, out), as Conv1D of GPT-2 does; None: not known."""
+        kind = self.config.get("model_type")
+        return name.endswith(_CONV1D) if kind == "gpt2" else None
+
     def tied_copies(self) -> list[str]:
         """Tensors that are stored although the model ties them to the input embedding."""
-        heads = ("lm_head.weight", "embed_out.weight")
         inputs = [name for name in self.tensors if _is_input_embedding(name)]
         if not self.tied or not inputs:
             return []
         shapes = {self.tensors[name].shape for name in inputs}
         return [
             name for name in self.tensors
-            if name.endswith(heads) and self.tensors[name].shape in shapes
+            if name.endswith(HEADS) and self.tensors[name].shape in shapes
         ]  # fmt: skip
 
     def identity(self) -> dict[str, Any]:
@@ -185,7 +198,7 @@ def _json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__}, expected an object")

@@ -35,6 +35,14 @@ Reference = Annotated[str, BeforeValidator(_reference)]
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_said(cls, values: Any) -> Any:
+        """Take a key without a value, as YAML has it, for one that is not there."""
+        if isinstance(values, dict):
+            return {key: value for key, value in values.items() if value is not None}
+        return values
+
 
 class Model(_Frozen):
     """One model that is merged, with parameters of its own."""
@@ -126,6 +134,9 @@ class MergeConfig(_Frozen):
         keeps the dtype it has in the base. Calculated is in float32 or better, whatever they say.
     tokenizer_source : str or None
         Only ``"base"``, or ``"union"`` of equal tokenizers: it is copied byte for byte.
+    chat_template : str or None
+        Jinja text that takes the place of the template's own; ``"auto"`` for the one that most of
+        the models have.
     """
 
     merge_method: str
@@ -139,15 +150,8 @@ class MergeConfig(_Frozen):
     out_dtype: OutDtype | None = None
     tokenizer_source: str | None = None
     tokenizer: Tokenizer | None = None
+    chat_template: str | None = None
     seed: int = 0
-
-    @model_validator(mode="before")
-    @classmethod
-    def _nothing_said(cls, values: Any) -> Any:
-        """Take a key without a value, as YAML has it, for one that is not there."""
-        if isinstance(values, dict):
-            return {key: value for key, value in values.items() if value is not None}
-        return values
 
 
 def parse_config(values: Any, *, where: str = "the merge config") -> MergeConfig:

@@ -62,6 +62,11 @@ class ExtractedSource(Source):
         """Tensors of the model it is of, also those that it leaves alone."""
         return self._shapes
 
+    @property
+    def files(self) -> list[Path]:
+        """The file itself."""
+        return [self._path.resolve()]
+
     def dtype_of(self, name: str) -> str:
         """Float32, always."""
         return "F32"

@@ -18,7 +18,7 @@ from lens.io import refuse_existing, to_disk
 from lens.maec.config import MergeConfig, parse_config
 from lens.maec.extracted import SCHEMA
 from lens.maec.methods.maec import Maec
-from lens.maec.planning import MergePlan, plan_merge
+from lens.maec.planning import MergePlan, plan_merge, problems_of_place
 from lens.maec.record import identity
 from lens.maec.shards import Shard, ShardFiles, head_of
 from lens.maec.stream import Stream
@@ -90,17 +90,19 @@ def extract(
     """
     config, out = parse_config(dict(config) if isinstance(config, Mapping) else config), Path(out)
     refuse_existing(out, force=force)
+    if out.is_dir():
+        raise InputError(f"{out} is a folder; expected the name of a file")
     config = config.model_copy(update={"languages": ()})
-    plan = plan_merge(config, max_memory=max_memory, out=out)
+    plan = plan_merge(config, max_memory=max_memory)
     try:
-        _check(plan)
+        _check(plan, out)
         with stop_requests("slice") as stop:
             return _write(plan, Stream(plan, stop), out)
     finally:
         plan.files.close()
 
 
-def _check(plan: MergePlan) -> None:
+def _check(plan: MergePlan, out: Path) -> None:
     config = plan.config
     if not isinstance(plan.method, Maec) or len(config.abilities) != 1:
         raise InputError("extract takes a config of merge_method maec with exactly one ability")
@@ -112,6 +114,10 @@ def _check(plan: MergePlan) -> None:
         raise InputError("k1 is 1, which selects every weight; choose a share such as 0.05")
     if not p["mask_pivot"] and float(p["beta"]) != 0:
         raise InputError("mask_pivot is false, so the ability is not sparse; merge it directly")
+    elements = sum(target.size for target in plan.targets if not target.copied)
+    problems = problems_of_place(out, plan.sources, int(8 * float(p["k1"]) * elements))
+    if problems:
+        raise InputError("\n".join(problems))
 
 
 def _write(plan: MergePlan, stream: Stream, out: Path) -> Extraction:
@@ -151,8 +157,7 @@ def _write(plan: MergePlan, stream: Stream, out: Path) -> Extraction:
         files.write(parts[f"{name}.places"], at, where)
         files.write(parts[f"{name}.values"], at, values[where])
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as made:
+    with _beside(out) as made:
         files = ShardFiles(Path(made), [Shard(out.name, head, tuple(parts.values()))], create=True)
         try:
             for name, begin in starts.items():
@@ -172,6 +177,16 @@ def _write(plan: MergePlan, stream: Stream, out: Path) -> Extraction:
     per_tensor = {name: int(begin[-1]) for name, begin in starts.items()}
     total = sum(target.size for target in targets)
     return Extraction(str(out), sum(per_tensor.values()), total, per_tensor)
+
+
+def _beside(out: Path) -> tempfile.TemporaryDirectory[str]:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent)
+    except OSError as error:
+        raise InputError(
+            f"cannot write {out}: {error.strerror}; choose a place that can be written to"
+        ) from None
 
 
 def _parts(targets: Sequence[Target], starts: Mapping[str, Any]) -> Iterator[Target]:

@@ -36,7 +36,7 @@ class Unfinished:
     """
 
     def __init__(self, out: Path) -> None:
-        self.out, self.path = out, out.with_name(out.name + SUFFIX)
+        self.out, self.path = out, Path(f"{out}{SUFFIX}")
         self.model, self._journal = self.path / "model", self.path / "journal"
         self._handle: int | None = None
 
@@ -77,9 +77,8 @@ class Unfinished:
         path = self.path / "merge.json"
         if not path.is_file() or not self._journal.is_file():
             return False
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
+        found = _object(path)
+        if found is None:
             return False
         changed = [key for key in identity if found.get(key) != identity[key]]
         if changed:
@@ -100,11 +99,7 @@ class Unfinished:
 
     def facts(self) -> dict[str, Any] | None:
         """Read what was found out before; None if that had not been finished."""
-        path = self.path / "facts.json"
-        if not path.is_file():
-            return None
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return found
+        return _object(self.path / "facts.json")
 
     def keep_facts(self, facts: dict[str, Any]) -> None:
         """Write what was found out."""
@@ -133,6 +128,15 @@ class Unfinished:
         self.close()
         if self.path.is_dir():
             shutil.rmtree(self.path)
+
+
+def _object(path: Path) -> dict[str, Any] | None:
+    """Content of a file; None if it is not there or damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 class Checking:

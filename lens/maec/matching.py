@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lens.errors import InputError
 from lens.maec.config import MergeConfig
+from lens.maec.decoding import is_8_bit
 from lens.maec.parameters import Value, block_number, resolve
 from lens.maec.sources import Source
 from lens.maec.targets import Input, Target
@@ -143,12 +144,9 @@ class Matching:
         return found
 
     def _transposed(self, name: str) -> bool:
-        """Whether a weight is stored as (in, out): Conv1D of GPT-2."""
+        """Whether a weight is stored as (in, out)."""
         leader, _ = self._leader(self._parts[0])
-        config = leader.checkpoint.config if leader.checkpoint is not None else {}
-        return config.get("model_type") == "gpt2" and name.endswith(
-            ("c_attn.weight", "q_attn.weight", "c_proj.weight", "c_fc.weight")
-        )
+        return leader.checkpoint is not None and bool(leader.checkpoint.is_conv1d(name))
 
     def _divided(self, wanted: tuple[Wanted, ...]) -> list[Part]:
         if not self._config.slices:
@@ -273,11 +271,14 @@ class Matching:
         return values
 
     def _dtype(self, leader: Source, name: str) -> str:
-        kind = leader.tensors[name].kind
-        wanted = self._config.out_dtype or self._config.dtype
+        checkpoint = leader.checkpoint  # an adapter does not change what the model is stored in
+        stored = (leader if checkpoint is None else checkpoint).tensors[name]
+        kind, wanted = stored.kind, self._config.out_dtype or self._config.dtype
         if not kind.floating:
-            return leader.tensors[name].dtype
-        return OUTPUTS[wanted] if wanted else leader.dtype_of(name)
+            return stored.dtype
+        if wanted:
+            return OUTPUTS[wanted]
+        return "F32" if is_8_bit(kind) else stored.dtype
 
     def _find_extra(self) -> None:
         """Tensors of other models that the first does not have would be lost silently."""

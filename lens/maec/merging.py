@@ -145,7 +145,8 @@ def _carry_out(
         unfinished.begin(identity)
     shards = lay_out(plan.targets, identity["shard_size"])
     done = unfinished.lines() if going_on else {}
-    started = going_on and all((unfinished.model / shard.name).is_file() for shard in shards)
+    started = going_on and all(shard.is_at(unfinished.model) for shard in shards)
+    unfinished.model.mkdir(exist_ok=True)  # files that were removed or cut are made anew
     try:
         files = ShardFiles(unfinished.model, shards, create=not started)
     except InputError:
@@ -163,6 +164,10 @@ def _carry_out(
             pass
     finally:
         files.close()
+    changed = [s.reference for s in plan.sources
+               if s.identity() != identity["sources"][s.reference]]  # fmt: skip
+    if changed:
+        raise InputError(f"{', '.join(changed)} changed while it was read; merge anew with --force")
     record.write(unfinished.model, plan, shards, identity, facts, sink.checksums)
     put_in_place(unfinished.model, unfinished.out)
     unfinished.discard()

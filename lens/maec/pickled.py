@@ -11,6 +11,7 @@ import collections
 import hashlib
 import json
 import pickle
+import struct
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lens.errors import InputError
-from lens.stored import Stored
+from lens.stored import Stored, check_places
 
 _DTYPES = {
     "DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16",
@@ -26,7 +27,11 @@ _DTYPES = {
     "ByteStorage": "U8", "BoolStorage": "BOOL",
 }  # fmt: skip
 _ADVICE = "save the model again with safetensors"
-_BROKEN = (zipfile.BadZipFile, StopIteration, KeyError, AttributeError, EOFError, OSError)
+# What damaged archives and pickles raise, beside what says so.
+_BROKEN = (
+    zipfile.BadZipFile, StopIteration, LookupError, AttributeError, EOFError, OSError, TypeError,
+    ValueError, ArithmeticError, RecursionError, MemoryError, RuntimeError, struct.error,
+)  # fmt: skip
 _LOCAL_HEADER = 30  # bytes of a file's header in a zip archive, before its name
 
 
@@ -45,7 +50,12 @@ class _View:
 
 
 def _rebuild(storage: Any, offset: int, shape: Any, strides: Any, *_: Any) -> _View:
-    return _View(storage, int(offset), tuple(shape), tuple(strides))
+    numbers = (offset, *shape, *strides)
+    if not isinstance(storage, _Storage) or any(type(n) is not int or n < 0 for n in numbers):
+        raise pickle.UnpicklingError("what it calls a tensor is none")
+    if len(shape) != len(strides):
+        raise pickle.UnpicklingError("a tensor has more strides than axes, or fewer")
+    return _View(storage, offset, tuple(shape), tuple(strides))
 
 
 def _parameter(view: Any, *_: Any) -> Any:
@@ -68,7 +78,9 @@ class _Restricted(pickle.Unpickler):
         return found
 
     def persistent_load(self, pid: Any) -> _Storage:
-        kind, dtype, key = pid[0], pid[1], pid[2]
+        if not isinstance(pid, tuple) or len(pid) < 3:
+            raise pickle.UnpicklingError("what it calls a storage is none")
+        kind, dtype, key = pid[:3]
         if kind != "storage" or dtype not in _DTYPES.values():
             raise pickle.UnpicklingError(f"it holds a {kind} of {dtype}")
         return _Storage(dtype, str(key))
@@ -82,11 +94,12 @@ def read_bins(path: Path) -> tuple[dict[str, Stored], dict[Path, str]]:
     InputError
         If a file is none of these, names anything but tensors, or a shard is missing.
     """
-    files = [path]
+    files, weight_map = [path], {}
     if path.name.endswith(".index.json"):
         try:
             weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
             files = [path.parent / name for name in sorted(set(weight_map.values()))]
+            weight_map = dict(weight_map)
         except (ValueError, KeyError, TypeError, AttributeError):
             raise InputError(f"{path} has no weight_map; expected file names by tensor") from None
     tensors: dict[str, Stored] = {}
@@ -99,6 +112,8 @@ def read_bins(path: Path) -> tuple[dict[str, Stored], dict[Path, str]]:
         if twice:
             raise InputError(f"{file}: tensor '{twice[0]}' is in another file too")
         tensors |= found
+    if files != [path]:
+        check_places(path, weight_map, tensors)
     return tensors, digests
 
 
@@ -121,14 +136,7 @@ def _read(path: Path) -> tuple[dict[str, Stored], str]:
         raise
     except pickle.UnpicklingError as error:
         raise InputError(f"{path} holds more than tensors ({error}); {_ADVICE}") from None
-    except (
-        zipfile.BadZipFile,
-        StopIteration,
-        KeyError,
-        AttributeError,
-        EOFError,
-        OSError,
-    ) as error:
+    except _BROKEN as error:
         raise InputError(f"{path} is no complete file of torch.save ({error}); {_ADVICE}") from None
     return found, hashlib.sha256(raw).hexdigest()
 

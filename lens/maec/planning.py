@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -158,12 +159,14 @@ def plan_merge(
         If the config itself cannot be read.
     """
     config = parse_config(dict(config) if isinstance(config, Mapping) else config)
-    method = METHODS.get(config.merge_method)
-    if method is None:
-        raise InputError(
-            f"unknown merge_method '{config.merge_method}'; {nearest(config.merge_method, METHODS)}"
-        )
-    return plan_for(method, config, max_memory=max_memory, out=out)
+    name, unknown = config.merge_method, []
+    if name not in METHODS:
+        unknown = [f"unknown merge_method '{name}'; {nearest(name, METHODS)}"]
+        close = difflib.get_close_matches(name, METHODS, n=1)
+        if not close:
+            raise InputError(unknown[0])
+        name = close[0]  # the rest of the problems are those of what was probably meant
+    return plan_for(METHODS[name], config, max_memory=max_memory, out=out, problems=unknown)
 
 
 def plan_for(
@@ -172,10 +175,13 @@ def plan_for(
     *,
     max_memory: int | str = "1GiB",
     out: str | Path | None = None,
+    problems: Sequence[str] = (),
 ) -> MergePlan:
-    """Plan as `plan_merge` does, for a method that the config does not name."""
-    budget, files = size_in_bytes(max_memory), Files()
-    problems: list[str] = []
+    """Plan as `plan_merge` does, for a method that the config does not name.
+
+    ``problems`` are those that were found before.
+    """
+    budget, files, problems = size_in_bytes(max_memory), Files(), list(problems)
     wanted, found = method.wanted(config)
     problems += found
     sources = _open(wanted, files, problems)
@@ -183,31 +189,52 @@ def plan_for(
     targets: list[Target] = []
     template = None
     run = _run_parameters(method, config, problems, notes)
-    if not problems:
-        template = sources[config.base_model or wanted[0].reference]
-        found_in = matching.Matching(config, method, wanted, sources, run)
-        targets = found_in.targets(problems)
-        if targets:
-            problems += method.problems(config, run, targets)
+    lead = config.base_model or (wanted[0].reference if wanted else None)
+    if not found and lead in sources:
+        template, there = sources[lead], [one for one in wanted if one.reference in sources]
+        if not config.slices or len(there) == len(wanted):  # the rest shows its problems too
+            targets = _targets(method, config, there, sources, run, problems)
         comparing.compare_configs(template, list(sources.values()), problems, notes, config)
     needs = _needs(method, targets, list(sources.values()))
     workers = min(cores(), (budget - PROCESS) // max(needs.total, 1))
     if workers < 1 and targets:
         problems.append(
             f"max_memory {said(budget)} is too small; this merge takes {said(PROCESS)} for the "
-            f"program and {said(needs.total)} for one worker"
+            f"program and {said(needs.total)} for one worker, so give "
+            f"{-(-(PROCESS + needs.total) // 10**6)}MB or more"
         )
     plan = MergePlan(
         config, method, tuple(sources.values()), template, tuple(targets), (), (),
         needs, max(workers, 1), budget, files,
     )  # fmt: skip
-    _check_room(plan, out, problems)
+    if out is not None:
+        problems += problems_of_place(Path(out), plan.sources, plan.bytes_written)
     if _computes_in_16_bit(config):
         notes.append(f"dtype {config.dtype} is what is written; all arithmetic is in float32")
     return MergePlan(
         config, method, plan.sources, template, plan.targets, tuple(problems), tuple(notes),
         needs, plan.workers, budget, files,
     )  # fmt: skip
+
+
+def _targets(
+    method: Method,
+    config: MergeConfig,
+    wanted: Sequence[Wanted],
+    sources: Mapping[str, Source],
+    run: dict[str, Value],
+    problems: list[str],
+) -> list[Target]:
+    """Tensors of the result; what does not fit is added to the problems."""
+    so_far = len(problems)
+    try:
+        targets = matching.Matching(config, method, wanted, sources, run).targets(problems)
+    except InputError as error:
+        problems.append(str(error))
+        return []
+    if targets and len(problems) == so_far:  # else values are missing that it looks at
+        problems += method.problems(config, run, targets)
+    return targets
 
 
 def _open(wanted: Iterable[Wanted], files: Files, problems: list[str]) -> dict[str, Source]:
@@ -231,7 +258,7 @@ def _extracted(reference: str, files: Files) -> Source:
 def _run_parameters(
     method: Method, config: MergeConfig, problems: list[str], notes: list[str]
 ) -> dict[str, Value]:
-    """Parameters of the whole run; unknown ones anywhere are problems."""
+    """Parameters of the whole run, defaults for wrong ones; unknown ones are problems too."""
     own = {parameter.name: parameter for parameter in method.parameters}
     known = {p.name for other in METHODS.values() for p in other.parameters} | set(_LOST)
     layers = [config.parameters, *(m.parameters for m in config.models)]
@@ -251,6 +278,8 @@ def _run_parameters(
                 values[parameter.name] = _run_value(parameter, config.parameters)
             except InputError as error:
                 problems.append(str(error))
+                if parameter.default is not None:
+                    values[parameter.name] = parameter.default
     return method.run_parameters(dict(config.parameters), values)
 
 
@@ -283,21 +312,35 @@ def _needs(method: Method, targets: Sequence[Target], sources: Sequence[Source])
     return Needs(tuple(rooms), out, scratch)
 
 
-def _check_room(plan: MergePlan, out: str | Path | None, problems: list[str]) -> None:
-    if out is None:
-        return
-    place = Path(out).absolute().parent
+def problems_of_place(out: Path, sources: Iterable[Source], needed: int) -> list[str]:
+    """Why a result of so many bytes cannot be put there; nothing if it can."""
+    found = [
+        f"{out} is, or holds, {reference}, which would be replaced; choose another --out"
+        for reference in _replaced(out, sources)
+    ]
+    place = out.absolute().parent
     while not place.exists():
         place = place.parent
     about = os.statvfs(place)
     free = about.f_bavail * about.f_frsize
-    if free < plan.bytes_written:
-        problems.append(
-            f"{place} has {said(free)} left, the result takes {said(plan.bytes_written)}; make "
-            "room or choose another --out"
+    if free < needed:
+        found.append(
+            f"{place} has {said(free)} left, the result takes {said(needed)}; make room or choose "
+            "another --out"
         )
     if not os.access(place, os.W_OK):
-        problems.append(f"{place} cannot be written to; choose another --out")
+        found.append(f"{place} cannot be written to; choose another --out")
+    return found
+
+
+def _replaced(out: Path, sources: Iterable[Source]) -> list[str]:
+    """Find the sources of which putting ``out`` in place would remove files."""
+    goal = out.resolve()
+    return [
+        source.reference
+        for source in sources
+        if any(goal in (path, *path.parents) for path in source.files)
+    ]
 
 
 def _computes_in_16_bit(config: MergeConfig) -> bool:

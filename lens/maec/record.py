@@ -12,6 +12,8 @@ from typing import Any
 
 import lens
 from lens.checksums import checksum
+from lens.maec.comparing import new_template
+from lens.maec.decoding import is_8_bit
 from lens.maec.planning import MergePlan
 from lens.maec.shards import INDEX, Shard, index_of
 from lens.maec.targets import SLICE
@@ -75,6 +77,9 @@ def write(
         source = plan.template.checkpoint.folder
         _copy_rest(source, folder)
         _write_config(plan, source / "config.json", folder)
+        template = new_template(plan.config, plan.sources, source)
+        if template is not None:  # it goes before what tokenizer_config.json may have
+            (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     text = _yaml(plan)
     (folder / "merge.yaml").write_text(text, encoding="utf-8")
     (folder / "README.md").write_text(_card(plan, text), encoding="utf-8")
@@ -95,7 +100,7 @@ def write(
 def _copy_rest(source: Path, folder: Path) -> None:
     """Copy tokenizer, template, generation settings and code byte for byte."""
     for item in sorted(source.iterdir()):
-        if item.is_dir():
+        if not item.is_file():
             if item.name == "additional_chat_templates":
                 shutil.copytree(item, folder / item.name, dirs_exist_ok=True)
             continue
@@ -110,19 +115,41 @@ def _write_config(plan: MergePlan, path: Path, folder: Path) -> None:
         return
     content = json.loads(path.read_text(encoding="utf-8"))
     changes: dict[str, Any] = {}
-    dtype = plan.config.out_dtype or plan.config.dtype
+    dtype = plan.config.out_dtype or plan.config.dtype or _decoded(plan)
     key = "torch_dtype" if "torch_dtype" in content else "dtype"
     if dtype is not None and content.get(key) != dtype:
         changes[key] = dtype
     if plan.config.slices and plan.targets:
         for key in ("num_hidden_layers", "n_layer", "num_layers"):
-            if key in content and content[key] != plan.targets[0].n_blocks:
+            if key in content:
+                changes |= _each_layer(plan, content, int(content[key]))
                 changes[key] = plan.targets[0].n_blocks
+        changes = {key: value for key, value in changes.items() if content.get(key) != value}
     if not changes:
         shutil.copyfile(path, folder / "config.json")
         return
     text = json.dumps({**content, **changes}, indent=2, ensure_ascii=False) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
+
+
+def _decoded(plan: MergePlan) -> str | None:
+    """Name what 8-bit floats became: results are not rounded to them."""
+    if plan.template is None or not any(is_8_bit(x.kind) for x in plan.template.tensors.values()):
+        return None
+    return "float32"
+
+
+def _each_layer(plan: MergePlan, content: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """Put lists that say something of each layer, as layer_types does, in the result's order."""
+    blocks: list[int] = []
+    for part in plan.config.slices:
+        base = part.base_model or plan.config.base_model
+        taken = next((s for s in part.sources if s.model == base), part.sources[0])
+        blocks += range(*taken.layer_range)
+    if max(blocks) >= count:
+        return {}
+    lists = {key: x for key, x in content.items() if isinstance(x, list) and "layer" in key}
+    return {key: [x[n] for n in blocks] for key, x in lists.items() if len(x) == count}
 
 
 def _yaml(plan: MergePlan) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lens.arrays import to_dict
+from lens.errors import InputError
 from lens.maec.drawing import signs
 from lens.maec.targets import Cut, Target
 from lens.maec.work import Work
@@ -79,7 +80,10 @@ def measure(
     def sums(work: Work) -> list[float]:
         cut = work.cuts[0]
         x, y = ability(work, cut), language(work, cut)
-        found = compare((x, None), (y, None))
+        try:
+            found = compare((x, None), (y, None))
+        except InputError:
+            raise work.blame(cut) from None
         drawn = x * signs(seed, work.target.name, cut.number, cut.size)
         null = compare((drawn, None), (y, None)).dot
         drawn *= y

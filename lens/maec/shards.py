@@ -34,6 +34,14 @@ class Shard:
         """Bytes of the file."""
         return len(self.head) + sum(target.nbytes for target in self.targets)
 
+    def is_at(self, folder: Path) -> bool:
+        """Whether it was begun there: a file of its name, size and header."""
+        try:
+            with (folder / self.name).open("rb") as file:
+                return file.read(len(self.head)) == self.head and file.seek(0, 2) == self.size
+        except OSError:
+            return False
+
 
 def lay_out(targets: Sequence[Target], shard_size: int) -> list[Shard]:
     """Divide tensors into files of at most ``shard_size`` bytes of data, one tensor at least."""
@@ -106,9 +114,10 @@ class ShardFiles:
                 self._open(folder / shard.name, shard, create=create, writable=writable)
         except OSError as error:
             self.close()
-            raise InputError(
-                f"cannot write {folder}: {error.strerror}; make room or choose another --out"
-            ) from None
+            what, next_ = ("write", "make room or choose another --out")
+            if not writable:
+                what, next_ = ("read", "its files are not as merge wrote them")
+            raise InputError(f"cannot {what} {folder}: {error.strerror}; {next_}") from None
         except InputError:
             self.close()
             raise
@@ -124,7 +133,9 @@ class ShardFiles:
             os.fstat(handle).st_size != shard.size
             or os.pread(handle, len(shard.head), 0) != shard.head
         ):
-            raise InputError(f"{path} is not the file that this merge writes")
+            raise InputError(
+                f"{path} has another size or header than this merge writes; merge anew with --force"
+            )
         at = len(shard.head)
         for target in shard.targets:
             self._places[target.number] = handle, at

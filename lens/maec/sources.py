@@ -37,6 +37,11 @@ class Source(ABC):
 
     @property
     @abstractmethod
+    def files(self) -> list[Path]:
+        """Folders and files that it is read from, without links."""
+
+    @property
+    @abstractmethod
     def tensors(self) -> Mapping[str, Stored]:
         """Tensors by name."""
 
@@ -103,6 +108,12 @@ class ModelSource(Source):
             found |= self.adapter.replaced
         return found
 
+    @property
+    def files(self) -> list[Path]:
+        """Folders and files that it is read from, without links."""
+        folders = [self.model.folder, *([self.adapter.folder] if self.adapter else [])]
+        return [path.resolve() for path in (*folders, *self.model.headers)]
+
     def _adapted(self, name: str) -> bool:
         return self.adapter is not None and name in self.adapter.factors
 
@@ -147,8 +158,8 @@ class ModelSource(Source):
         """Sizes, times and hashes of all its files."""
         found = self.model.identity()
         if self.adapter is not None:
-            for name in ("adapter_config.json", "adapter_model.safetensors"):
-                found[name] = identity_of(self.adapter.folder / name)
+            for path in self.adapter.files:
+                found[path.name] = identity_of(path)
         return found
 
 
@@ -176,8 +187,12 @@ def locate(model: str) -> Path:
         raise InputError(
             f"no folder '{model}', and hub ids need the package huggingface_hub"
         ) from None
-    wanted = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "*.txt"]
+    wanted = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "*.txt", "*.py"]
+    old = ["pytorch_model*.bin", "adapter_model.bin"]
     try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted))
+        found = Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted))
+        if not any(found.glob("*.safetensors")):
+            found = Path(snapshot_download(name, revision=revision or None, allow_patterns=old))
+        return found
     except (OSError, ValueError) as error:
         raise InputError(f"no model '{model}', here or on the hub: {error}") from None

@@ -21,6 +21,9 @@ from lens.maec.shards import ShardFiles, lay_out
 from lens.maec.stream import Stream
 from lens.maec.targets import SLICE, Target
 
+_KINDS = {"config": dict, "sources": dict, "facts": dict, "checksums": dict, "shard_size": int}
+"""What a record holds, and as what."""
+
 
 @dataclass(frozen=True, slots=True)
 class Verification:
@@ -101,11 +104,12 @@ def _read(folder: Path) -> dict[str, Any]:
     try:
         known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         right = known["schema"] == record.SCHEMA and known["slice_elements"] == SLICE
-    except (OSError, ValueError, KeyError, TypeError):
-        right = False
-    if not right:
+        kinds = {key: type(known[key]) for key in _KINDS} if right else {}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        kinds = {}
+    if kinds != _KINDS:
         raise InputError(
-            f"{path} is not there or not of this version; verify takes what merge wrote"
+            f"{path} is not there, damaged or of another version; verify takes what merge wrote"
         )
     return known
 
@@ -122,7 +126,7 @@ def _compare_sources(plan: MergePlan, known: Mapping[str, Any]) -> None:
     changed = [
         source.reference
         for source in plan.sources
-        if lasting(source.identity()) != lasting(known.get(source.reference, {}))
+        if lasting(source.identity()) != lasting(known.get(source.reference) or {})
     ]
     if changed:
         raise VerificationError(f"{', '.join(changed)}: not the files that were merged")
@@ -151,7 +155,7 @@ def _compare(
     damaged = [
         target.name
         for target in chosen
-        if _checksum(files, target) != known["checksums"][target.name]
+        if _checksum(files, target) != known["checksums"].get(target.name)
     ]
     if damaged:
         raise VerificationError(f"changed since the merge: tensors {', '.join(damaged[:5])}")

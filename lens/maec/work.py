@@ -135,7 +135,7 @@ class Work:
         else:
             made = self.mix({i: 1.0, self.target.base: -1.0}, cut)
         if not _finite(made):
-            raise self._blame(cut)
+            raise self.blame(cut)
         return made
 
     def compare(self, i: int, j: int, cut: Cut) -> Comparison:
@@ -146,7 +146,7 @@ class Work:
             raw = "bfloat16" if self.dtype(i) == "BF16" else None
             return compare((self.read(i, cut), None), (self.read(j, cut), None), dtype=raw)
         except InputError:
-            raise self._blame(cut) from None
+            raise self.blame(cut) from None
 
     def mix(
         self,
@@ -194,11 +194,11 @@ class Work:
 
     def _write(self, cut: Cut, content: Array) -> None:
         if self.target.kind.floating and not _finite(content):
-            raise self._blame(cut)
+            raise self.blame(cut)
         if self._sink is not None:
             self._sink.write(self.target, cut, content)
 
-    def _blame(self, cut: Cut) -> NonFiniteError:
+    def blame(self, cut: Cut) -> NonFiniteError:
         """Find out which input is not finite in a slice of which the result is not."""
         for i, taken in enumerate(self.target.inputs):
             source = self._sources[taken.source]

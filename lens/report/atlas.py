@@ -22,8 +22,10 @@ _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Delta atlas</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>{style}</style></head>
 <body><main><header><h1>What {count} changed</h1>
-<p>Changes from {base}, tensor by tensor: rows are tensors, columns blocks. A cell tells its numbers
-when pointed at.</p></header>
+<p>Changes from {base}, tensor by tensor: rows are tensors, columns blocks, the last what is
+in none. A cell tells its numbers when pointed at. Relative change is darkest at {largest} and white
+from a thousandth of that down; a cosine is darkest at 1, and in the other colour below 0.</p>
+</header>
 {sections}
 </main></body></html>
 """
@@ -42,7 +44,7 @@ def render_atlas(atlas: Atlas) -> str:
         For each model a heat map of |Δ| / |θ_o|, for each pair one of the cosine of their changes,
         and the tensors that changed most.
     """
-    names = [Path(model).name for model in atlas.models]
+    names = _names(atlas)
     style = (files("lens.report") / "templates" / "report.css").read_text(encoding="utf-8")
     sections = []
     largest = max((c.relative or 0 for t in atlas.tensors for c in t.changes), default=0) or 1.0
@@ -78,8 +80,14 @@ def render_atlas(atlas: Atlas) -> str:
     what = "one model" if len(names) == 1 else f"{len(names)} models"
     return _PAGE.format(
         style=style + _STYLE, count=what, base=escape(Path(atlas.base).name),
-        sections="\n".join(sections),
+        sections="\n".join(sections), largest=f"{largest:.2g}",
     )  # fmt: skip
+
+
+def _names(atlas: Atlas) -> list[str]:
+    """Folder names of the models; all that was given where two are the same."""
+    short = [Path(model).name for model in atlas.models]
+    return short if len(set(short)) == len(short) else list(atlas.models)
 
 
 def _depth(value: float, largest: float) -> float:
@@ -96,11 +104,10 @@ def _section(
     """One heat map; a negative value takes the other colour."""
     blocks = sorted({t.block for t in atlas.tensors if t.block is not None})
     by_place = {(t.kind, t.block): t for t in atlas.tensors}
-    heads = "".join(f"<th>{n}</th>" for n in blocks)
+    heads = "".join(f"<th>{n}</th>" for n in (*blocks, "–"))
     lines = []
     for kind in dict.fromkeys(t.kind for t in atlas.tensors):
-        places: Sequence[int | None] = blocks if (kind, None) not in by_place else [None]
-        cells = "".join(_cell(by_place.get((kind, n)), cell, colour) for n in places)
+        cells = "".join(_cell(by_place.get((kind, n)), cell, colour) for n in (*blocks, None))
         lines.append(f'<tr><th scope="row">{escape(kind)}</th>{cells}</tr>')
     return (
         f'<section><h2>{escape(title)}</h2><div class="scroll"><table class="heat"><thead><tr>'
@@ -155,15 +162,16 @@ def print_atlas(atlas: Atlas, *, file: IO[str] | None = None) -> None:
 
     table = Table(box=box.SIMPLE_HEAD, title="|Δ| / |θ|", title_justify="left", pad_edge=False)
     table.add_column("Block")
-    for model in atlas.models:
-        table.add_column(Path(model).name, justify="right")
+    names = _names(atlas)
+    for name in names:
+        table.add_column(name, justify="right")
     for block, values in atlas.relative_by_block().items():
-        name = "outside" if block is None else str(block)
-        table.add_row(name, *(f"{value:.2e}" for value in values))
+        place = "outside" if block is None else str(block)
+        table.add_row(place, *(f"{value:.2e}" for value in values))
     console = Console(file=file, highlight=False)
     console.print(table)
     for number, pair in enumerate(atlas.tensors[0].pairs if atlas.tensors else ()):
-        first, second = (Path(atlas.models[k]).name for k in pair.models)
+        first, second = (names[k] for k in pair.models)
         cosine = _over_all(atlas, number)
         console.print(
             f"cosine of {first} and {second}: {'–' if cosine is None else f'{cosine:.3f}'}"

@@ -69,14 +69,17 @@ class Sparse(Method):
         """Mask of the difference of input ``i``."""
 
     def run(self, work: Work) -> None:
-        """Measure masks over the whole tensor, then combine slice by slice."""
+        """Measure masks over the whole tensor, then combine; what has weight 0 is not read."""
         target = work.target
-        masks = {i: self.mask(work, i) for i in target.others}
+        used = [i for i in target.others if target.number_of("weight", i) != 0.0]
+        if not used:
+            return self._base_alone(work)
+        masks = {i: self.mask(work, i) for i in used}
         scales = {i: self._scale(work, i, mask) for i, mask in masks.items()}
-        weights = [np.float32(target.number_of("weight", i)) for i in target.others]
+        weights = [np.float32(target.number_of("weight", i)) for i in used]
         for cut in work.missing:
             deltas = []
-            for i, w in zip(target.others, weights, strict=True):
+            for i, w in zip(used, weights, strict=True):
                 delta = work.delta(i, cut)
                 delta *= masks[i](delta, cut)
                 delta *= scales[i]
@@ -88,6 +91,10 @@ class Sparse(Method):
             mixed *= np.float32(target.parameters["lambda"])
             mixed += work.mix({int(target.base or 0): 1.0}, cut)
             work.write(cut, mixed)
+
+    def _base_alone(self, work: Work) -> None:
+        for cut in work.missing:
+            work.write_mix({int(work.target.base or 0): 1.0}, cut)
 
     def _scale(self, work: Work, i: int, mask: Mask) -> np.float32:
         """Σ|delta| over all elements, divided by that over those that stay."""

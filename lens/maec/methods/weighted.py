@@ -44,6 +44,18 @@ class Linear(Weighted):
         Parameter("normalize", True),
     )
 
+    def problems(
+        self, config: MergeConfig, parameters: dict[str, Value], targets: Sequence[Target]
+    ) -> list[str]:
+        """Weights that sum to zero."""
+        try:
+            for target in targets:
+                if not target.copied:
+                    self.weights(target)
+        except InputError as error:
+            return [str(error)]
+        return []
+
     def weights(self, target: Target) -> dict[int, float]:
         """w_i, or w_i / Σ w."""
         w = {i: target.number_of("weight", i) for i in range(len(target.inputs))}

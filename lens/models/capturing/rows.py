@@ -49,8 +49,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def check_rows(rows: list[EncodedRow], parts: DecoderParts, model: Any) -> None:
-    """Refuse rows the model cannot take before anything is run."""
+def check_rows(
+    rows: list[EncodedRow], parts: DecoderParts, model: Any, *, advice: str = ""
+) -> None:
+    """Refuse rows the model cannot take before anything is run; say how to make them shorter."""
     if not rows:
         raise InputError("there are no rows to capture; expected at least one")
     longest = getattr(text_config(model), "max_position_embeddings", None)
@@ -59,7 +61,7 @@ def check_rows(rows: list[EncodedRow], parts: DecoderParts, model: Any) -> None:
         raise InputError(
             f"{len(too_long)} row(s) are longer than the {longest} positions of the model "
             f"(first: row {too_long[0]}, {len(rows[too_long[0]].ids)} tokens); "
-            f"set max_tokens={longest} to cut them"
+            + (advice or f"set max_tokens={longest} to cut them")
         )
     weight = getattr(parts.embedding, "weight", None)
     largest = max(max(row.ids) for row in rows)

@@ -158,7 +158,10 @@ class _Rows:
     def check(self, model: Any) -> None:
         """Refuse rows that the model cannot take."""
         encoded = [EncodedRow(tuple(ids), 0, len(ids)) for ids in self.ids]
-        check_rows(encoded, locate(model), model)
+        check_rows(
+            encoded, locate(model), model,
+            advice="cut text shorter with row_tokens (--row-tokens), or leave such prompts out",
+        )  # fmt: skip
         if not all(len(at) for at in self.predicting):
             raise InputError("a row has nothing to learn; rows of text need two tokens or more")
 
