@@ -32,7 +32,6 @@ typedef lapack_int blas_int;
 
 #define blas_dgemm BLAS(cblas_dgemm)
 #define blas_sgemm BLAS(cblas_sgemm)
-#define blas_idamax BLAS(cblas_idamax)
 #define blas_dsyrk BLAS(cblas_dsyrk)
 #define lapack_dsyevd BLAS(LAPACKE_dsyevd_work)
 #define lapack_dgeqrf BLAS(LAPACKE_dgeqrf_work)

@@ -123,6 +123,24 @@ void lens_blas_init(void);
 /* Which BLAS this is, in the words of the library. */
 const char *lens_blas_config(void);
 
+/* ---- factor.c -------------------------------------------------------------------------------- */
+
+/* X = sum_k sigma[k] left[:,k] right[k], sigma descending, orthonormal columns of left and rows of
+ * right, largest |component| of right[k] > 0.  left: (n,k), sigma: (k,), right: (k,d), X: (n,d),
+ * k = min(n,d).  Vectors of singular values that are zero are some orthonormal completion.
+ * LENS_ENONFINITE (row, column), or nowhere when a singular value passes the largest double;
+ * LENS_ENOCONV (info). */
+lens_status lens_thin_svd(double *left, double *sigma, double *right, lens_fault *fault,
+                          const double *X, size_t n, size_t d, double *work);
+/* Doubles of `work` for the same sizes; SIZE_MAX when it cannot be.  The same below. */
+size_t lens_thin_svd_worksize(size_t n, size_t d);
+
+/* X[i] = sum_(k<=i) R[i,k] Q[k], Householder, rows of Q orthonormal whatever the rank of X, R[k,k]
+ * >= 0 and zero above.  Q, X: (r,d), R: (r,r).  LENS_ESHAPE unless r <= d, LENS_ENONFINITE as above. */
+lens_status lens_thin_qr(double *Q, double *R, lens_fault *fault, const double *X, size_t r,
+                         size_t d, double *work);
+size_t lens_thin_qr_worksize(size_t r, size_t d);
+
 /* ---- project.c ------------------------------------------------------------------------------- */
 
 /* out[i] = X[i] - strength sum_k (X[i].basis[k]) basis[k].  out, X: (n,d) dtype, basis: (r,d) ACC,

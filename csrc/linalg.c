@@ -111,6 +111,26 @@ int lens_singular_f64(double *values, double *A, size_t n, double *work, size_t 
                               lwork, (blas_int *)(void *)(work + lwork));
 }
 
+int lens_svd_f64(double *left, double *values, double *right, double *A, size_t n, size_t d,
+                 double *work, size_t size) {
+    size_t k = n < d ? n : d;
+    blas_int rows = (blas_int)d, columns = (blas_int)n, lwork = (blas_int)(size - iwork_doubles(k));
+    return (int)lapack_dgesdd(LAPACK_COL_MAJOR, 'S', rows, columns, A, rows, values, right, rows,
+                              left, (blas_int)k, work, lwork, (blas_int *)(void *)(work + lwork));
+}
+
+size_t lens_svd_worksize(size_t n, size_t d) {
+    double ask = 0, x = 0;
+    size_t k = n < d ? n : d;
+    blas_int iask = 0, rows = (blas_int)d, columns = (blas_int)n;
+    if (k < 1 || !lens_blas_fits(n, d, lens_mul(5, lens_mul(k, k)))) /* as in query_lwork */
+        return SIZE_MAX;
+    blas_int info = lapack_dgesdd(LAPACK_COL_MAJOR, 'S', rows, columns, &x, rows, &x, &x, rows, &x,
+                                  (blas_int)k, &ask, -1, &iask);
+    int fits = info == 0 && ask <= (double)BLAS_INT_MAX / 2;
+    return fits ? lens_add((size_t)ask, iwork_doubles(k)) : SIZE_MAX;
+}
+
 size_t lens_subspace_fit_worksize(size_t S, size_t L, size_t d, int n_threads) {
     blas_int lwork = 0;
     return lens_mul(fit_worksize_one(&lwork, L, d), lens_threads(S, n_threads));
@@ -142,34 +162,6 @@ static int centre(double *mean, double *C, const double *M, size_t L, size_t d) 
         for (size_t i = 0; i < d; i++)
             C[l * d + i] = M[l * d + i] - mean[i];
     return finite;
-}
-
-/* Divide x by a power of two when squares of its elements would not fit; returns the exponent. */
-static int scale(double *x, size_t n) {
-    double most = 0.0;
-    int exponent = 0;
-    for (size_t i = 0; i < n; i++)
-        most = fmax(most, fabs(x[i]));
-    if (!isfinite(most) || most == 0.0 || (most < 0x1p400 && most > 0x1p-400))
-        return 0;
-    frexp(most, &exponent);
-    for (size_t i = 0; i < n; i++)
-        x[i] = ldexp(x[i], -exponent);
-    return exponent;
-}
-
-/* Make the component of largest size positive, the first one on ties. */
-static void fix_signs(double *basis, size_t r, size_t d) {
-    for (size_t k = 0; k < r; k++) {
-        double *v = basis + k * d;
-        double best = fabs(v[blas_idamax((blas_int)d, v, 1)]);
-        size_t first = 0;
-        while (first + 1 < d && fabs(v[first]) != best)
-            first++;
-        double sign = v[first] < 0.0 ? -1.0 : 1.0;
-        for (size_t i = 0; i < d; i++)
-            v[i] *= sign;
-    }
 }
 
 /* basis (d x r) = A (d x L) W (L x r) */
@@ -215,6 +207,20 @@ static int thin_q(double *A, double *R, double *tau, double *work, blas_int lwor
     return (int)lapack_dorgqr(LAPACK_COL_MAJOR, m, k, k, A, m, tau, work, lwork);
 }
 
+int lens_qr_f64(double *Q, double *R, size_t r, size_t d, double *work, size_t size) {
+    return thin_q(Q, R, work, work + r, (blas_int)(size - r), d, r);
+}
+
+size_t lens_qr_worksize(size_t r, size_t d) {
+    double ask[2] = {0}, x = 0;
+    blas_int m = (blas_int)d, n = (blas_int)r;
+    if (r < 1 || r > d || !lens_blas_fits(d, lens_mul(64, r), 0)) /* blocks of 64 at most */
+        return SIZE_MAX;
+    blas_int info = lapack_dgeqrf(LAPACK_COL_MAJOR, m, n, &x, m, &x, &ask[0], -1);
+    info |= lapack_dorgqr(LAPACK_COL_MAJOR, m, n, n, &x, m, &x, &ask[1], -1);
+    return info == 0 ? lens_add((size_t)fmax(ask[0], ask[1]), r) : SIZE_MAX;
+}
+
 static int fit_qr(double *basis, double *sigma, const fit_space *s, size_t L, size_t d) {
     blas_int n = (blas_int)L;
     int info = thin_q(s->C, s->G, s->w, s->lapack, s->lwork, d, L);
@@ -253,7 +259,7 @@ static lens_status fit_site(void *ctx, size_t site, size_t thread) {
         *fault = (lens_fault){.row = site, .item = i < L * d ? i / d : LENS_NOWHERE};
         return LENS_ENONFINITE;
     }
-    int exponent = scale(s.C, L * d);
+    int exponent = lens_scale_f64(s.C, L * d);
     int info = fit_gram(basis, sigma, &s, L, d, &good);
     if (info == 0 && !good)
         info = fit_qr(basis, sigma, &s, L, d);
@@ -268,7 +274,8 @@ static lens_status fit_site(void *ctx, size_t site, size_t thread) {
         *fault = (lens_fault){.row = site, .item = LENS_NOWHERE};
         return LENS_ENONFINITE;
     }
-    fix_signs(basis, r, d);
+    for (size_t k = 0; k < r; k++)
+        lens_fix_sign_f64(basis + k * d, d);
     return LENS_OK;
 }
 
@@ -325,7 +332,7 @@ static lens_status orthonormal(double *Q, double *tau, double *work, blas_int lw
                                size_t n, lens_fault *fault) {
     blas_int m = (blas_int)d, k = (blas_int)n;
     double norm = 0.0;
-    scale(Q, n * d); /* the span stays */
+    lens_scale_f64(Q, n * d); /* the span stays */
     for (size_t i = 0; i < n * d; i++)
         norm = fmax(norm, fabs(Q[i]));
     fault->info = (int)lapack_dgeqrf(LAPACK_COL_MAJOR, m, k, Q, m, tau, work, lwork);

@@ -29,4 +29,19 @@ int lens_eigen_f64(double *A, double *values, size_t n, int vectors, double *wor
 int lens_singular_f64(double *values, double *A, size_t n, double *work, size_t size);
 size_t lens_small_worksize(size_t n);
 
+/* A (n,d), which is lost, is left (n,k) diag(values[k]) right (k,d), k = min(n,d).  Rows of Q (r,d),
+ * r <= d, in place: Q was R Q, R (r,r) lower triangular; R = NULL is not wanted.  Both give LAPACK's
+ * info; work has `size` doubles, at least the worksize, which is SIZE_MAX when it cannot be. */
+int lens_svd_f64(double *left, double *values, double *right, double *A, size_t n, size_t d,
+                 double *work, size_t size);
+size_t lens_svd_worksize(size_t n, size_t d);
+int lens_qr_f64(double *Q, double *R, size_t r, size_t d, double *work, size_t size);
+size_t lens_qr_worksize(size_t r, size_t d);
+
+/* factor.c.  Divide x by a power of two when squares of its elements would not fit, and return the
+ * exponent, else 0.  Make the component of largest size positive, the first one on ties; returns the
+ * sign it had. */
+int lens_scale_f64(double *x, size_t n);
+double lens_fix_sign_f64(double *x, size_t n);
+
 #endif

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT
- * py_subspace.c: shims of subspaces and projections.  Level 4. */
+ * py_subspace.c: shims of subspaces, factorisations and projections.  Level 4. */
 #include "shims.h"
 
 SHIM(subspace_fit) {
@@ -30,6 +30,30 @@ SHIM(principal_angles) {
     if (lens_workspace(&v, lens_subspace_angles_worksize(a, b, d)) < 0)
         return NULL;
     WITHOUT_GIL(lens_subspace_angles(v.ptr[0], &v.fault, v.ptr[1], v.ptr[2], a, b, d, v.work))
+    return lens_return(&v, status, NULL);
+}
+
+SHIM(thin_svd) {
+    lens_args v;
+    lens_status status;
+    if (PARSE(v, thin_svd))
+        return NULL;
+    size_t n = v.dim['n'], d = v.dim['d'], k = n < d ? n : d;
+    if (lens_expect(&v, 'k', k, k) < 0 || lens_workspace(&v, lens_thin_svd_worksize(n, d)) < 0)
+        return NULL;
+    WITHOUT_GIL(lens_thin_svd(v.ptr[0], v.ptr[1], v.ptr[2], &v.fault, v.ptr[3], n, d, v.work))
+    return lens_return(&v, status, NULL);
+}
+
+SHIM(thin_qr) {
+    lens_args v;
+    lens_status status;
+    if (PARSE(v, thin_qr))
+        return NULL;
+    size_t r = v.dim['r'], d = v.dim['d'];
+    if (lens_expect(&v, 'r', 0, d) < 0 || lens_workspace(&v, lens_thin_qr_worksize(r, d)) < 0)
+        return NULL;
+    WITHOUT_GIL(lens_thin_qr(v.ptr[0], v.ptr[1], &v.fault, v.ptr[2], r, d, v.work))
     return lens_return(&v, status, NULL);
 }
 

@@ -38,6 +38,8 @@ SIZES: dict[str, dict[str, Callable[[dict[str, int]], int]]] = {
         "b": lambda z: max(1, min(z["b"], z["d"], 3)),
         "q": lambda z: min(z["a"], z["b"]),
     },
+    "thin_svd": {"k": lambda z: min(z["n"], z["d"])},
+    "thin_qr": {"r": lambda z: min(z["r"], z["d"])},
     "separate": {"p": lambda z: z["B"]},
     "resample_gram": {"N": lambda z: max(1, z["N"]), "d": lambda z: max(1, z["d"])},
     "resample_refits": {
@@ -75,6 +77,8 @@ VALUES: dict[str, dict[str, object]] = {
 """Scalars, and what fills an array, where 1 and random numbers will not do."""
 
 WORK: dict[str, Callable[[dict[str, int]], int]] = {
+    "thin_svd": lambda z: z["n"] * z["d"] * z["k"],
+    "thin_qr": lambda z: z["d"] * z["r"] ** 2,
     "match_rows": lambda z: z["n"] ** 2 * (z["d"] + 1),
     "resample_gram": lambda z: z["S"] * z["N"] ** 2 * z["d"],
     "resample_refits": lambda z: (z["R"] + z["F"]) * z["N"] ** 2,
@@ -83,7 +87,8 @@ WORK: dict[str, Callable[[dict[str, int]], int]] = {
 """Steps of a call where they are not the product of its sizes."""
 
 WITH_BLAS = {
-    "subspace_fit", "principal_angles", "resample_gram", "resample_refits", "resample_angles",
+    "subspace_fit", "principal_angles", "thin_svd", "thin_qr",
+    "resample_gram", "resample_refits", "resample_angles",
 }  # fmt: skip
 """Operations equal to rounding only on another instruction set: the CPU chooses BLAS's kernels."""
 

@@ -117,6 +117,12 @@ CASES = {
         {"A": RNG.normal(size=(D, R)), "B": RNG.normal(size=(D, R))},
         {"A": "basis da", "B": "basis db"},
     ),
+    "subspace.thin_svd": Case(
+        subspace.thin_svd, {"X": RNG.normal(size=(B, D))}, {"X": "number nd"}
+    ),
+    "subspace.thin_qr": Case(
+        subspace.thin_qr, {"X": RNG.normal(size=(D, B))}, {"X": "number dr"}
+    ),
     "subspace.project": Case(
         subspace.project,
         {"X": states(B, D), "basis": np.eye(D)[:, :R]},

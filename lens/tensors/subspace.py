@@ -15,7 +15,8 @@ from torch import Tensor
 from lens import subspace as core
 from lens.arrays import Array, host
 from lens.errors import InputError, ShapeError
-from lens.subspace import SubspaceResult
+from lens.subspace import SubspaceResult, ThinQr, ThinSvd
+from lens.subspace._factors import check_columns, check_rank
 from lens.subspace._rank import Rank, check_options, choose_rank, rounding_floor
 from lens.tensors.checks import accumulator, has_float64, matmul, refuse, small, tensor, wide
 
@@ -145,6 +146,39 @@ def _orthonormal(x: Tensor) -> Tensor:
     floor = x.abs().max() * len(x) * 2.3e-16
     refuse(R.diagonal().abs() <= floor, "the columns are linearly dependent", "column")
     return Q
+
+
+def thin_svd(X: Tensor, *, rank: int | None = None) -> ThinSvd:
+    """Singular values and vectors of a matrix: `lens.subspace.thin_svd`."""
+    x = tensor(X, "X", ndim=2)
+    check_rank(*x.shape, rank)
+    if not has_float64(x.device.type):
+        found = core.thin_svd(_host64(X, "X", (None, None), x), rank=rank)
+        return ThinSvd(*(_narrow(y, x) for y in (found.left, found.singular_values, found.right)))
+    x = small(X, "X", like=x, shape=(None, None), dtype=torch.float64)
+    U, values, V = torch.linalg.svd(x, full_matrices=False)
+    largest = V.gather(1, V.abs().argmax(1, keepdim=True))
+    signs = torch.where(largest < 0, -1.0, 1.0).to(V)
+    left, right = (U * signs.T)[:, :rank], (V * signs)[:rank].T
+    return ThinSvd(left, values[:rank], right)  # type: ignore[arg-type]
+
+
+def thin_qr(X: Tensor) -> ThinQr:
+    """Orthonormal columns for those of a matrix: `lens.subspace.thin_qr`."""
+    x = tensor(X, "X", ndim=2)
+    check_columns(*x.shape)
+    if not has_float64(x.device.type):
+        found = core.thin_qr(_host64(X, "X", (None, None), x))
+        return ThinQr(_narrow(found.Q, x), _narrow(found.R, x))
+    x = small(X, "X", like=x, shape=(None, None), dtype=torch.float64)
+    Q, R = torch.linalg.qr(x)
+    signs = torch.where(R.diagonal() < 0, -1.0, 1.0).to(R)
+    return ThinQr(Q * signs, R * signs[:, None])  # type: ignore[arg-type]
+
+
+def _narrow(x: Any, like: Tensor) -> Any:
+    """Move an array of the core to a device without float64."""
+    return torch.from_numpy(np.array(x)).float().to(like.device)
 
 
 def project(

@@ -1,0 +1,105 @@
+/* SPDX-License-Identifier: MIT
+ * factor.c: thin SVD and thin QR of one matrix, with signs that are settled.  Level 3.
+ * A factorisation knows each pair of vectors up to a sign, which LAPACK leaves to rounding, and
+ * loses what overflows or vanishes when it is squared.  Hence signs by the largest component or by
+ * the diagonal of R, and powers of two that are taken out before and put back after. */
+#include "linalg.h"
+
+#include <math.h>
+#include <string.h>
+
+int lens_scale_f64(double *x, size_t n) {
+    double most = 0.0;
+    int exponent = 0;
+    for (size_t i = 0; i < n; i++)
+        most = fmax(most, fabs(x[i]));
+    if (!isfinite(most) || most == 0.0 || (most < 0x1p400 && most > 0x1p-400))
+        return 0;
+    frexp(most, &exponent);
+    for (size_t i = 0; i < n; i++)
+        x[i] = ldexp(x[i], -exponent);
+    return exponent;
+}
+
+double lens_fix_sign_f64(double *x, size_t n) {
+    size_t best = 0;
+    for (size_t i = 1; i < n; i++)
+        if (fabs(x[i]) > fabs(x[best]))
+            best = i;
+    double sign = x[best] < 0.0 ? -1.0 : 1.0;
+    for (size_t i = 0; i < n; i++)
+        x[i] *= sign;
+    return sign;
+}
+
+/* Where the first element is that is NaN or infinite; 0 if there is none. */
+static int find_nonfinite(lens_fault *fault, const double *X, size_t n, size_t d) {
+    *fault = (lens_fault){.row = LENS_NOWHERE, .item = LENS_NOWHERE};
+    for (size_t i = 0; i < n * d; i++)
+        if (!isfinite(X[i])) {
+            *fault = (lens_fault){.row = i / d, .item = i % d};
+            return 1;
+        }
+    return 0;
+}
+
+size_t lens_thin_svd_worksize(size_t n, size_t d) {
+    return n < 1 || d < 1 ? 0 : lens_add(lens_mul(n, d), lens_svd_worksize(n, d));
+}
+
+lens_status lens_thin_svd(double *left, double *sigma, double *right, lens_fault *fault,
+                          const double *X, size_t n, size_t d, double *work) {
+    size_t k = n < d ? n : d, total = lens_thin_svd_worksize(n, d);
+    if (total == SIZE_MAX)
+        return LENS_EOVERFLOW;
+    if (find_nonfinite(fault, X, n, d))
+        return LENS_ENONFINITE;
+    if (k == 0)
+        return LENS_OK;
+    memcpy(work, X, n * d * sizeof *work);
+    int exponent = lens_scale_f64(work, n * d);
+    fault->info = lens_svd_f64(left, sigma, right, work, n, d, work + n * d, total - n * d);
+    if (fault->info != 0)
+        return LENS_ENOCONV;
+    for (size_t j = 0; j < k; j++) {
+        sigma[j] = ldexp(sigma[j], exponent);
+        double sign = lens_fix_sign_f64(right + j * d, d);
+        for (size_t i = 0; i < n; i++)
+            left[i * k + j] *= sign;
+    }
+    return isfinite(sigma[0]) ? LENS_OK : LENS_ENONFINITE;
+}
+
+size_t lens_thin_qr_worksize(size_t r, size_t d) {
+    return r < 1 ? 0 : lens_add(r, lens_qr_worksize(r, d));
+}
+
+lens_status lens_thin_qr(double *Q, double *R, lens_fault *fault, const double *X, size_t r,
+                         size_t d, double *work) {
+    if (r > d)
+        return LENS_ESHAPE;
+    size_t total = lens_thin_qr_worksize(r, d);
+    if (total == SIZE_MAX)
+        return LENS_EOVERFLOW;
+    if (find_nonfinite(fault, X, r, d))
+        return LENS_ENONFINITE;
+    if (r == 0)
+        return LENS_OK;
+    memcpy(Q, X, r * d * sizeof *Q);
+    for (size_t i = 0; i < r; i++) /* one by one: a small row beside a large one keeps its bits */
+        work[i] = lens_scale_f64(Q + i * d, d);
+    fault->info = lens_qr_f64(Q, R, r, d, work + r, total - r);
+    if (fault->info != 0)
+        return LENS_ENOCONV;
+    int finite = 1;
+    for (size_t k = 0; k < r; k++) {
+        double sign = R[k * r + k] < 0.0 ? -1.0 : 1.0;
+        for (size_t i = 0; i < d; i++)
+            Q[k * d + i] *= sign;
+        for (size_t i = k; i < r; i++) {
+            R[i * r + k] = ldexp(sign * R[i * r + k], (int)work[i]);
+            finite &= isfinite(R[i * r + k]) != 0;
+        }
+    }
+    return finite ? LENS_OK : LENS_ENONFINITE;
+}
