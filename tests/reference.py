@@ -90,6 +90,37 @@ def subspace(means, r):
     return U, w - U @ (U.T @ w)
 
 
+def thin_svd(X):
+    """Left (n, k), values (k,), right (d, k) by one-sided Jacobi in long double, k = min(n, d)."""
+    wide = X.shape[0] < X.shape[1]
+    A = (X.T if wide else X).astype(np.longdouble)
+    V = np.eye(A.shape[1], dtype=np.longdouble)
+    for _ in range(40):
+        for p in range(len(V)):
+            for q in range(p + 1, len(V)):
+                c, gap = A[:, p] @ A[:, q], A[:, q] @ A[:, q] - A[:, p] @ A[:, p]
+                angle = np.arctan2(2 * c, gap) / 2
+                turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+                A[:, [p, q]], V[:, [p, q]] = A[:, [p, q]] @ turn, V[:, [p, q]] @ turn
+    values = np.sqrt((A * A).sum(0))
+    order = np.argsort(-values, kind="stable")
+    left, right = A[:, order] / values[order], V[:, order]
+    return (right, values[order], left) if wide else (left, values[order], right)
+
+
+def thin_qr(X):
+    """Q (d, r) and R (r, r) by Gram and Schmidt, twice, in long double."""
+    Q, R = X.astype(np.longdouble), np.zeros((X.shape[1],) * 2, np.longdouble)
+    for k in range(len(R)):
+        for _ in range(2):
+            part = Q[:, :k].T @ Q[:, k]
+            R[:k, k] += part
+            Q[:, k] -= Q[:, :k] @ part
+        R[k, k] = np.sqrt(Q[:, k] @ Q[:, k])
+        Q[:, k] /= R[k, k]
+    return Q, R
+
+
 def angles(A, B):
     """Principal angles, ascending, by Bjorck and Golub on orthonormal bases."""
     A, B = np.linalg.qr(A)[0], np.linalg.qr(B)[0]

@@ -21,6 +21,16 @@ static int fail(int n, double *work, int lwork, int *iwork) {
     { return fail(n, work, lwork, iwork); }
 NAME(LAPACKE_dsyevd_work)
 NAME(scipy_LAPACKE_dsyevd_work)
+#define SVD(f) int f(int layout, char job, int m, int n, double *a, int lda, double *s, double *u, \
+                     int ldu, double *vt, int ldvt, double *work, int lwork, int *iwork) \
+    { return fail(m < n ? m : n, work, lwork, iwork) ? 5 : 0; }
+SVD(LAPACKE_dgesdd_work)
+SVD(scipy_LAPACKE_dgesdd_work)
+#define QR(f) int f(int layout, int m, int n, double *a, int lda, double *tau, double *work, \
+                    int lwork) \
+    { int none; return fail(n, work, lwork, &none) ? -4 : 0; }
+QR(LAPACKE_dgeqrf_work)
+QR(scipy_LAPACKE_dgeqrf_work)
 """
 
 
@@ -35,8 +45,8 @@ def test_the_info_of_lapack_reaches_the_message(tmp_path):
     subprocess.run([compiler, "-shared", "-fPIC", "-o", library, tmp_path / "faulty.c"], check=True)
     code = """
 from tests import ops
-op = ops.OPS["subspace_fit"]
-for n in (1, 2, 7):
+for name, n in (*(("subspace_fit", n) for n in (1, 2, 7)), ("thin_svd", 1), ("thin_qr", 1)):
+    op = ops.OPS[name]
     try:
         op.call(*ops.valid_call(op, n_threads=n).values())
     except Exception as error:
@@ -48,5 +58,9 @@ for n in (1, 2, 7):
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=root, timeout=120,
         env=os.environ | {"LD_PRELOAD": preload, "PYTHONPATH": str(root)}, check=True,
     )  # fmt: skip
-    expected = "LinAlgError: subspace_fit: LAPACK did not converge, site 0, LAPACK info 7"
-    assert done.stdout.splitlines() == [expected] * 3
+    said = "LinAlgError: {}: LAPACK did not converge, {}LAPACK info {}"
+    assert done.stdout.splitlines() == [
+        *[said.format("subspace_fit", "site 0, ", 7)] * 3,
+        said.format("thin_svd", "", 5),
+        said.format("thin_qr", "", -4),
+    ]

@@ -262,6 +262,26 @@ def test_principal_angles(angle, a, b):
         subspace.principal_angles(torch.cat([A, A], 1), B)
 
 
+@pytest.mark.parametrize(("n", "d"), [(1, 1), (1, 9), (9, 1), (12, 30), (30, 12)])
+@pytest.mark.parametrize(("dtype", "float64"), DEVICES)
+def test_thin_factors(n, d, dtype, float64):
+    x = normal(np.random.default_rng(n), (n, d), dtype)
+    rank, bound = max(1, min(n, d) // 2), 1e-12 if float64 else 1e-6
+    core, far = both(subspace.thin_svd, x, rank=rank, float64=float64)
+    for field in ("left", "singular_values", "right"):
+        got = getattr(far, field)
+        assert isinstance(got, torch.Tensor)
+        np.testing.assert_allclose(values(got), getattr(core, field), rtol=bound, atol=bound)
+    core, far = both(subspace.thin_qr, x if n >= d else x.T, float64=float64)
+    for field in ("Q", "R"):
+        got = getattr(far, field)
+        np.testing.assert_allclose(values(got), getattr(core, field), rtol=bound, atol=bound)
+    with elsewhere(float64), pytest.raises(InputError, match="NaN or infinite"):
+        subspace.thin_svd(x * torch.nan)
+    with elsewhere(float64), pytest.raises(InputError, match="NaN or infinite"):
+        subspace.thin_qr((x if n >= d else x.T) * torch.nan)
+
+
 @pytest.mark.parametrize("dtype", ref.DTYPES)
 @pytest.mark.parametrize("d", WIDTHS)
 def test_project(dtype, d):

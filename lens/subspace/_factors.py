@@ -78,9 +78,9 @@ def thin_svd(X: ArrayIn, *, rank: int | None = None) -> ThinSvd:
     Notes
     -----
     LAPACK's divide and conquer (dgesdd), of X divided by a power of two where its squares would
-    overflow or vanish: errors are a few roundings of the largest singular value, at any scale. Signs
-    are settled by the right vectors. Vectors of equal singular values are any basis of their span,
-    and those of zeros any completion.
+    overflow or vanish: errors are a few roundings of the largest singular value, at any scale.
+    Signs are settled by the right vectors. Vectors of equal singular values are any basis of their
+    span, and those of zeros any completion.
 
     Examples
     --------

@@ -151,7 +151,7 @@ def _orthonormal(x: Tensor) -> Tensor:
 def thin_svd(X: Tensor, *, rank: int | None = None) -> ThinSvd:
     """Singular values and vectors of a matrix: `lens.subspace.thin_svd`."""
     x = tensor(X, "X", ndim=2)
-    check_rank(*x.shape, rank)
+    check_rank(x.shape[0], x.shape[1], rank)
     if not has_float64(x.device.type):
         found = core.thin_svd(_host64(X, "X", (None, None), x), rank=rank)
         return ThinSvd(*(_narrow(y, x) for y in (found.left, found.singular_values, found.right)))
@@ -160,20 +160,20 @@ def thin_svd(X: Tensor, *, rank: int | None = None) -> ThinSvd:
     largest = V.gather(1, V.abs().argmax(1, keepdim=True))
     signs = torch.where(largest < 0, -1.0, 1.0).to(V)
     left, right = (U * signs.T)[:, :rank], (V * signs)[:rank].T
-    return ThinSvd(left, values[:rank], right)  # type: ignore[arg-type]
+    return ThinSvd(left, values[:rank], right)
 
 
 def thin_qr(X: Tensor) -> ThinQr:
     """Orthonormal columns for those of a matrix: `lens.subspace.thin_qr`."""
     x = tensor(X, "X", ndim=2)
-    check_columns(*x.shape)
+    check_columns(x.shape[0], x.shape[1])
     if not has_float64(x.device.type):
         found = core.thin_qr(_host64(X, "X", (None, None), x))
         return ThinQr(_narrow(found.Q, x), _narrow(found.R, x))
     x = small(X, "X", like=x, shape=(None, None), dtype=torch.float64)
     Q, R = torch.linalg.qr(x)
     signs = torch.where(R.diagonal() < 0, -1.0, 1.0).to(R)
-    return ThinQr(Q * signs, R * signs[:, None])  # type: ignore[arg-type]
+    return ThinQr(Q * signs, R * signs[:, None])
 
 
 def _narrow(x: Any, like: Tensor) -> Any:
