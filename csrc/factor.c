@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * factor.c: thin SVD and thin QR of one matrix, with signs that are settled.  Level 3.
+ * factor.c: thin SVD and thin QR of one matrix, with signs that are settled, and the products that
+ * a fit of low rank is made of.  Level 3.
  * A factorisation knows each pair of vectors up to a sign, which LAPACK leaves to rounding, and
  * loses what overflows or vanishes when it is squared.  Hence signs by the largest component or by
  * the diagonal of R, and powers of two that are taken out before and put back after. */
@@ -102,4 +103,26 @@ lens_status lens_thin_qr(double *Q, double *R, lens_fault *fault, const double *
         }
     }
     return finite ? LENS_OK : LENS_ENONFINITE;
+}
+
+lens_status lens_matmul_nt(float *out, const float *X, const float *B, size_t n, size_t k,
+                           size_t d) {
+    if (!lens_blas_fits(n, k, d))
+        return LENS_EOVERFLOW;
+    if (n > 0 && k > 0 && d > 0)
+        lens_gemm_nt_f32(out, k, X, d, B, d, n, k, d);
+    else if (n > 0 && k > 0)
+        memset(out, 0, n * k * sizeof *out);
+    return LENS_OK;
+}
+
+lens_status lens_matmul_tn(float *out, const float *Y, const float *X, size_t n, size_t k,
+                           size_t d) {
+    if (!lens_blas_fits(n, k, d))
+        return LENS_EOVERFLOW;
+    if (n > 0 && k > 0 && d > 0)
+        lens_gemm_tn_f32(out, d, Y, k, X, d, k, d, n);
+    else if (k > 0 && d > 0)
+        memset(out, 0, k * d * sizeof *out);
+    return LENS_OK;
 }

@@ -141,6 +141,13 @@ lens_status lens_thin_qr(double *Q, double *R, lens_fault *fault, const double *
                          size_t d, double *work);
 size_t lens_thin_qr_worksize(size_t r, size_t d);
 
+/* out (n,k) = X (n,d) B^T, B (k,d);  out (k,d) = Y^T X, Y (n,k), X (n,d): what is asked of a matrix
+ * that comes in slices of rows.  Whatever the number of CPUs, the same bits.  LENS_EOVERFLOW. */
+lens_status lens_matmul_nt(float *out, const float *X, const float *B, size_t n, size_t k,
+                           size_t d);
+lens_status lens_matmul_tn(float *out, const float *Y, const float *X, size_t n, size_t k,
+                           size_t d);
+
 /* ---- project.c ------------------------------------------------------------------------------- */
 
 /* out[i] = X[i] - strength sum_k (X[i].basis[k]) basis[k].  out, X: (n,d) dtype, basis: (r,d) ACC,

@@ -38,6 +38,12 @@ void lens_gemm_nt_f32(float *C, size_t ldc, const float *A, size_t lda, const fl
                A, (blas_int)lda, B, (blas_int)ldb, 0.0F, C, (blas_int)ldc);
 }
 
+void lens_gemm_tn_f32(float *C, size_t ldc, const float *A, size_t lda, const float *B, size_t ldb,
+                      size_t p, size_t q, size_t d) {
+    blas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, (blas_int)p, (blas_int)q, (blas_int)d, 1.0F,
+               A, (blas_int)lda, B, (blas_int)ldb, 0.0F, C, (blas_int)ldc);
+}
+
 void lens_gemm_nn_f64(double *C, size_t ldc, const double *A, size_t lda, const double *B,
                       size_t ldb, size_t p, size_t q, size_t d) {
     blas_dgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, (blas_int)p, (blas_int)q, (blas_int)d,

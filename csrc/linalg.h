@@ -15,6 +15,10 @@ void lens_gemm_nt_f64(double *C, size_t ldc, const double *A, size_t lda, const 
 void lens_gemm_nt_f32(float *C, size_t ldc, const float *A, size_t lda, const float *B, size_t ldb,
                       size_t p, size_t q, size_t d);
 
+/* C (p,q) = A^T B of A (d,p) and B (d,q). */
+void lens_gemm_tn_f32(float *C, size_t ldc, const float *A, size_t lda, const float *B, size_t ldb,
+                      size_t p, size_t q, size_t d);
+
 /* C (p,q) = A (p,d) B (d,q);  C (p,q) += A (p,d) B^T (q,d);  upper triangle of C (p,p) += A A^T. */
 void lens_gemm_nn_f64(double *C, size_t ldc, const double *A, size_t lda, const double *B,
                       size_t ldb, size_t p, size_t q, size_t d);

@@ -57,6 +57,24 @@ SHIM(thin_qr) {
     return lens_return(&v, status, NULL);
 }
 
+SHIM(matmul_nt) {
+    lens_args v;
+    lens_status status;
+    if (PARSE(v, matmul_nt))
+        return NULL;
+    WITHOUT_GIL(lens_matmul_nt(v.ptr[0], v.ptr[1], v.ptr[2], v.dim['n'], v.dim['k'], v.dim['d']))
+    return lens_return(&v, status, NULL);
+}
+
+SHIM(matmul_tn) {
+    lens_args v;
+    lens_status status;
+    if (PARSE(v, matmul_tn))
+        return NULL;
+    WITHOUT_GIL(lens_matmul_tn(v.ptr[0], v.ptr[1], v.ptr[2], v.dim['n'], v.dim['k'], v.dim['d']))
+    return lens_return(&v, status, NULL);
+}
+
 SHIM(project) {
     lens_args v;
     lens_status status;

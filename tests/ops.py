@@ -88,6 +88,7 @@ WORK: dict[str, Callable[[dict[str, int]], int]] = {
 
 WITH_BLAS = {
     "subspace_fit", "principal_angles", "thin_svd", "thin_qr",
+    "matmul_nt", "matmul_tn",
     "resample_gram", "resample_refits", "resample_angles",
 }  # fmt: skip
 """Operations equal to rounding only on another instruction set: the CPU chooses BLAS's kernels."""

@@ -139,6 +139,20 @@ static void test_signs_are_settled(void) {
     free(work);
 }
 
+static void test_products(void) {
+    const float X[2 * 3] = {1, 2, 3, 4, 5, 6}, B[1 * 3] = {1, 0, -1}, Y[2 * 1] = {10, 1};
+    float out[3];
+    CHECK(lens_matmul_nt(out, X, B, 2, 1, 3) == LENS_OK && out[0] == -2 && out[1] == -2);
+    CHECK(lens_matmul_tn(out, Y, X, 2, 1, 3) == LENS_OK);
+    CHECK(out[0] == 14 && out[1] == 25 && out[2] == 36);
+    CHECK(lens_matmul_tn(out, Y, X, 0, 1, 3) == LENS_OK && out[0] == 0 && out[2] == 0);
+    out[0] = out[1] = 1;
+    CHECK(lens_matmul_nt(out, X, B, 2, 1, 0) == LENS_OK && out[0] == 0 && out[1] == 0);
+    CHECK(lens_matmul_nt(NULL, NULL, NULL, 0, 1, 3) == LENS_OK);
+    CHECK(lens_matmul_nt(out, X, B, (size_t)1 << 40, 1, 3) == LENS_EOVERFLOW);
+    CHECK(lens_matmul_tn(out, Y, X, (size_t)1 << 40, 1, 3) == LENS_EOVERFLOW);
+}
+
 static void test_refusals(void) {
     const size_t big = (size_t)1 << 40;
     double X[6] = {1, 2, 3, 4, 5, 6}, left[4], right[6], sigma[2], Q[6], R[4];
@@ -177,6 +191,7 @@ int main(void) {
     RUN(test_zero);
     RUN(test_rows_far_apart);
     RUN(test_signs_are_settled);
+    RUN(test_products);
     RUN(test_refusals);
     return REPORT();
 }
