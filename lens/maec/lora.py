@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,42 +12,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lens.arrays import Array, to_dict
+from lens.arrays import to_dict
 from lens.errors import InputError
 from lens.interrupting import stop_requests
 from lens.io import new_folder, refuse_existing
 from lens.maec import record
 from lens.maec.config import MergeConfig, parse_config
-from lens.maec.drawing import normal
-from lens.maec.planning import MergePlan, plan_merge
+from lens.maec.lowrank import Delta, Fit, Shelf, factors
+from lens.maec.planning import PROCESS, MergePlan, plan_merge
 from lens.maec.stream import Stream
-from lens.maec.targets import Cut, Target
 from lens.maec.work import Work
 
 Float32 = NDArray[np.float32]
-Float64 = NDArray[np.float64]
-
-_EXTRA = 8  # columns beyond the rank that is sought
-_ITERATIONS = 2  # of the power method: each is two more passes
-_FIRST = 16  # columns tried first when an energy is asked for
-
-
-@dataclass(frozen=True, slots=True)
-class Fit:
-    """How well low rank does at one tensor.
-
-    Attributes
-    ----------
-    rank : int
-    norm : float
-        |Δ|, Frobenius.
-    error : float
-        |Δ − B A| with the factors as they are written.
-    """
-
-    rank: int
-    norm: float
-    error: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,73 +48,6 @@ class AdapterResult:
         return to_dict(self) | {"fits": {name: to_dict(fit) for name, fit in self.fits.items()}}
 
 
-class _Catch:
-    """Takes slices of a merge and passes on what they changed."""
-
-    def __init__(self, work: Work, use: Callable[[Cut, Float32], None]) -> None:
-        self._work, self._use = work, use
-
-    def missing(self, target: Target, cut: Cut) -> bool:
-        """Make every slice."""
-        return True
-
-    def write(self, target: Target, cut: Cut, content: Array) -> None:
-        """Pass on the slice less the base."""
-        base = self._work.mix({int(target.base or 0): 1.0}, cut)
-        self._use(cut, (content - base).reshape(-1, target.shape[-1]))
-
-
-class _Delta:
-    """The change of one matrix, never in memory as a whole: products with it, slice by slice."""
-
-    def __init__(self, plan: MergePlan, work: Work) -> None:
-        self._plan, self._work = plan, work
-        self.d = work.target.shape[-1]
-        self.n = work.target.size // self.d
-
-    def each(self, use: Callable[[slice, Float32], None]) -> None:
-        """Give rows and their change, in order."""
-
-        def rows(cut: Cut, delta: Float32) -> None:
-            use(slice(cut.start // self.d, cut.stop // self.d), delta)
-
-        self._plan.method.make(self._work.into(_Catch(self._work, rows)))
-
-    def times(self, right: Float32) -> tuple[Float32, float]:
-        """Δ right, (n, k), and |Δ|²."""
-        out = np.empty((self.n, right.shape[1]), np.float32)
-        squares = [0.0]
-
-        def use(rows: slice, delta: Float32) -> None:
-            np.matmul(delta, right, out=out[rows])
-            squares[0] += float(np.einsum("ij,ij->", delta, delta, dtype=np.float64))
-
-        self.each(use)
-        return out, squares[0]
-
-    def transposed_times(self, left: Float32) -> Float32:
-        """Δᵀ left, (d, k)."""
-        out = np.zeros((self.d, left.shape[1]))
-
-        def use(rows: slice, delta: Float32) -> None:
-            nonlocal out
-            out += delta.T @ left[rows]
-
-        self.each(use)
-        return out.astype(np.float32)
-
-    def error(self, b: Float32, a: Float32) -> float:
-        """|Δ − B A|."""
-        squares = [0.0]
-
-        def use(rows: slice, delta: Float32) -> None:
-            rest = delta - b[rows] @ a
-            squares[0] += float(np.einsum("ij,ij->", rest, rest, dtype=np.float64))
-
-        self.each(use)
-        return math.sqrt(squares[0])
-
-
 def to_adapter(
     config: MergeConfig | Mapping[str, Any],
     out: str | Path,
@@ -161,7 +70,8 @@ def to_adapter(
     energy : float in (0, 1], optional
         Instead: at each matrix the smallest rank that keeps this share of |Δ|².
     max_memory : int or str
-        Bytes of memory for a worker; factors come on top, 8 (n + d) k bytes of a matrix (n, d).
+        Bytes of memory; what is left beside the workers holds rows of the matrices in their hands.
+        Factors come on top, about 24 (n + d) k bytes of a matrix (n, d) for each worker.
     force : bool
         Replace ``out``.
 
@@ -176,9 +86,12 @@ def to_adapter(
 
     Notes
     -----
-    Randomised SVD with two power iterations (Halko, Martinsson and Tropp, arXiv 0909.4061); the
-    change is made anew, slice by slice, for each product. The error is measured on the factors as
-    they are stored, alpha = rank, so that their scale is 1.
+    Randomised SVD with two power iterations (Halko, Martinsson and Tropp, arXiv 0909.4061) from
+    rank + 8 random columns; where these are more than half of min(n, d), the SVD itself, of the
+    whole matrix in float64 (some 50 n d bytes). The change is made slice by slice; rows for which
+    there is no memory are made anew for each product. The error is measured on the factors as they
+    are stored, alpha = rank, so that their scale is 1. The bytes depend neither on memory nor on
+    the number of cores.
     """
     if (rank is None) == (energy is None):
         raise InputError("expected exactly one of rank and energy")
@@ -210,52 +123,20 @@ def _factorise(
     targets = [target for target in plan.targets if not target.copied]
     facts = plan.method.prepare(stream, plan.targets)
 
+    shelf = Shelf((plan.max_memory - PROCESS) // plan.workers - plan.needs.total)
+
     def fit(work: Work) -> tuple[Fit, Float32 | None, Float32 | None]:
-        delta = _Delta(plan, work) if work.target.size else None
-        if delta is None or len(work.target.shape) != 2:
-            norm = 0.0 if delta is None else math.sqrt(delta.times(np.zeros((delta.d, 0), "f"))[1])
-            return Fit(0, norm, norm), None, None
-        return _one(delta, work.target.name, rank, energy)
+        if not work.target.size:
+            return Fit(0, 0.0, 0.0), None, None
+        delta = Delta(plan, work, shelf)
+        if len(work.target.shape) == 2:
+            return factors(delta, rank=rank, energy=energy)
+        delta.each(lambda rows, change: None)  # known after it: how much a vector changed
+        norm = math.sqrt(delta.squares)
+        return Fit(0, norm, norm), None, None
 
     found = stream.map(fit, targets, whole=True, label="Factorising", facts=facts)
     return {piece.target.name: made for piece, made in found}
-
-
-def _one(
-    delta: _Delta, name: str, rank: int | None, energy: float | None
-) -> tuple[Fit, Float32 | None, Float32 | None]:
-    """Factors of one matrix: B (n, r) and A (r, d)."""
-    most = min(delta.n, delta.d)
-    k = min(_FIRST if rank is None else rank + _EXTRA, most)
-    while True:
-        u, s, vt, squares = _leading(delta, name, k)
-        if squares == 0:
-            return Fit(0, 0.0, 0.0), None, None
-        kept = np.cumsum(s**2) / squares
-        if rank is not None:
-            r = min(rank, s.size)
-            break
-        enough = np.flatnonzero(kept >= float(energy or 1.0) - 1e-7)
-        if enough.size or k == most:
-            r = int(enough[0]) + 1 if enough.size else s.size
-            break
-        k = min(2 * k, most)
-    root = np.sqrt(s[:r])
-    b = np.ascontiguousarray(u[:, :r] * root, np.float32)
-    a = np.ascontiguousarray(root[:, None] * vt[:r], np.float32)
-    return Fit(r, math.sqrt(squares), delta.error(b, a)), b, a
-
-
-def _leading(delta: _Delta, name: str, k: int) -> tuple[Float64, Float64, Float64, float]:
-    """Find the k leading singular vectors and values, and |Δ|²."""
-    probe = normal(f"range {name}", delta.d * k).reshape(delta.d, k)
-    y, squares = delta.times(probe)
-    q = np.linalg.qr(y)[0]
-    for _ in range(_ITERATIONS):
-        q = np.linalg.qr(delta.transposed_times(q))[0]
-        q = np.linalg.qr(delta.times(q)[0])[0]
-    u, s, vt = np.linalg.svd(delta.transposed_times(q).T.astype(np.float64), full_matrices=False)
-    return q @ u, s, vt, squares
 
 
 def _write(
