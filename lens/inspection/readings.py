@@ -17,7 +17,7 @@ from lens.data.languages import canonical_all
 from lens.errors import InputError
 from lens.progress import progress
 from lens.resample.grams import whole
-from lens.subspace import principal_angles
+from lens.subspace import principal_angles, thin_svd
 
 if TYPE_CHECKING:
     from lens.models.chat import EncodedRow
@@ -261,8 +261,7 @@ class _Comparison:
 
 def directions(means: Float64, rank: int) -> Float64:
     """First left singular vectors of the centred means, (d, rank)."""
-    rows: Float64 = np.linalg.svd(means - means.mean(axis=0), full_matrices=False)[2][:rank]
-    return np.ascontiguousarray(rows.T)
+    return thin_svd(means - means.mean(axis=0), rank=rank).right
 
 
 def share_inside(means: Float64, basis: Float64) -> float:

@@ -71,7 +71,8 @@ def to_adapter(
         Instead: at each matrix the smallest rank that keeps this share of |Δ|².
     max_memory : int or str
         Bytes of memory; what is left beside the workers holds rows of the matrices in their hands.
-        Factors come on top, about 24 (n + d) k bytes of a matrix (n, d) for each worker.
+        What a fit takes comes on top: for each worker about 72 (n + d) k bytes, k = rank + 8, of a
+        matrix (n, d).
     force : bool
         Replace ``out``.
 
@@ -86,12 +87,13 @@ def to_adapter(
 
     Notes
     -----
-    Randomised SVD with two power iterations (Halko, Martinsson and Tropp, arXiv 0909.4061) from
-    rank + 8 random columns; where these are more than half of min(n, d), the SVD itself, of the
-    whole matrix in float64 (some 50 n d bytes). The change is made slice by slice; rows for which
-    there is no memory are made anew for each product. The error is measured on the factors as they
-    are stored, alpha = rank, so that their scale is 1. The bytes depend neither on memory nor on
-    the number of cores.
+    Randomised SVD (Halko, Martinsson and Tropp, arXiv 0909.4061) from rank + 8 random columns and
+    two power iterations, all of whose columns are kept (Musco and Musco, arXiv 1504.05477); where
+    four times as many columns reach min(n, d), the SVD itself, of the whole matrix in float64 (up
+    to 64 n d bytes). An energy starts with 16 columns and doubles them. The change is made slice
+    by slice; rows for which there is no memory are made anew for each product. The error is
+    measured on the factors as they are stored, alpha = rank, so that their scale is 1. The bytes
+    depend neither on memory nor on the number of cores.
     """
     if (rank is None) == (energy is None):
         raise InputError("expected exactly one of rank and energy")

@@ -10,6 +10,7 @@ from lens.errors import InputError
 from lens.models.sites import LayerSpec, block_site, resolve_layers
 from lens.space import Space
 from lens.steering.rules import Apply, Rule, n_blocks
+from lens.subspace import thin_qr
 
 if TYPE_CHECKING:
     from lens.subspace import SubspaceResult
@@ -183,9 +184,7 @@ def random_basis(width: int, rank: int, *, seed: int) -> NDArray[np.float64]:
     if not 1 <= rank <= width:
         raise InputError(f"rank is {rank}; expected 1 to {width}, the width")
     gaussian = np.random.default_rng(seed).standard_normal((width, rank))
-    basis, triangle = np.linalg.qr(gaussian)
-    # QR alone is not uniform: its signs follow the algorithm.
-    return np.asarray(basis * np.sign(np.diag(triangle)))
+    return thin_qr(gaussian).Q  # with its signs settled, else it would not be uniform
 
 
 def random_subspace(result: "SubspaceResult", *, seed: int) -> "SubspaceResult":

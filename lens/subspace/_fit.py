@@ -19,6 +19,7 @@ from lens.arrays import (
     to_dict,
 )
 from lens.errors import InputError
+from lens.subspace._factors import thin_svd
 from lens.subspace._rank import Rank, check_options, choose_rank, rounding_floor
 
 
@@ -205,7 +206,7 @@ def _raise_dependent(
     """Name the languages whose means depend on each other: those in the null vectors."""
     have = int((sigma > floor).sum())
     centred = means - means.mean(axis=0)
-    coefficients = np.linalg.svd(centred, full_matrices=False)[0][:, have : len(names) - 1]
+    coefficients = thin_svd(centred).left[:, have : len(names) - 1]
     L = len(names)
     coefficients = coefficients - np.ones((L, 1)) @ coefficients.mean(axis=0, keepdims=True)
     size = np.abs(coefficients).max(axis=1)
