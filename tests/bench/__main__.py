@@ -23,6 +23,7 @@ BENCHMARKS = (
     "weights",
     "capture",
     "merge",
+    "lora",
     "lens_step",
     "plan",
 )
