@@ -23,11 +23,12 @@ int lens_scale_f64(double *x, size_t n) {
 }
 
 double lens_fix_sign_f64(double *x, size_t n) {
-    size_t best = 0;
-    for (size_t i = 1; i < n; i++)
-        if (fabs(x[i]) > fabs(x[best]))
-            best = i;
-    double sign = x[best] < 0.0 ? -1.0 : 1.0;
+    double most = 0.0, sign = 1.0;
+    for (size_t i = 0; i < n; i++)
+        if (fabs(x[i]) > most) {
+            most = fabs(x[i]);
+            sign = x[i] < 0.0 ? -1.0 : 1.0;
+        }
     for (size_t i = 0; i < n; i++)
         x[i] *= sign;
     return sign;

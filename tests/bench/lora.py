@@ -3,7 +3,8 @@
 Two matrices of each shape, as a model has many: ours takes one a core, the rivals all cores for
 one after the other.
 
-``python -m tests.bench.lora N D`` measures matrices of that shape.
+``python -m tests.bench.lora N D`` measures matrices of that shape; ``spectra`` instead of N D prints
+how near the error is to the best for spectra and ranks.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from lens.maec import to_adapter
 from tests.bench.common import Row
@@ -30,21 +31,23 @@ Array = NDArray[Any]
 RANK, TURNS = 16, 3
 NAMES = ("model.layers.0.mlp.down_proj.weight", "model.layers.1.mlp.down_proj.weight")
 SHAPES = ((4096, 4096), (4096, 11008))
+K = np.arange(1.0, 129.0)
+SPECTRA = {
+    "k^-0.7 and noise": (K**-0.7, 0.01),
+    "0.7^k and noise": (0.7**K, 1e-5),
+    "noise": (0 * K, 1.0),
+}
 
 
-def checkpoints(at: Path, n: int, d: int) -> dict[str, object]:
-    """Write a base and a model in float32, and return their merge.
-
-    The change has 128 directions that fall off as k^-0.7 and noise in all the others, so that a
-    rank of 16 holds about three quarters of it.
-    """
-    rng, k = np.random.default_rng(0), 128
-    scale = (np.arange(1, k + 1) ** -0.7).astype(np.float32)
+def checkpoints(at: Path, n: int, d: int, spectrum: str = "k^-0.7 and noise") -> dict[str, object]:
+    """Write a base and a model in float32, and return their merge."""
+    rng, (scale, noise) = np.random.default_rng(0), SPECTRA[spectrum]
+    k, scale = len(scale), scale.astype(np.float32)
     tensors: dict[str, dict[str, Array]] = {"base": {}, "model": {}}
     for name in NAMES:
         change = rng.standard_normal((n, k), np.float32) * scale @ rng.standard_normal((k, d), "f")
         change /= np.float32(np.sqrt(n * d))
-        change += np.float32(0.01 / np.sqrt(max(n, d))) * rng.standard_normal((n, d), np.float32)
+        change += np.float32(noise / np.sqrt(max(n, d))) * rng.standard_normal((n, d), np.float32)
         tensors["base"][name] = np.float32(0.02) * rng.standard_normal((n, d), np.float32)
         tensors["model"][name] = tensors["base"][name] + change
     for folder, content in tensors.items():
@@ -138,6 +141,29 @@ def run() -> Iterator[Row]:
         yield from rows(n, d)
 
 
+def spectra(n: int = 2048) -> None:
+    """Print the error over the best of its rank, and the smallest ranks that keep an energy."""
+    for spectrum in SPECTRA:
+        with tempfile.TemporaryDirectory() as name:
+            at = Path(name)
+            config = checkpoints(at, n, n, spectrum)
+            base, model = (
+                load_file(at / f / "model.safetensors")[NAMES[0]] for f in ("base", "model")
+            )
+            squares = np.linalg.svd((model - base).astype(np.float64), compute_uv=False) ** 2
+            kept = np.cumsum(squares) / squares.sum()
+            print(spectrum)
+            for rank in (4, 16, 64, 256):
+                fit = to_adapter(config, at / "out", rank=rank, force=True).fits[NAMES[0]]
+                print(f"  rank {rank}: {fit.error / np.sqrt(squares[rank:].sum()):.5f}", flush=True)
+            for energy in (0.5, 0.9, 0.99):
+                fit = to_adapter(config, at / "out", energy=energy, force=True).fits[NAMES[0]]
+                print(f"  energy {energy}: rank {fit.rank}, smallest {1 + (kept < energy).sum()}")
+
+
 if __name__ == "__main__":
+    if sys.argv[1:] == ["spectra"]:
+        spectra()
+        sys.exit()
     for row in rows(int(sys.argv[1]), int(sys.argv[2])):
         print(f"{row.name:<46} {row.rival:<44} {row.ratio:>9.6g} {row.goal:>9}  {row.detail}")
