@@ -3,8 +3,8 @@
 Two matrices of each shape, as a model has many: ours takes one a core, the rivals all cores for
 one after the other.
 
-``python -m tests.bench.lora N D`` measures matrices of that shape; ``spectra`` instead of N D prints
-how near the error is to the best for spectra and ranks.
+``python -m tests.bench.lora N D`` measures matrices of that shape; ``spectra`` instead of N D
+prints how near the error is to the best for spectra and ranks.
 """
 
 from __future__ import annotations
