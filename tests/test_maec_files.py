@@ -5,6 +5,8 @@ import os
 import pickle
 import shutil
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -335,3 +337,29 @@ def test_an_adapter_of_a_tied_head_is_told_as_that(tmp_path):
     values = {"merge_method": "passthrough",
               "models": [{"model": f"{tmp_path / 'base'}+{tmp_path / 'adapter'}"}]}  # fmt: skip
     assert "ties to its input embedding" in plan_merge(values).problems[0]
+
+
+def test_an_adapter_gives_the_same_bytes_on_any_number_of_cores(tmp_path):
+    shapes = {"model.layers.0.w.weight": (600, 512)}
+    base = files.checkpoint(tmp_path / "base", shapes=shapes, dtype="F32")
+    rng, adapter = np.random.default_rng(0), tmp_path / "adapter"
+    adapter.mkdir()
+    factors = {"A": (200, 512), "B": (600, 200)}
+    files.write_file(adapter / "adapter_model.safetensors", {
+        f"base_model.model.model.layers.0.w.lora_{side}.weight":
+            ("F32", rng.standard_normal(shape, np.float32))
+        for side, shape in factors.items()
+    })  # fmt: skip
+    settings = {"peft_type": "LORA", "r": 200, "lora_alpha": 100}
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    code = (
+        "import sys; from lens.maec import merge; base, adapter, out = sys.argv[1:];"
+        "merge({'merge_method': 'passthrough', 'models': [{'model': base + '+' + adapter}]}, out)"
+    )
+    for threads in ("1", "2", "3"):
+        subprocess.run(
+            [sys.executable, "-c", code, base, adapter, tmp_path / threads], check=True,
+            env=os.environ | {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads},
+        )  # fmt: skip
+    found = [files.raw_bits(tmp_path / threads) for threads in "123"]
+    assert found[0] == found[1] == found[2]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lens import _core
 from lens.errors import InputError
 from lens.maec.checkpoint import HEADS, Checkpoint, Files
 from lens.maec.decoding import as_float32
@@ -58,14 +59,17 @@ class Factors:
 
     @property
     def bytes_held(self) -> int:
-        """Bytes in memory while rows are made: both factors in float32, and as stored."""
-        return 8 * (self.a.size + self.b.size)
+        """Bytes in memory while rows are made: factors as stored, in float32, and turned."""
+        return 12 * (self.a.size + self.b.size)
 
     def rows(self, files: Files, first: int, last: int) -> Float32:
         """Rows ``first`` to ``last`` of the difference."""
         a, b = (_matrix(files, stored) for stored in (self.a, self.b))
-        left, right = (a.T[first:last], b.T) if self.transposed else (b[first:last], a)
-        made: Float32 = np.float32(self.scale) * (left @ right)
+        left, across = (a.T[first:last], b) if self.transposed else (b[first:last], a.T)
+        made = np.empty((len(left), len(across)), np.float32)
+        # NumPy's product would have other bits with another number of cores.
+        _core.matmul_nt(made, np.ascontiguousarray(left), np.ascontiguousarray(across))
+        made *= np.float32(self.scale)
         return made
 
 
