@@ -1,6 +1,8 @@
 """Merges written as LoRA adapters: what peft makes of them, and the error that is measured."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -109,3 +111,28 @@ def test_command_line(values, tmp_path):
     done = CliRunner().invoke(main, flags)
     assert done.exit_code == 0 and "of the change is lost" in done.output, done.output
     assert (tmp_path / "a" / "adapter_model.safetensors").is_file()
+
+
+def test_an_adapter_never_replaces_a_source(values, tmp_path):
+    for place in (tmp_path / "base", tmp_path):
+        with pytest.raises(InputError, match="would be replaced; choose another --out"):
+            to_adapter(values, place, rank=2, force=True)
+    assert (tmp_path / "base" / "model.safetensors").is_file()
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(values, tmp_path):
+    code = (
+        "import json, resource, signal, sys; from lens.maec import to_adapter\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "to_adapter(json.loads(sys.argv[1]), sys.argv[2], rank=3)"
+    )
+    place = tmp_path / "here"
+    place.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(values), str(place / "adapter")],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert "InputError: cannot write" in done.stderr
+    assert "make room" in done.stderr
+    assert list(place.iterdir()) == []

@@ -19,7 +19,7 @@ from lens.io import new_folder, refuse_existing
 from lens.maec import record
 from lens.maec.config import MergeConfig, parse_config
 from lens.maec.lowrank import Delta, Fit, Shelf, factors
-from lens.maec.planning import PROCESS, MergePlan, plan_merge
+from lens.maec.planning import PROCESS, MergePlan, plan_merge, problems_of_place
 from lens.maec.stream import Stream
 from lens.maec.work import Work
 
@@ -112,11 +112,19 @@ def to_adapter(
             raise InputError("an adapter needs a base_model, and blocks in their places")
         if any(target.transposed for target in plan.targets):
             raise InputError("matrices of this model are stored transposed; merge it instead")
+        if problems := problems_of_place(out, plan.sources, _size(plan, rank or 1)):
+            raise InputError("\n".join(problems))
         with stop_requests("tensor") as stop:
             made = _factorise(plan, Stream(plan, stop), rank, energy)
         return _write(plan, made, out, force=force)
     finally:
         plan.files.close()
+
+
+def _size(plan: MergePlan, rank: int) -> int:
+    """Bytes of the factors of all matrices."""
+    matrices = [target.shape for target in plan.targets if len(target.shape) == 2]
+    return sum(4 * min(rank, n, d) * (n + d) for n, d in matrices)
 
 
 def _factorise(
@@ -148,6 +156,7 @@ def _write(
     *,
     force: bool,
 ) -> AdapterResult:
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     fits = {name: fit for name, (fit, _, _) in made.items()}
@@ -176,7 +185,10 @@ def _write(
         "bias": "none", "lora_dropout": 0.0, "inference_mode": True, "fan_in_fan_out": False,
     }  # fmt: skip
     with new_folder(out, force=force) as folder:
-        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        try:
+            save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise InputError(f"cannot write {out}: {error}; make room") from None
         (folder / "adapter_config.json").write_text(json.dumps(content, indent=2))
         about = record.identity(plan, 0) | {"fit": result.to_dict() | {"out": out.name}}
         (folder / record.REPRODUCE).write_text(json.dumps(about, indent=1))
