@@ -6,6 +6,7 @@ import pytest
 from lens.errors import InputError
 from lens.maec import METHODS, merge, plan_merge
 from lens.maec import targets as cutting
+from lens.maec.methods.sparse import ranks
 from tests import maec_files as files
 from tests import maec_reference as reference
 
@@ -263,3 +264,14 @@ def test_methods_say_what_they_take(three):
     zero = config("linear", three[0], three[:2], weights=[1, -1])
     with pytest.raises(InputError, match="sum to 0"):
         merge(zero, three[0].parent / "out")
+
+
+@pytest.mark.parametrize("shape", [(64, 1024), (5, 7), (3, 1), (1, 9), (0, 4)])
+def test_ranks_are_those_of_a_stable_sort(shape):
+    rng = np.random.default_rng(0)
+    drawn = rng.standard_normal(shape, np.float32)
+    for sizes in (np.abs(drawn), np.abs(np.round(3 * drawn)), np.zeros(shape, np.float32),
+                  np.abs(drawn) * np.float32(1e-40)):  # fmt: skip
+        order = np.argsort(sizes, axis=1, kind="stable")
+        expected = np.argsort(order, axis=1) / np.float32(max(shape[1] - 1, 1))
+        np.testing.assert_array_equal(ranks(sizes), expected.astype(np.float32))

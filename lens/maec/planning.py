@@ -25,8 +25,8 @@ from lens.stored import OUTPUTS
 PROCESS = 112 << 20
 """Bytes that Python, NumPy and the plan itself take, of the memory that is allowed."""
 
+_START = 0.3  # seconds until the first byte is read
 _READ_RATE, _WRITE_RATE = 2e9, 1e9  # bytes a second of an ordinary disk; estimates only
-_ELEMENT_RATE = 4e8  # elements a second and core of a combination of few models
 _LOST = ("int8_mask",)  # parameters of others that change nothing here
 
 
@@ -93,9 +93,10 @@ class MergePlan:
     @property
     def seconds(self) -> float:
         """Time on an ordinary disk and these cores, roughly."""
-        elements = sum(target.size for target in self.targets) * self.method.passes
-        transfer = self.bytes_read / _READ_RATE + self.bytes_written / _WRITE_RATE
-        return max(transfer, elements / _ELEMENT_RATE / max(cores(), 1))
+        elements = sum(target.size * len(target.inputs) for target in self.targets)
+        again = self.method.passes if self.method.whole else 1  # a tensor in hand is in memory
+        transfer = self.bytes_read / again / _READ_RATE + self.bytes_written / _WRITE_RATE
+        return _START + max(transfer, elements / self.method.rate / max(self.workers, 1))
 
     def check(self) -> None:
         """Refuse a merge that cannot be done.

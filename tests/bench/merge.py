@@ -1,7 +1,8 @@
 """Merges of 0.27 B parameters against mergekit and against `cat`; peak memory at any size.
 
 ``python -m tests.bench.merge big`` measures memory at 8 GB and more for each checkpoint (sparse
-inputs, about 9 GB of disk for the result).
+inputs, about 9 GB of disk for the result); ``python -m tests.bench.merge plans`` sets the time that
+plans tell beside the time that merges take, method by method.
 """
 
 from __future__ import annotations
@@ -160,6 +161,33 @@ def memory_at(gigabytes: float) -> None:
         print(f"{size / 1e9:.2f} GB a checkpoint: {memory:.0f} MB resident, {seconds:.1f} s")
 
 
+def planned() -> None:
+    """Print the time of merges by each method, as planned and as it was."""
+    from lens.maec import merge, plan_merge
+
+    with tempfile.TemporaryDirectory() as name:
+        at = Path(name)
+        base, *others = (str(checkpoint(at / f"m{i}", seed=i)) for i in range(MODELS + 1))
+        half = {"weight": 0.3, "density": 0.5, "epsilon": 0.1}
+        models = [{"model": other, "parameters": half} for other in others]
+        special = {
+            "slerp": {"models": models[:1], "parameters": {"t": 0.5}},
+            "maec": {"abilities": [{"trained": others[0]}], "languages": [{"model": others[1]}],
+                     "parameters": {"k1": 0.2, "k2": 0.8}},
+        }  # fmt: skip
+        for method in ("task_arithmetic", "slerp", "ties", "dare_ties", "della", "breadcrumbs",
+                       "maec"):  # fmt: skip
+            config = {"merge_method": method, "base_model": base, "models": models}
+            if method in special:
+                config = {"merge_method": method, "base_model": base, **special[method]}
+            told, started = plan_merge(config).seconds, time.perf_counter()
+            merge(config, at / "out", force=True)
+            print(f"{method}: planned {told:.1f} s, took {time.perf_counter() - started:.1f} s")
+
+
 if __name__ == "__main__":
+    if "plans" in sys.argv:
+        planned()
+        raise SystemExit
     for size in (0.5, 8.5) if "big" in sys.argv else (0.5, 2.0):
         memory_at(size)

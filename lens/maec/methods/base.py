@@ -33,6 +33,8 @@ class Method(ABC):
         Whether a tensor must be in one worker's hands: something of all of it decides each element.
     passes : int
         How often sources are read.
+    rate : float
+        Elements of all inputs a second and core, about: plans tell the time by it.
     """
 
     name: ClassVar[str]
@@ -43,6 +45,7 @@ class Method(ABC):
     models: ClassVar[tuple[int, int]] = (1, 16)
     whole: ClassVar[bool] = False
     passes: ClassVar[int] = 1
+    rate: ClassVar[float] = 1e9
 
     def wanted(self, config: MergeConfig) -> tuple[list[Wanted], list[str]]:
         """Models that are read, in order, and what is wrong with their number."""

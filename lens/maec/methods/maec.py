@@ -41,6 +41,7 @@ class Maec(Method):
     title: ClassVar[str] = "MAEC"
     paper: ClassVar[str] = "arXiv 2410.07825"
     passes: ClassVar[int] = 4
+    rate: ClassVar[float] = 2e8
     parameters: ClassVar[tuple[Parameter, ...]] = (
         Parameter("preset", "", "run", choices=("", "paper")),
         Parameter("k1", 1.0, "run", 0.0, 1.0),

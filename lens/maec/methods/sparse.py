@@ -57,6 +57,7 @@ class Sparse(Method):
 
     whole: ClassVar[bool] = True
     passes: ClassVar[int] = 2
+    rate: ClassVar[float] = 7e7
     elect: ClassVar[bool] = False
     parameters: ClassVar[tuple[Parameter, ...]]
 
@@ -176,6 +177,7 @@ class Ties(Sparse):
 
     name: ClassVar[str] = "ties"
     title: ClassVar[str] = "TIES"
+    rate: ClassVar[float] = 1e8
     paper: ClassVar[str] = "arXiv 2306.01708"
     elect: ClassVar[bool] = True
     passes: ClassVar[int] = 3
@@ -202,6 +204,7 @@ class Breadcrumbs(Sparse):
     title: ClassVar[str] = "Model breadcrumbs"
     paper: ClassVar[str] = "arXiv 2312.06795"
     passes: ClassVar[int] = 5
+    rate: ClassVar[float] = 1.5e8
     parameters: ClassVar[tuple[Parameter, ...]] = _parameters(
         normalize=False, rescale=False, more=(Parameter("gamma", 0.01, "others", 0.0, 1.0),)
     )
@@ -261,6 +264,7 @@ class Della(Sparse):
 
     name: ClassVar[str] = "della_linear"
     title: ClassVar[str] = "DELLA, no election"
+    rate: ClassVar[float] = 2.8e7
     paper: ClassVar[str] = "arXiv 2406.11617"
     parameters: ClassVar[tuple[Parameter, ...]] = _parameters(
         normalize=False, rescale=True, more=(Parameter("epsilon", 0.15, "others", 0.0, 0.5),)
@@ -322,7 +326,10 @@ class DellaTies(Della):
 def ranks(sizes: Float32) -> Float32:
     """Rank of each element in its row, from 0 for the smallest to 1; of equal ones the first."""
     n, d = sizes.shape
-    order = np.argsort(sizes, axis=1, kind="stable")
+    # Sizes order as their bits do; with the place in the same number, any sort is a stable one.
+    keys = sizes.view(np.uint32).astype(np.uint64) << np.uint64(32) | np.arange(d, dtype=np.uint64)
+    keys.sort(axis=1)
+    order = (keys & np.uint64(0xFFFFFFFF)).view(np.int64)
     found = np.empty((n, d), np.float32)
     np.put_along_axis(found, order, np.arange(d, dtype=np.float32)[None, :], axis=1)
     return found / np.float32(max(d - 1, 1))
