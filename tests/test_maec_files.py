@@ -363,3 +363,35 @@ def test_an_adapter_gives_the_same_bytes_on_any_number_of_cores(tmp_path):
         )  # fmt: skip
     found = [files.raw_bits(tmp_path / threads) for threads in "123"]
     assert found[0] == found[1] == found[2]
+
+
+def test_a_plan_takes_models_from_the_hubs_cache_and_fetches_none(tmp_path):
+    pytest.importorskip("huggingface_hub")
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "cache" / "models--someone--a-model"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    files.checkpoint(repository / "snapshots" / commit)
+    code = (
+        "import sys; from lens.maec import plan_merge\n"
+        "for name in sys.argv[1:]:\n"
+        "    values = {'merge_method': 'passthrough', 'models': [{'model': name}]}\n"
+        "    print(*plan_merge(values).problems or ['fine'])"
+    )
+    names = ["someone/a-model", f"someone/a-model@{commit}", "someone/another"]
+    environment = {"HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0",
+                   "HF_ENDPOINT": "http://127.0.0.1:9"}  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code, *names], env=os.environ | environment,
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    first, second, third = done.stdout.splitlines()
+    assert first == second == "fine"
+    assert "a plan does not: hf download someone/another" in third
+
+
+def test_a_plus_in_a_folder_is_part_of_its_name(tmp_path):
+    base = files.checkpoint(tmp_path / "a+b" / "base+more")
+    source = ModelSource(str(base), reading := Files())
+    assert set(source.tensors) == set(files.SHAPES)
+    with pytest.raises(InputError, match=r"adapter_config.json"):
+        ModelSource(f"{base}+{base}", reading)
+    reading.close()

@@ -193,7 +193,7 @@ def delta(
     )
     if str(base) in map(str, models):
         raise InputError(f"{base} is the base; name the models that changed from it")
-    plan = plan_for(_Look(), config, max_memory=max_memory)
+    plan = plan_for(_Look(), config, max_memory=max_memory, fetch=True)
     try:
         plan.check()
         targets = [target for target in plan.targets if not target.copied]

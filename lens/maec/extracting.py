@@ -93,7 +93,7 @@ def extract(
     if out.is_dir():
         raise InputError(f"{out} is a folder; expected the name of a file")
     config = config.model_copy(update={"languages": ()})
-    plan = plan_merge(config, max_memory=max_memory)
+    plan = plan_merge(config, max_memory=max_memory, fetch=True)
     try:
         _check(plan, out)
         with stop_requests("slice") as stop:

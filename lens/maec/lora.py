@@ -105,7 +105,7 @@ def to_adapter(
     refuse_existing(out, force=force)
     config = parse_config(dict(config) if isinstance(config, Mapping) else config)
     config = config.model_copy(update={"out_dtype": "float32"})
-    plan = plan_merge(config, max_memory=max_memory)
+    plan = plan_merge(config, max_memory=max_memory, fetch=True)
     try:
         plan.check()
         if config.base_model is None or config.slices:

@@ -110,7 +110,7 @@ def merge(
     if not begun:
         refuse_existing(out, force=force)
         _refuse_unfinished(unfinished, force=force)
-    plan = plan_merge(config, max_memory=max_memory, out=None if begun else out)
+    plan = plan_merge(config, max_memory=max_memory, out=None if begun else out, fetch=True)
     try:
         plan.check()
         identity = record.identity(plan, size_in_bytes(shard_size))

@@ -137,6 +137,7 @@ def plan_merge(
     *,
     max_memory: int | str = "1GiB",
     out: str | Path | None = None,
+    fetch: bool = False,
 ) -> MergePlan:
     """Look at a merge before it is done; milliseconds for checkpoints of any size.
 
@@ -148,6 +149,8 @@ def plan_merge(
         Bytes, or a size such as ``"1GiB"``: everything together.
     out : path, optional
         Where the result would go, to see whether there is room.
+    fetch : bool
+        Download models that are named by hub id and not in its cache; else that is a problem.
 
     Returns
     -------
@@ -167,7 +170,9 @@ def plan_merge(
         if not close:
             raise InputError(unknown[0])
         name = close[0]  # the rest of the problems are those of what was probably meant
-    return plan_for(METHODS[name], config, max_memory=max_memory, out=out, problems=unknown)
+    return plan_for(
+        METHODS[name], config, max_memory=max_memory, out=out, fetch=fetch, problems=unknown
+    )
 
 
 def plan_for(
@@ -176,6 +181,7 @@ def plan_for(
     *,
     max_memory: int | str = "1GiB",
     out: str | Path | None = None,
+    fetch: bool = False,
     problems: Sequence[str] = (),
 ) -> MergePlan:
     """Plan as `plan_merge` does, for a method that the config does not name.
@@ -185,7 +191,7 @@ def plan_for(
     budget, files, problems = size_in_bytes(max_memory), Files(), list(problems)
     wanted, found = method.wanted(config)
     problems += found
-    sources = _open(wanted, files, problems)
+    sources = _open(wanted, files, problems, fetch=fetch)
     notes: list[str] = []
     targets: list[Target] = []
     template = None
@@ -238,12 +244,16 @@ def _targets(
     return targets
 
 
-def _open(wanted: Iterable[Wanted], files: Files, problems: list[str]) -> dict[str, Source]:
+def _open(
+    wanted: Iterable[Wanted], files: Files, problems: list[str], *, fetch: bool
+) -> dict[str, Source]:
     opened: dict[str, Source] = {}
     for reference, extracted in dict.fromkeys((one.reference, one.extracted) for one in wanted):
         try:
             opened[reference] = (
-                _extracted(reference, files) if extracted else ModelSource(reference, files)
+                _extracted(reference, files)
+                if extracted
+                else ModelSource(reference, files, fetch=fetch)
             )
         except InputError as error:
             problems.append(str(error))

@@ -87,18 +87,19 @@ class ModelSource(Source):
         Folder or hub id, ``id@revision``, and ``model+adapter`` for a LoRA adapter on it.
     files : Files
         Where open files are kept.
+    fetch : bool
+        Whether to download what is not in the hub's cache.
     """
 
-    def __init__(self, reference: str, files: Files) -> None:
-        whole = Path(reference).expanduser().is_dir()  # a plus sign may be part of its name
-        model, _, adapter = (reference, "", "") if whole else reference.partition("+")
+    def __init__(self, reference: str, files: Files, *, fetch: bool = False) -> None:
+        model, adapter = _parts(reference)
         self.reference, self._files = reference, files
-        self.model = self.checkpoint = Checkpoint(locate(model))
+        self.model = self.checkpoint = Checkpoint(locate(model, fetch=fetch))
         self.adapter: Adapter | None = None
         if adapter:
             from lens.maec.adapter import Adapter
 
-            self.adapter = Adapter(locate(adapter), self.model)
+            self.adapter = Adapter(locate(adapter, fetch=fetch), self.model)
 
     @functools.cached_property
     def tensors(self) -> Mapping[str, Stored]:
@@ -163,12 +164,22 @@ class ModelSource(Source):
         return found
 
 
+def _parts(reference: str) -> tuple[str, str]:
+    """Model and adapter; a plus sign may be part of the name of a folder."""
+    words = reference.split("+")
+    for i in range(len(words), 1, -1):
+        model = "+".join(words[:i])
+        if Path(model).expanduser().is_dir():
+            return model, "+".join(words[i:])
+    return words[0], "+".join(words[1:])
+
+
 def _aligned(n: int) -> int:
     return (n + 7) // 8 * 8
 
 
-def locate(model: str) -> Path:
-    """Folder of a model: a path, or a hub id that is in the cache or can be fetched.
+def locate(model: str, *, fetch: bool) -> Path:
+    """Folder of a model: a path, or a hub id that is in the cache or, with ``fetch``, on the hub.
 
     Raises
     ------
@@ -187,6 +198,14 @@ def locate(model: str) -> Path:
         raise InputError(
             f"no folder '{model}', and hub ids need the package huggingface_hub"
         ) from None
+    if not fetch:
+        try:
+            return Path(snapshot_download(name, revision=revision or None, local_files_only=True))
+        except (OSError, ValueError):
+            raise InputError(
+                f"no folder '{model}', and it is not in the hub's cache; a merge would fetch it, a "
+                f"plan does not: hf download {name}"
+            ) from None
     wanted = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "*.txt", "*.py"]
     old = ["pytorch_model*.bin", "adapter_model.bin"]
     try:

@@ -81,7 +81,7 @@ def verify(
     """
     folder = Path(folder)
     known = _read(folder)
-    plan = plan_merge(parse_config(known["config"]), max_memory=max_memory)
+    plan = plan_merge(parse_config(known["config"]), max_memory=max_memory, fetch=True)
     try:
         plan.check()
         _compare_sources(plan, known["sources"])

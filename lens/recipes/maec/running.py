@@ -121,7 +121,7 @@ class _Running:
         self.recipe, self.out, self.max_memory = recipe, out, max_memory
         self.record = _read_record(out)
         self.stages: list[Stage] = []
-        self.base = _contents(locate(recipe.base_model))
+        self.base = _contents(locate(recipe.base_model, fetch=True))
         self.corpora: dict[str, Any] = {}
 
     def go(self) -> RunResult:
