@@ -1,6 +1,7 @@
 """The command ``lens``, and ``python -m lens``."""
 
 import atexit
+import gc
 import os
 import sys
 import threading
@@ -14,6 +15,7 @@ def run() -> None:
     That would take 35 ms to free memory which ends with the process all the same. What was asked to
     happen at the end happens; where torch or a thread is still there, the usual way out is taken.
     """
+    gc.set_threshold(10_000)  # imports make no garbage to be looked for every 700 objects
     try:
         main(prog_name="lens")
     except SystemExit as end:

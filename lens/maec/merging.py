@@ -162,16 +162,21 @@ def _carry_out(
         for _ in stream.map(method.make, plan.targets, whole=method.whole, sink=sink, facts=facts,
                             label="Merging"):  # fmt: skip
             pass
+        files.start_to_disk()  # the last of it, while the rest is done
+        _refuse_changed(plan, identity)
+        record.write(unfinished.model, plan, shards, identity, facts, sink.checksums)
     finally:
         files.close()
-    changed = [s.reference for s in plan.sources
-               if s.identity() != identity["sources"][s.reference]]  # fmt: skip
-    if changed:
-        raise InputError(f"{', '.join(changed)} changed while it was read; merge anew with --force")
-    record.write(unfinished.model, plan, shards, identity, facts, sink.checksums)
     put_in_place(unfinished.model, unfinished.out)
     unfinished.discard()
     return facts, len(done)
+
+
+def _refuse_changed(plan: MergePlan, identity: dict[str, Any]) -> None:
+    known = identity["sources"]
+    changed = [s.reference for s in plan.sources if s.identity() != known[s.reference]]
+    if changed:
+        raise InputError(f"{', '.join(changed)} changed while it was read; merge anew with --force")
 
 
 def _refuse_unfinished(unfinished: Unfinished, *, force: bool) -> None:

@@ -161,6 +161,11 @@ class ShardFiles:
         for handle in self._handles:
             os.fsync(handle)
 
+    def start_to_disk(self) -> None:
+        """Begin to bring to the disk what is not there yet."""
+        for handle in self._handles:
+            self._behind.start(handle)
+
     def close(self) -> None:
         """Close the files."""
         try:
@@ -187,6 +192,10 @@ class _Behind:
         if self._since < _EVERY:
             return
         self._since = 0
+        self.start(handle)
+
+    def start(self, handle: int) -> None:
+        """Bring to the disk what is written to a file by now."""
         if self._pool is None:
             self._pool = ThreadPoolExecutor(1)
         self._under_way.append(self._pool.submit(os.fsync, handle))

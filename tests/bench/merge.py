@@ -25,7 +25,7 @@ from tests.bench.common import Row
 
 ROOT = Path(__file__).parents[2]
 WIDTH, INNER, VOCABULARY, BLOCKS = 1024, 4096, 32_000, 14
-TURNS = 3
+TURNS = 7
 MODELS = 3  # and a base
 CONFIG = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": WIDTH,
