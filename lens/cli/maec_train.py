@@ -42,6 +42,12 @@ _FILE = click.Path(path_type=Path)
     "--lr", "learning_rate", type=click.FloatRange(min=0, min_open=True), help="Learning rate."
 )
 @click.option("--weight-decay", type=click.FloatRange(min=0), help="Of AdamW.")
+@click.option(
+    "--train",
+    metavar="PARTS",
+    help="Parts of the blocks, the rest frozen: full, attention, mlp, mlp.down_proj, …",
+)
+@click.option("--layers", metavar="SPEC", help="Blocks of --train: 2:6, -4:, 10,12.")
 @click.option("--autocast", is_flag=True, help="Multiply matrices in bfloat16.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--out", required=True, type=_FILE, help="Checkpoint folder.")
@@ -53,7 +59,8 @@ def command(
     rows: Path | None, text: Path | None, keys: Path | None, how: Literal["mask", "revert"],
     replay: Path | None, replay_share: float | None, steps: int | None, batch_size: int | None,
     micro_batch: int | None, row_tokens: int | None, learning_rate: float | None,
-    weight_decay: float | None, autocast: bool, seed: int, out: Path, force: bool,
+    weight_decay: float | None, train: str | None, layers: str | None, autocast: bool, seed: int,
+    out: Path, force: bool,
     template: bool | None, system: str | None, thinking: bool | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Tune a model on an ability (--rows) or on a language (--text).
@@ -62,7 +69,8 @@ def command(
     bits. Give --dtype float32 where changes are to be merged: in 16 bits small ones are lost.
     """
     from lens.io import refuse_existing
-    from lens.recipes.maec import examples, read_keys, read_rows, read_text, train
+    from lens.recipes.maec import examples, read_keys, read_rows, read_text
+    from lens.recipes.maec import train as tune
 
     refuse_existing(out, force=force)
     if (rows is None) == (text is None):
@@ -70,7 +78,7 @@ def command(
     given = {
         "steps": steps, "batch_size": batch_size, "micro_batch": micro_batch,
         "row_tokens": row_tokens, "learning_rate": learning_rate, "weight_decay": weight_decay,
-        "replay": replay_share, "autocast": autocast,
+        "replay": replay_share, "autocast": autocast, "train": train, "layers": layers,
     }  # fmt: skip
     settings = _settings({name: value for name, value in given.items() if value is not None})
     corpus = read_text(text) if text is not None else read_rows(rows or "")
@@ -80,7 +88,7 @@ def command(
         model, revision=revision, device=device, dtype=dtype, trust_remote_code=trust_remote_code
     )
     size = settings.row_tokens
-    found = train(
+    found = tune(
         loaded, tokenizer,
         examples(tokenizer, corpus, row_tokens=size, chat=chat_of(template, system, thinking)),
         settings=settings, keys=places, how=how, seed=seed,

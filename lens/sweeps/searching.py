@@ -10,9 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from lens.errors import InputError, MissingExtraError
+from lens.errors import InputError
 from lens.lsm import LensTrainer, Running, TrainResult
 from lens.lsm.optimizing import DivergedError
 from lens.progress import say
@@ -21,6 +19,7 @@ from lens.sweeps.config import Setting, changed
 from lens.sweeps.journal import identity
 from lens.sweeps.judging import Asked, average
 from lens.sweeps.keys import at
+from lens.sweeps.proposing import require_optuna, sampler
 from lens.sweeps.tuning import Range, TunedTrial, Tuning
 
 _STUDY = "lens"
@@ -57,7 +56,7 @@ class Search:
         training: Mapping[str, Any],
         running: Running | None,
     ) -> None:
-        _optuna()  # its absence is told before anything is computed
+        require_optuna()  # its absence is told before anything is computed
         self.model, self.tokenizer, self.space = model, tokenizer, space
         self.prompts, self.tuning, self.training = prompts, tuning, training
         self.base, self.plain = base, base.model_dump(mode="json")
@@ -78,14 +77,14 @@ class Search:
     def go(self, journal: str | Path | None) -> list[TunedTrial]:
         """Run the trials that are not done yet; return all of them, in order."""
         study = _study(journal, self.signature())
-        state = _optuna().trial.TrialState
+        state = require_optuna().trial.TrialState
         for trial in study.get_trials(states=[state.RUNNING]):  # a process was killed there
             study.tell(trial.number, state=state.FAIL)
         done = _done(study)
         if done and len(done) < self.tuning.trials:
             say(f"going on after {len(done)} of {self.tuning.trials} trials in {journal}")
         for number in range(len(done), self.tuning.trials):
-            study.sampler = self._sampler(number)
+            study.sampler = sampler(self.tuning.seed, number)
             if number == 0 and not study.get_trials(states=[state.WAITING]):
                 study.enqueue_trial(self._first())
             trial = study.ask()
@@ -179,11 +178,6 @@ class Search:
         result.load(result.original)
         return self.asked.judge(self.model, trained)
 
-    def _sampler(self, number: int) -> Any:
-        """Make what proposes a trial, from the trials before and a seed of its own."""
-        seed = int(np.random.SeedSequence((self.tuning.seed, number)).generate_state(1)[0])
-        return _optuna().samplers.TPESampler(seed=seed, multivariate=True)
-
     def _first(self) -> dict[str, Any]:
         """Parameters of the first trial: the given setting, as far as it is inside the search."""
         bounds = self.tuning.strength
@@ -230,16 +224,8 @@ def _done(study: Any) -> list[TunedTrial]:
     return sorted(found, key=lambda trial: trial.number)
 
 
-def _optuna() -> Any:
-    try:
-        import optuna
-    except ImportError:
-        raise MissingExtraError("optuna", "tune", "tuning") from None
-    return optuna
-
-
 def _study(journal: str | Path | None, signature: str) -> Any:
-    optuna = _optuna()
+    optuna = require_optuna()
     from optuna.storages.journal import JournalFileBackend
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)

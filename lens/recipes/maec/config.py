@@ -36,6 +36,12 @@ class Tuning(_Frozen):
         Tokens of a row of plain text: documents are put end to end and cut into such rows.
     autocast : bool
         Multiply matrices in bfloat16; weights, gradients and the optimizer stay as they are.
+    train : str or None
+        Train these parts of the blocks only, as in `lens.train`: ``"full"``, ``"attention"``,
+        ``"mlp"``, ``"norm"``, a dotted name inside the blocks, or several with commas between.
+        Embeddings, head and final norm then keep their bits. Everything is trained by default.
+    layers : str
+        Blocks of ``train``, such as ``"2:6"`` or ``"-4:"``.
     """
 
     steps: int = Field(100, ge=1)
@@ -48,6 +54,14 @@ class Tuning(_Frozen):
     replay: float = Field(0.0, ge=0, lt=1)
     row_tokens: int = Field(512, ge=2)
     autocast: bool = False
+    train: str | None = Field(None, min_length=1)
+    layers: str = "all"
+
+    @model_validator(mode="after")
+    def _chosen(self) -> Self:
+        if self.train is None and self.layers != "all":
+            raise ValueError("layers are those of 'train'; add train: full for all of the blocks")
+        return self
 
     @model_validator(mode="after")
     def _leaves_room(self) -> Self:

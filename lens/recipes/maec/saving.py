@@ -56,6 +56,8 @@ def save(result: Tuned, out: str | Path, *, force: bool = False) -> None:
 def _card(result: Tuned) -> str:
     keys, replay = result.about["keys"], result.about["replay"]
     told = "All weights were trained."
+    if result.settings.train is not None:
+        told = f"Of the blocks {result.settings.layers}, {result.settings.train} was trained."
     if keys is not None:
         how = {"mask": "were trained", "revert": "kept what training made of them"}[keys["how"]]
         told = f"{keys['n']} key elements alone {how} (MAEC, arXiv 2410.07825)."

@@ -16,12 +16,14 @@ from lens.errors import InputError
 from lens.lsm.adapters import adapted
 from lens.lsm.optimizing import Entry, Optimization, draws, only_trainable
 from lens.lsm.precision import Masters
+from lens.lsm.trainable import Trainable
 from lens.models.blocks import locate
 from lens.models.blockwise import require_whole
 from lens.models.capturing import check_rows
 from lens.models.chat import EncodedRow, pad_id_of
 from lens.models.fingerprint import model_fingerprint
 from lens.models.quantized import is_quantized
+from lens.models.sites import resolve_layers
 from lens.progress import progress
 from lens.recipes.maec.config import Tuning
 from lens.recipes.maec.corpora import Examples
@@ -102,8 +104,9 @@ def train(
     Raises
     ------
     InputError
-        If the model cannot be trained or is not the one the keys are of, replay is wanted and not
-        given or given and not wanted, or training diverges; weights are then those before.
+        If the model cannot be trained, has no such parts or is not the one the keys are of, replay
+        is wanted and not given or given and not wanted, or training diverges; weights are then
+        those before.
 
     References
     ----------
@@ -114,10 +117,10 @@ def train(
             "replay needs both general text and a share above 0 of the rows of each batch; got "
             f"{'no text' if replay is None else 'text'} and the share {settings.replay:g}"
         )
-    named = _trainable(model)
-    places = None if keys is None else keys.of(model)
+    named = _trainable(model, settings)
+    places = None if keys is None else _among(named, keys.of(model))
     if places is not None and not places:
-        raise InputError("there are no key neurons, so nothing would be trained; raise k1")
+        raise InputError("there are no key neurons in what is trained; raise k1 or train more")
     rows = _Rows(corpus, replay, settings)
     rows.check(model)
     about = {
@@ -230,8 +233,8 @@ def _fit(
         ]
 
 
-def _trainable(model: Any) -> dict[str, Tensor]:
-    """Parameters in floating point by name; refuse a model that cannot be trained whole."""
+def _trainable(model: Any, settings: Tuning) -> dict[str, Tensor]:
+    """Trained parameters by name; refuse a model that cannot be trained itself."""
     require_whole(model)
     if adapted(model):
         raise InputError("the model carries adapters; merge them first (merge_and_unload in PEFT)")
@@ -241,7 +244,16 @@ def _trainable(model: Any) -> dict[str, Tensor]:
             f"the model has packed weights ({packed[0]}), which cannot be trained themselves; "
             "load it in bfloat16 or float32"
         )
-    return {name: p for name, p in model.named_parameters() if p.is_floating_point()}
+    if settings.train is None:
+        return {name: p for name, p in model.named_parameters() if p.is_floating_point()}
+    parts = locate(model)
+    layers = resolve_layers(settings.layers, len(parts.blocks))
+    return dict(Trainable(model, parts, layers, train=settings.train).activate())
+
+
+def _among(named: dict[str, Tensor], places: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Key neurons of what is trained."""
+    return {name: found for name, found in places.items() if name in named}
 
 
 def _multiplying(device: torch.device, autocast: bool) -> AbstractContextManager[Any]:

@@ -76,12 +76,17 @@ class TransferStudy(_Frozen):
         with all; the other models are trained once a world, with the first.
     languages : tuple of str
         The ability is carried to each of them, by a merge of its own.
-    searched : str
-        The one of them whose validation questions settings are chosen on, once in each world.
+    searched : tuple of str
+        Those of them whose validation questions settings are chosen on, once in each world, for
+        all languages; each of them by default.
+    trials : int
+        Of the search, for each method.
     k1 : tuple of float
         Shares of key neurons that are trained alone.
     validation, test : int
         Questions in each language: the search sees the former only.
+    test_from : int
+        Test questions left out before these: those that another study asked already.
     max_loss : float
         Largest fall of the ability in the pivot below that of training on it alone, on validation.
     max_perplexity : float
@@ -93,12 +98,14 @@ class TransferStudy(_Frozen):
     worlds: tuple[str, ...] = Field(min_length=1)
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     languages: tuple[str, ...] = OTHERS
-    searched: str = OTHERS[0]
+    searched: tuple[str, ...] = ()
+    trials: int = Field(60, ge=1)
     k1: tuple[float, ...] = Field((0.05, 0.2), min_length=1)
     corpora: Corpora = Corpora()
     training: Trainings
     validation: int = Field(100, ge=2)
     test: int = Field(300, ge=2)
+    test_from: int = Field(0, ge=0)
     max_loss: float = Field(0.03, ge=0)
     max_perplexity: float = Field(1.03, gt=0)
 
@@ -107,8 +114,9 @@ class TransferStudy(_Frozen):
         for code in self.languages:
             if check_language(code) == PIVOT:
                 raise ValueError(f"languages: {code} is the pivot, in which the ability is taught")
-        if self.searched not in self.languages:
-            raise ValueError(f"searched: {self.searched} is none of the languages")
+        foreign = [code for code in self.searched if code not in self.languages]
+        if foreign:
+            raise ValueError(f"searched: {', '.join(foreign)} is none of the languages")
         if not all(0 < share < 1 for share in self.k1):
             raise ValueError("k1: expected shares above 0 and below 1")
         return self

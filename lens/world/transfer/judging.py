@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
+from lens.errors import InputError
 from lens.evaluate import Identifier, generate, identifier, outcomes
 from lens.models.chat import encode, pad, pad_id_of
-from lens.world.doubles import answers_both, doubles
+from lens.world.doubles import Double, answers_both, doubles
 from lens.world.facts import PEOPLE
 from lens.world.languages import LANGUAGES, PIVOT
 
@@ -60,32 +61,51 @@ def judge(
     split: str,
     limit: int,
     text: Sequence[str],
+    first: int = 0,
 ) -> Judged:
-    """Ask a model the first ``limit`` double questions of a split in a language and the pivot.
+    """Ask a model ``limit`` double questions of a split in a language, and half in the pivot.
 
     Parameters
     ----------
     text : sequence of str
         Documents that perplexity is measured on.
+    first : int
+        Questions left out before those that are asked.
+
+    Raises
+    ------
+    InputError
+        If the split has fewer questions.
     """
-    found: dict[str, Any] = {}
-    for code in (language, PIVOT):
-        asked = doubles(split, code, limit if code == language else max(limit // 2, 1))
-        answers = generate(
-            model, tokenizer, [double.prompt for double in asked], max_new_tokens=_TOKENS,
-            batch_size=_BATCH, label=f"Answering {code}", quiet=True,
-        )  # fmt: skip
-        found[code] = outcomes(
-            answers, asked, identified=_identifier().identify(answers), is_correct=answers_both
-        )
-    own = found[language]
+    asked = [
+        *_questions(split, language, first, limit),
+        *_questions(split, PIVOT, first, max(limit // 2, 1)),
+    ]
+    answers = generate(
+        model, tokenizer, [double.prompt for double in asked], max_new_tokens=_TOKENS,
+        batch_size=_BATCH, label=f"Answering {language}", quiet=True,
+    )  # fmt: skip
+    found = outcomes(
+        answers, asked, identified=_identifier().identify(answers), is_correct=answers_both
+    )
+    right = found.metric("accuracy_in_language")
     return Judged(
-        right=[float(x) for x in own.metric("accuracy_in_language")],
-        right_any=float(own.metric("accuracy_any").mean()),
-        fidelity=float(own.metric("fidelity").mean()),
-        pivot=float(found[PIVOT].metric("accuracy_in_language").mean()),
+        right=[float(x) for x in right[:limit]],
+        right_any=float(found.metric("accuracy_any")[:limit].mean()),
+        fidelity=float(found.metric("fidelity")[:limit].mean()),
+        pivot=float(right[limit:].mean()),
         perplexity=perplexity(model, tokenizer, text),
     )
+
+
+def _questions(split: str, language: str, first: int, limit: int) -> list[Double]:
+    found = doubles(split, language)[first : first + limit]
+    if len(found) < limit:
+        raise InputError(
+            f"the {split} split has {len(doubles(split, language))} double questions, and {limit} "
+            f"from number {first + 1} on are wanted; ask fewer"
+        )
+    return found
 
 
 @torch.no_grad()

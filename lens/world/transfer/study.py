@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -21,8 +21,9 @@ from lens.world.transfer import systems
 from lens.world.transfer.config import TransferStudy
 from lens.world.transfer.judging import Judged, judge, put
 from lens.world.transfer.models import Models
-from lens.world.transfer.searching import Bounds, search
-from lens.world.transfer.systems import MERGES, PARTS, Merge, Values
+from lens.world.transfer.searching import Bounds, Found, search
+from lens.world.transfer.spaces import Values, space, starts
+from lens.world.transfer.systems import MERGES, PARTS, Merge
 
 Split = Literal["validation", "test"]
 
@@ -70,39 +71,55 @@ class _World:
             for language in self.settings.languages:
                 for name, what in self._systems(models, language, found).items():
                     say(f"{self.world}, seed {models.seed}, {language}: {name} …")
-                    record = self._record(models, language, split, what)
+                    record = self._record(models, language, split, what, name)
                     records.append(record | {
-                        "world": self.world, "seed": models.seed, "language": language,
-                        "system": name, "split": split, "values": what if isinstance(what, dict)
-                        else {},
+                        "world": self.world, "split": split,
+                        "values": what if isinstance(what, dict) else {},
                     })  # fmt: skip
         return records
 
     def chosen(self) -> dict[str, Values]:
         """Choose settings of each method on validation questions, with the first seed."""
-        models, language = self.made[0], self.settings.searched
         best: dict[tuple[bool, bool], Values] = {}
         found: dict[str, Values] = {}
+        k1 = self.settings.k1
         for merge in MERGES:
-            say(f"{self.world}, {language}: searching {merge.name} …")
+            say(f"{self.world}: searching {merge.name}, {self.settings.trials} trials …")
             alike = (merge.replayed, merge.bounded)
-            found[merge.name] = search(
-                merge, bounds=self._bounds(models, language, text=merge.bounded),
-                k1=self.settings.k1, best=best.get(alike),
-                judge=partial(self._tried, models, language, merge),
-            ).values  # fmt: skip
-            best.setdefault(alike, found[merge.name])
+            shares = () if merge.replayed else k1  # key neurons are trained without replay
+            trial = search(
+                space(merge.kind, shares), judge=partial(self._tried, merge),
+                bounds=self._bounds(text=merge.bounded), trials=self.settings.trials,
+                starts=starts(merge.kind, best.get(alike), shares),
+                seed=self.settings.seeds[0],
+            )  # fmt: skip
+            say(f"{merge.name}: {trial}")
+            found[merge.name] = trial.values
+            best.setdefault(alike, trial.values)
         return found
 
-    def _tried(self, models: Models, language: str, merge: Merge, values: Values) -> Judged:
-        config = systems.config(merge, values, models, language)
-        return _as_judged(self._record(models, language, "validation", config))
+    def _tried(self, merge: Merge, values: Values) -> Found:
+        """Merge for every language that is searched, and average what the merges do."""
+        models, made = self.made[0], []
+        for language in self._searched:
+            config = systems.config(merge, values, models, language)
+            record = self._record(models, language, "validation", config, merge.name)
+            own = self._trained(language, f"text-{language}")["perplexity"]
+            made.append((_share(record), record["pivot"], record["perplexity"] / own))
+        return Found(*(sum(numbers) / len(made) for numbers in zip(*made, strict=True)))
 
-    def _bounds(self, models: Models, language: str, *, text: bool) -> Bounds:
-        ability = self._record(models, language, "validation", models.path("ability"))
-        own = self._record(models, language, "validation", models.path(f"text-{language}"))
-        largest = own["perplexity"] * self.settings.max_perplexity if text else math.inf
-        return Bounds(ability["pivot"] - self.settings.max_loss, largest)
+    @property
+    def _searched(self) -> tuple[str, ...]:
+        return self.settings.searched or self.settings.languages
+
+    def _trained(self, language: str, name: str) -> dict[str, Any]:
+        models = self.made[0]
+        return self._record(models, language, "validation", models.path(name), name)
+
+    def _bounds(self, *, text: bool) -> Bounds:
+        pivots = [self._trained(language, "ability")["pivot"] for language in self._searched]
+        largest = self.settings.max_perplexity if text else math.inf
+        return Bounds(sum(pivots) / len(pivots) - self.settings.max_loss, largest)
 
     def _systems(
         self, models: Models, language: str, found: dict[str, Values]
@@ -112,30 +129,36 @@ class _World:
         for merge in MERGES:
             made[merge.name] = systems.config(merge, found[merge.name], models, language)
         maec = next(merge for merge in MERGES if merge.name == "MAEC")
-        once = models is self.made[0]  # parts of the method are switched off with one seed
-        for name, part in PARTS.items() if once else ():
+        for name, part in PARTS.items():
             values = systems.without(part, found["MAEC"])
             made[name] = systems.config(maec, values, models, language)
         return made
 
     def _record(
-        self, models: Models, language: str, split: Split, what: str | Values
+        self, models: Models, language: str, split: Split, what: str | Values, system: str
     ) -> dict[str, Any]:
         """Judge a model or a merge once; what was judged before is read from the journal."""
-        limit = getattr(self.settings, split)
+        asked: dict[str, int] = {"limit": getattr(self.settings, split)}
+        if split == "test":
+            asked["first"] = self.settings.test_from
         facts = [
-            models.seed, language, split, limit, self.settings.corpora.held_out, what,
+            models.seed, language, split, asked, self.settings.corpora.held_out, what,
             versions()["torch"],
         ]  # fmt: skip
         text = json.dumps(facts, sort_keys=True).replace(str(self.out), "")
         key = hashlib.sha256(text.encode()).hexdigest()[:16]
         if key not in self.journal.records:
-            judged = self._judge(models, language, split, what, limit)
-            self.journal.add({"key": key, **asdict(judged)})
-        return self.journal.records[key]
+            judged = self._judge(models, language, split, what, asked)
+            told = {"seed": models.seed, "language": language, "asked": f"{split} {asked}"}
+            if isinstance(what, dict):
+                told |= {"merge": what["merge_method"], "parameters": _settings(what)}
+            self.journal.add({"key": key, **told, **asdict(judged)})
+        return self.journal.records[key] | {
+            "seed": models.seed, "language": language, "system": system,
+        }  # fmt: skip
 
     def _judge(
-        self, models: Models, language: str, split: Split, what: str | Values, limit: int
+        self, models: Models, language: str, split: Split, what: str | Values, asked: dict[str, int]
     ) -> Judged:
         text = models.held_out(language, split)
         with tempfile.TemporaryDirectory() as folder:
@@ -143,10 +166,15 @@ class _World:
             if not isinstance(what, str):
                 merge_checkpoints(what, place)
             put(self.model, place)
-        return judge(
-            self.model, self.tokenizer, language=language, split=split, limit=limit, text=text
-        )
+        return judge(self.model, self.tokenizer, language=language, split=split, text=text, **asked)
 
 
-def _as_judged(record: dict[str, Any]) -> Judged:
-    return Judged(**{name: record[name] for name in Judged.__dataclass_fields__})
+def _share(record: Mapping[str, Any]) -> float:
+    return float(sum(record["right"]) / len(record["right"]))
+
+
+def _settings(config: Values) -> Values:
+    """Return what a merge is made with, without its models: for who reads the journal."""
+    models = [*config.get("models", ()), *config.get("languages", ())]
+    each = [m.get("parameters", {"mu": m.get("mu")}) for m in models]
+    return {"run": config["parameters"], "each": each}

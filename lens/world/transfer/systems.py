@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from lens.world.languages import PIVOT
 from lens.world.transfer.config import TransferStudy
 from lens.world.transfer.models import Models
-
-Values = dict[str, Any]
-Kind = Literal["task arithmetic", "TIES", "DARE", "MAEC"]
+from lens.world.transfer.spaces import WHOLE, Kind, Values
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +48,8 @@ MERGES = (
 
 # What is off in each line, as values of the settings that were found.
 PARTS: dict[str, Values] = {
-    "MAEC without key neurons": {"k1": 1.0, "source": "whole"},
-    "MAEC, key neurons not trained alone": {"source": "whole"},
+    "MAEC without key neurons": {"k1": 1.0, "source": WHOLE},
+    "MAEC, key neurons not trained alone": {"source": WHOLE},
     "MAEC without selection": {"k2": 1.0},
     "MAEC without β": {"beta": 0.0},
     "MAEC, γ = 1": {"gamma": 1.0},
@@ -71,45 +68,6 @@ def trained(study: TransferStudy, models: Models, language: str) -> dict[str, st
         "one mixture": models.path("mixture"),
         "taught in all languages": models.path("direct"),
     }
-
-
-def grid() -> list[Values]:
-    """Return settings of task arithmetic: factors of the ability and of the language."""
-    factors = itertools.product((0.85, 1.0, 1.2), (0.3, 0.6, 0.9, 1.2, 1.6, 2.0))
-    return [{"gamma": gamma, "eta": eta} for gamma, eta in factors]
-
-
-def start(kind: Kind, best: Mapping[str, Any]) -> Values:
-    """Return settings with which a method does what task arithmetic at its best does."""
-    found: Values = {"gamma": best["gamma"], "eta": best["eta"]}
-    if kind in ("TIES", "DARE"):
-        found["density"] = 1.0
-    if kind == "MAEC":
-        found |= {"source": "whole", "k1": 1.0, "k2": 1.0, "beta": 0.0, "mu": best["eta"]}
-        found["eta"] = 1.0
-    return found
-
-
-def axes(merge: Merge, first: Mapping[str, Any], k1: Sequence[float]) -> list[list[Values]]:
-    """Return groups of changes, tried one after the other; of each the best is kept, or none."""
-
-    def scaled(name: str, *factors: float) -> list[Values]:
-        return [{name: first[name] * factor} for factor in factors]
-
-    if merge.kind != "MAEC":
-        density = [{"density": share} for share in (0.2, 0.5, 0.8)]
-        return [density, scaled("gamma", 0.8, 1.25), scaled("eta", 0.7, 1.4)]
-    neurons: list[Values] = [{"k1": share} for share in (0.2, 0.4, 0.7)]
-    if not merge.replayed:  # key neurons are trained without replay
-        neurons += [{"source": f"keys-{share:g}"} for share in k1]
-    return [
-        neurons,
-        scaled("gamma", 0.8, 1.25, 1.6),
-        [{"k2": share} for share in (0.9, 0.6)],
-        [{"beta": share} for share in (0.15, 0.4)],
-        scaled("mu", 0.75, 1.25),
-        scaled("eta", 0.7, 1.3),
-    ]
 
 
 def config(merge: Merge, values: Mapping[str, Any], models: Models, language: str) -> Values:
@@ -136,11 +94,12 @@ def _maec(
     merge: Merge, values: Mapping[str, Any], models: Models, ability: str, text: str
 ) -> Values:
     source = str(values["source"])
-    alone = source != "whole"
+    alone = source != WHOLE
     k1 = float(source.removeprefix("keys-")) if alone else values["k1"]
     taken: Values = {"trained": ability, "located": models.path("located")}
-    if alone:
-        taken["trained"] = models.path(source)
+    ranked: Values = {"unit": values["unit"], "scope": values["scope"]}
+    if alone:  # they were located element by element over the whole model
+        taken["trained"], ranked = models.path(source), {}
     if values["beta"]:
         taken["pivot"] = models.path(f"text-{PIVOT}")
     return {
@@ -149,7 +108,7 @@ def _maec(
         "languages": [{"model": text, "mu": values["mu"]}],
         "parameters": {
             "k1": k1, "k2": values["k2"], "beta": values["beta"], "gamma": values["gamma"],
-            "eta": values["eta"],
+            "eta": values["eta"], **ranked,
         },
     }  # fmt: skip
 
@@ -158,6 +117,6 @@ def without(part: Mapping[str, Any], values: Mapping[str, Any]) -> Values:
     """Return settings with a part of the method off; key neurons stay as they were trained."""
     found = {**values, **part}
     alone = str(values["source"])
-    if part.get("source") == "whole" and "k1" not in part and alone != "whole":
+    if part.get("source") == WHOLE and "k1" not in part and alone != WHOLE:
         found["k1"] = float(alone.removeprefix("keys-"))
     return found
