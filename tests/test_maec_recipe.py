@@ -335,3 +335,53 @@ def test_a_folder_of_something_else_is_left_alone(folder):
         run(recipe(), "base")
     done = CliRunner().invoke(main, ["maec", "train", "--model", "base", "--out", "x"])
     assert done.exit_code == 2 and "--rows" in done.output and not (folder / "x").exists()
+
+
+def test_parts_of_the_blocks_are_trained_and_the_rest_keeps_its_bits(folder):
+    settings = BRIEF.model_copy(update={"train": "attention", "layers": "1:2"})
+    net, tokenizer = load("base", dtype="float32")
+    before = state(net)
+    result = train(net, tokenizer, examples(tokenizer, ROWS), settings=settings)
+    inside = [n for n in before if ".layers.1." in n and "self_attn" in n]
+    assert set(result.changed) == set(inside)
+    moved = [n for n, p in net.named_parameters() if not torch.equal(p, before[n])]
+    assert moved == inside
+    result.save("part")
+    assert "Of the blocks 1:2, attention was trained." in (folder / "part/README.md").read_text()
+
+
+def test_key_neurons_outside_of_what_is_trained_stay_as_they_are(folder):
+    keys = located(share=0.5)
+    net, tokenizer = load("base", dtype="float32")
+    before = state(net)
+    settings = BRIEF.model_copy(update={"train": "mlp"})
+    result = train(net, tokenizer, examples(tokenizer, ROWS), settings=settings, keys=keys)
+    assert result.changed and all(".mlp." in name for name in result.changed)
+    places = keys.of(net)
+    for name, parameter in net.named_parameters():
+        same = parameter.reshape(-1) == before[name].reshape(-1)
+        if ".mlp." in name and name in places:
+            same[places[name]] = True
+        assert bool(same.all())
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"train": "hands"}, "hands"),
+        ({"train": "full", "layers": "9"}, "9"),
+    ],
+)
+def test_parts_that_there_are_not_are_told(folder, change, told):
+    net, tokenizer = load("base", dtype="float32")
+    settings = BRIEF.model_copy(update=change)
+    with pytest.raises(InputError, match=told):
+        train(net, tokenizer, examples(tokenizer, ROWS), settings=settings)
+
+
+def test_layers_need_what_is_trained_of_them(folder):
+    done = CliRunner().invoke(main, [
+        "maec", "train", "--model", "base", "--rows", "rows.jsonl", "--steps", "1", "--layers",
+        "1", "--out", "x",
+    ])  # fmt: skip
+    assert done.exit_code == 2 and "add train: full" in done.output

@@ -17,9 +17,11 @@ from lens.world.corpus import plain_text
 from lens.world.doubles import answers_both, double_rows, doubles
 from lens.world.facts import facts
 from lens.world.transfer import read_study, study, summarise
-from lens.world.transfer.judging import Judged, perplexity, put
-from lens.world.transfer.searching import Bounds, Trial, chosen, search
-from lens.world.transfer.systems import MERGES, PARTS, config, start, without
+from lens.world.transfer.judging import judge as asked_of
+from lens.world.transfer.judging import perplexity, put
+from lens.world.transfer.searching import Bounds, Found, Trial, chosen, search
+from lens.world.transfer.spaces import Steps, space, starts
+from lens.world.transfer.systems import MERGES, PARTS, config, without
 
 
 def test_double_questions_are_parallel_and_their_splits_disjoint():
@@ -101,7 +103,7 @@ def test_every_search_begins_where_task_arithmetic_is_best(tmp_path):
     best = {"gamma": 0.7, "eta": 0.5}
     found = []
     for item in MERGES[:4]:
-        values = start(item.kind, best)
+        values = starts(item.kind, best)[0]
         made = config(item, values, _Models(), "spa_Latn")
         if item.kind == "DARE":
             assert made["models"][0]["parameters"] == {"weight": 0.7, "density": 1.0}
@@ -114,21 +116,17 @@ def test_every_search_begins_where_task_arithmetic_is_best(tmp_path):
 
 def test_a_part_that_is_off_changes_that_part_alone():
     values = {"source": "keys-0.2", "k1": 0.7, "k2": 0.5, "beta": 0.1, "gamma": 1.2, "eta": 0.8,
-              "mu": 0.9}  # fmt: skip
+              "mu": 0.9, "unit": "row", "scope": "tensor"}  # fmt: skip
     alone = without(PARTS["MAEC, key neurons not trained alone"], values)
     assert alone == {**values, "source": "whole", "k1": 0.2}
     assert without(PARTS["MAEC without key neurons"], values)["k1"] == 1.0
     assert without(PARTS["MAEC without β"], values) == {**values, "beta": 0.0}
 
 
-def judged(share, pivot, perplexity):
-    return Judged([share], share, 1.0, pivot, perplexity)
-
-
 def test_the_best_merge_is_within_the_bounds():
-    bounds = Bounds(pivot=0.9, perplexity=4.0)
-    trials = [Trial({"n": i}, judged(*x)) for i, x in enumerate([
-        (0.9, 0.5, 3.0), (0.8, 1.0, 5.0), (0.4, 0.95, 3.9), (0.3, 1.0, 3.0),
+    bounds = Bounds(pivot=0.9, perplexity=1.03)
+    trials = [Trial({"n": i}, Found(*x)) for i, x in enumerate([
+        (0.9, 0.5, 1.0), (0.8, 1.0, 1.3), (0.4, 0.95, 1.02), (0.3, 1.0, 1.0),
     ])]  # fmt: skip
     assert chosen(trials, bounds).values == {"n": 2}
     assert chosen(trials, Bounds(pivot=0.9, perplexity=math.inf)).values == {"n": 1}
@@ -146,7 +144,7 @@ def settings(tmp_path, **changes):
             "replay": {**tuning, "replay": 0.25, "row_tokens": 32},
             "text": {**tuning, "row_tokens": 32},
         },
-        "validation": 2, "test": 4,
+        "validation": 2, "test": 4, "test_from": 3, "trials": 2,
     }  # fmt: skip
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump(values | changes))
@@ -174,24 +172,49 @@ def test_the_study_goes_from_worlds_to_a_table_and_goes_on_where_it_stopped(tmp_
         study(read_study(settings(tmp_path, seeds=[5])), out, split="test")
 
 
-def test_a_search_keeps_what_helps_and_leaves_the_rest_off():
-    maec, plain = MERGES[3], MERGES[0]
-    tried = []
+def test_every_start_is_among_what_is_searched():
+    best = {"gamma": 0.85, "eta": 1.45}
+    for kind in ("task arithmetic", "TIES", "DARE", "MAEC"):
+        allowed = space(kind, [0.2])
+        for values in starts(kind, None if kind == "task arithmetic" else best, [0.2]):
+            assert set(values) == set(allowed)
+            for name, choice in allowed.items():
+                if isinstance(choice, Steps):
+                    assert choice.low <= values[name] <= choice.high
+                else:
+                    assert values[name] in choice
+
+
+def test_a_search_changes_all_settings_together_and_goes_on_alike():
+    pytest.importorskip("optuna")
+    known, tried = {}, []
 
     def judge(values):
+        """A ridge: neither factor alone gets far from where the search begins."""
         tried.append(dict(values))
-        share = 0.5 - abs(values["gamma"] - 0.85) - abs(values["eta"] - 0.6)
-        share += 0.2 * (values.get("k1") == 0.4) - 0.3 * (values.get("k2", 1.0) < 1)
-        return judged(share, 1.0, 3.0)
+        far = abs(values["gamma"] - values["eta"]) * 2 + abs(values["gamma"] - 1.6)
+        return known.setdefault(str(values), Found(1 - far / 4, values["gamma"] / 2 + 0.2, 1.0))
 
-    bounds = Bounds(0.9, math.inf)
-    best = search(plain, judge=judge, bounds=bounds, k1=[0.2], best=None).values
-    assert best == {"gamma": 0.85, "eta": 0.6} and len(tried) == 18
+    how = {"judge": judge, "starts": [{"gamma": 0.612, "eta": 0.6}], "seed": 3}
+    free = search(space("task arithmetic"), bounds=Bounds(0.0, math.inf), trials=40, **how)
+    assert tried[0] == {"gamma": 0.6, "eta": 0.6} and len(tried) == 40
+    assert free.found.share > 0.9 and free.values["gamma"] > 1.3
+    assert all(round(x * 20, 6) == round(x * 20) for values in tried for x in values.values())
+    first = list(tried)
     tried.clear()
-    found = search(maec, judge=judge, bounds=bounds, k1=[0.2], best=best).values
-    assert tried[0] == start("MAEC", best)
-    assert found["k1"] == 0.4 and found["k2"] == 1.0 and found["gamma"] == 0.85
-    assert found["source"] == "whole" and {"keys-0.2", "whole"} == {x["source"] for x in tried}
+    again = search(space("task arithmetic"), bounds=Bounds(0.0, math.inf), trials=40, **how)
+    assert again == free and tried == first
+    kept = search(space("task arithmetic"), bounds=Bounds(1.1, math.inf), trials=20, **how)
+    assert kept.found.pivot >= 1.1 or kept.found.share < free.found.share
+
+
+def test_questions_that_were_asked_before_are_left_out():
+    model, tokenizer = world.load("mixed")
+    how = {"language": "spa_Latn", "split": "validation", "text": ["Ana vive en la granja."]}
+    later = asked_of(model, tokenizer, limit=4, first=140, **how)
+    assert len(later.right) == 4
+    with pytest.raises(InputError, match="has 146 double questions"):
+        asked_of(model, tokenizer, limit=7, first=140, **how)
 
 
 @pytest.mark.parametrize(
@@ -200,6 +223,7 @@ def test_a_search_keeps_what_helps_and_leaves_the_rest_off():
         ({"languages": ["eng_Latn"]}, "is the pivot"),
         ({"k1": [1.5]}, "above 0 and below 1"),
         ({"tests": 3}, "nearest is 'test'"),
+        ({"searched": ["rus_Cyrl"]}, "none of the languages"),
     ],
 )
 def test_a_bad_study_is_told(tmp_path, change, told):
