@@ -95,7 +95,7 @@ class _Models:
     base, seed = str(world.checkpoint_path("base")), 0
 
     def path(self, name):
-        kind = "chat" if name == "ability" else "mixed"
+        kind = "chat" if name == "replay" else "mixed"
         return str(world.checkpoint_path(kind))
 
 
@@ -116,7 +116,7 @@ def test_every_search_begins_where_task_arithmetic_is_best(tmp_path):
 
 def test_a_part_that_is_off_changes_that_part_alone():
     values = {"source": "keys-0.2", "k1": 0.7, "k2": 0.5, "beta": 0.1, "gamma": 1.2, "eta": 0.8,
-              "mu": 0.9, "unit": "row", "scope": "tensor"}  # fmt: skip
+              "mu": 0.9, "unit": "row", "scope": "tensor", "guide": "brief"}  # fmt: skip
     alone = without(PARTS["MAEC, key neurons not trained alone"], values)
     assert alone == {**values, "source": "whole", "k1": 0.2}
     assert without(PARTS["MAEC without key neurons"], values)["k1"] == 1.0
@@ -141,7 +141,8 @@ def settings(tmp_path, **changes):
         "corpora": {"rows": 60, "documents": 60, "held_out": 4},
         "training": {
             "ability": tuning, "direct": tuning, "located": tuning, "keys": tuning,
-            "replay": {**tuning, "replay": 0.25, "row_tokens": 32},
+            "replay": {**tuning, "replay": 0.25, "row_tokens": 32, "train": "full"},
+            "mixture": {**tuning, "replay": 0.25, "row_tokens": 32},
             "text": {**tuning, "row_tokens": 32},
         },
         "validation": 2, "test": 4, "test_from": 3, "trials": 2,

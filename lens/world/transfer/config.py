@@ -40,16 +40,18 @@ class Trainings(_Frozen):
     Attributes
     ----------
     ability : Tuning
-        All parameters on the ability.
+        The ability.
     direct : Tuning
         The same in all languages at once: the ceiling.
     replay : Tuning
-        The same with a share of plain text in the pivot; or in the pivot and all languages, which
-        is the mixture that one would train on without merging.
+        The same with a share of plain text in the pivot.
+    mixture : Tuning
+        With a share of plain text in the pivot and all languages: what one would train on without
+        merging.
     located : Tuning
         The brief training that key neurons are found by.
     keys : Tuning
-        Key neurons alone.
+        Key neurons alone, perhaps with a share of plain text in the pivot.
     text : Tuning
         Continued pre-training on the text of one language.
     """
@@ -57,6 +59,7 @@ class Trainings(_Frozen):
     ability: Tuning
     direct: Tuning
     replay: Tuning
+    mixture: Tuning
     located: Tuning
     keys: Tuning
     text: Tuning

@@ -62,7 +62,8 @@ class Models:
         self._taught("located", how.located)
         for share in self.study.k1:
             self._extract(share)
-            self._taught(f"keys-{share:g}", how.keys, keys=self._keys(share))
+            beside = (PIVOT,) if how.keys.replay else ()
+            self._taught(f"keys-{share:g}", how.keys, keys=self._keys(share), general=beside)
         self._taught("replay", how.replay, general=(PIVOT,))
         for language in (PIVOT, *self.study.languages):
             self._made(
@@ -71,7 +72,7 @@ class Models:
                 lambda t, x=language: self._text(t, (x,), how.text.row_tokens),
             )
         every = (PIVOT, *self.study.languages)
-        self._taught("mixture", how.replay, general=every)
+        self._taught("mixture", how.mixture, general=every)
         self._taught("direct", how.direct, languages=every)
 
     def _folder(self, name: str) -> Path:

@@ -23,6 +23,7 @@ Space = dict[str, Steps | tuple[str, ...]]
 
 _FACTORS: Space = {"gamma": Steps(0.4, 2.0), "eta": Steps(0.0, 2.4)}
 WHOLE = "whole"  # θ_A is trained whole, or key neurons alone
+BRIEF = "brief"  # key neurons are found by a brief training, or by θ_A itself
 _ARITHMETIC: list[Values] = [
     {"gamma": 1.0, "eta": eta} for eta in (0.6, 1.0, 1.4, 1.8)
 ]  # fmt: skip
@@ -47,6 +48,7 @@ def space(kind: Kind, k1: Sequence[float] = ()) -> Space:
         return {"density": Steps(0.05, 1.0), **_FACTORS}
     return {
         "source": (WHOLE, *(f"keys-{share:g}" for share in k1)),
+        "guide": (BRIEF, "ability"),
         "k1": Steps(0.05, 1.0),
         "unit": ("element", "row", "column"),
         "scope": ("model", "tensor"),
@@ -74,9 +76,9 @@ def starts(kind: Kind, best: Mapping[str, Any] | None, k1: Sequence[float] = ())
     if kind in ("TIES", "DARE"):
         return [{**same, "density": density} for density in (1.0, 0.5, 0.2)]
     off = {
-        "source": WHOLE, "k1": 1.0, "unit": "element", "scope": "model", "k2": 1.0, "beta": 0.0,
-        **same, "mu": best["eta"], "eta": 1.0,
+        "source": WHOLE, "guide": BRIEF, "k1": 1.0, "unit": "element", "scope": "model",
+        "k2": 1.0, "beta": 0.0, **same, "mu": best["eta"], "eta": 1.0,
     }  # fmt: skip
-    masked = [{**off, "k1": share} for share in (0.5, 0.2)]
+    masked = [{**off, "k1": share, "guide": "ability"} for share in (0.5, 0.2)]
     alone = [{**off, "source": f"keys-{share:g}", "k1": share} for share in k1]
     return [off, *masked, {**off, "k2": 0.8}, {**off, "beta": 0.2}, *alone]

@@ -80,22 +80,20 @@ class _World:
 
     def chosen(self) -> dict[str, Values]:
         """Choose settings of each method on validation questions, with the first seed."""
-        best: dict[tuple[bool, bool], Values] = {}
+        best: dict[bool, Values] = {}
         found: dict[str, Values] = {}
         k1 = self.settings.k1
         for merge in MERGES:
             say(f"{self.world}: searching {merge.name}, {self.settings.trials} trials …")
-            alike = (merge.replayed, merge.bounded)
-            shares = () if merge.replayed else k1  # key neurons are trained without replay
             trial = search(
-                space(merge.kind, shares), judge=partial(self._tried, merge),
-                bounds=self._bounds(text=merge.bounded), trials=self.settings.trials,
-                starts=starts(merge.kind, best.get(alike), shares),
+                space(merge.kind, k1), judge=partial(self._tried, merge),
+                bounds=self._bounds(text=not merge.free), trials=self.settings.trials,
+                starts=starts(merge.kind, best.get(merge.free), k1),
                 seed=self.settings.seeds[0],
             )  # fmt: skip
             say(f"{merge.name}: {trial}")
             found[merge.name] = trial.values
-            best.setdefault(alike, trial.values)
+            best.setdefault(merge.free, trial.values)
         return found
 
     def _tried(self, merge: Merge, values: Values) -> Found:
@@ -128,9 +126,9 @@ class _World:
         made: dict[str, str | Values] = {**systems.trained(self.settings, models, language)}
         for merge in MERGES:
             made[merge.name] = systems.config(merge, found[merge.name], models, language)
-        maec = next(merge for merge in MERGES if merge.name == "MAEC")
+        maec = next(merge for merge in MERGES if merge.kind == "MAEC" and not merge.free)
         for name, part in PARTS.items():
-            values = systems.without(part, found["MAEC"])
+            values = systems.without(part, found[maec.name])
             made[name] = systems.config(maec, values, models, language)
         return made
 

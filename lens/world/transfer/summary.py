@@ -14,9 +14,9 @@ from lens.evaluate.intervals import hierarchical_interval
 from lens.io import write_text
 from lens.lsm.saving import versions
 from lens.world.transfer.config import TransferStudy
+from lens.world.transfer.systems import against
 
 Estimate = tuple[float, float, float]
-_AGAINST = "task arithmetic"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,8 @@ class Line:
     languages : dict of str to (value, low, high)
         The same by language.
     change : (value, low, high) or None
-        ``average`` minus that of task arithmetic, on the same worlds, seeds and questions.
+        ``average`` minus that of task arithmetic within the same bounds, on the same worlds, seeds
+        and questions.
     right_any, fidelity : float
         Right in any language; answers in the language asked.
     pivot, loss : float
@@ -72,9 +73,10 @@ def _line(
 ) -> Line:
     mine = [r for r in records if r["system"] == name]
     languages = list(dict.fromkeys(str(r["language"]) for r in mine))
-    others = [table.get((_AGAINST, *_key(r)[1:])) for r in mine]
+    other = against(name)
+    others = [table.get((other, *_key(r)[1:])) for r in mine]
     change = None
-    if name != _AGAINST and all(others):
+    if name != other and all(others):
         pairs = zip(mine, others, strict=True)
         change = _estimate([
             {**r, "right": list(np.subtract(r["right"], o["right"]))} for r, o in pairs if o
@@ -113,7 +115,7 @@ def _estimate(records: Sequence[Mapping[str, Any]]) -> Estimate:
 
 def tables(lines: Sequence[Line]) -> str:
     """Markdown: averages of every system, then each by language."""
-    head = ["system", "in language", f"minus {_AGAINST}", "any language", "fidelity", "English",
+    head = ["system", "in language", "minus task arithmetic", "any language", "fidelity", "English",
             "perplexity", "worlds × seeds × questions"]  # fmt: skip
     rows = [
         [

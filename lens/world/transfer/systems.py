@@ -9,7 +9,7 @@ from typing import Any
 from lens.world.languages import PIVOT
 from lens.world.transfer.config import TransferStudy
 from lens.world.transfer.models import Models
-from lens.world.transfer.spaces import WHOLE, Kind, Values
+from lens.world.transfer.spaces import BRIEF, WHOLE, Kind, Values
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,16 +22,14 @@ class Merge:
         In tables.
     kind : str
         Method.
-    replayed : bool
-        The ability was taught beside plain text in the pivot.
-    bounded : bool
-        Settings must also keep perplexity within the bound, not the pivot's ability alone.
+    free : bool
+        It takes the ability that was taught without plain text in the pivot beside it, and settings
+        need to keep the pivot's ability alone, not the perplexity of text as well.
     """
 
     name: str
     kind: Kind
-    replayed: bool = False
-    bounded: bool = False
+    free: bool = False
 
 
 MERGES = (
@@ -39,10 +37,8 @@ MERGES = (
     Merge("TIES", "TIES"),
     Merge("DARE", "DARE"),
     Merge("MAEC", "MAEC"),
-    Merge("task arithmetic, replay", "task arithmetic", replayed=True),
-    Merge("MAEC, replay", "MAEC", replayed=True),
-    Merge("task arithmetic, replay, text bounded", "task arithmetic", replayed=True, bounded=True),
-    Merge("MAEC, replay, text bounded", "MAEC", replayed=True, bounded=True),
+    Merge("task arithmetic, text free", "task arithmetic", free=True),
+    Merge("MAEC, text free", "MAEC", free=True),
 )
 """In the order of the search: task arithmetic first, whose best is where the others begin."""
 
@@ -56,6 +52,12 @@ PARTS: dict[str, Values] = {
     "MAEC, η = 1": {"eta": 1.0},
     "MAEC, μ = 1": {"mu": 1.0},
 }
+
+
+def against(name: str) -> str:
+    """Return the task arithmetic that a system is compared with."""
+    free = next((merge.name for merge in MERGES if merge.free), "")
+    return free if name in {merge.name for merge in MERGES if merge.free} else MERGES[0].name
 
 
 def trained(study: TransferStudy, models: Models, language: str) -> dict[str, str]:
@@ -72,12 +74,11 @@ def trained(study: TransferStudy, models: Models, language: str) -> dict[str, st
 
 def config(merge: Merge, values: Mapping[str, Any], models: Models, language: str) -> Values:
     """Return the merge of these settings, for `lens.maec.merge`."""
-    ability, text = models.path("ability"), models.path(f"text-{language}")
-    if merge.replayed:
-        ability = models.path("replay")
+    ability = models.path("ability" if merge.free else "replay")
+    text = models.path(f"text-{language}")
     common: Values = {"base_model": models.base, "out_dtype": "float32", "seed": models.seed}
     if merge.kind == "MAEC":
-        return common | _maec(merge, values, models, ability, text)
+        return common | _maec(values, models, ability, text)
     method = {"task arithmetic": "task_arithmetic", "TIES": "ties", "DARE": "dare_linear"}
     more = {} if merge.kind == "task arithmetic" else {"density": values["density"]}
     return common | {
@@ -90,13 +91,12 @@ def config(merge: Merge, values: Mapping[str, Any], models: Models, language: st
     }  # fmt: skip
 
 
-def _maec(
-    merge: Merge, values: Mapping[str, Any], models: Models, ability: str, text: str
-) -> Values:
+def _maec(values: Mapping[str, Any], models: Models, ability: str, text: str) -> Values:
     source = str(values["source"])
     alone = source != WHOLE
     k1 = float(source.removeprefix("keys-")) if alone else values["k1"]
-    taken: Values = {"trained": ability, "located": models.path("located")}
+    guide = models.path("located") if alone or values["guide"] == BRIEF else ability
+    taken: Values = {"trained": ability, "located": guide}
     ranked: Values = {"unit": values["unit"], "scope": values["scope"]}
     if alone:  # they were located element by element over the whole model
         taken["trained"], ranked = models.path(source), {}
