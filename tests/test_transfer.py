@@ -153,6 +153,7 @@ def settings(tmp_path, **changes):
 
 
 def test_the_study_goes_from_worlds_to_a_table_and_goes_on_where_it_stopped(tmp_path):
+    pytest.importorskip("optuna")
     path, out = settings(tmp_path), tmp_path / "out"
     call = ["world", "transfer", "-C", str(path), "--out", str(out), "--split", "test", "--quiet"]
     done = CliRunner().invoke(main, call)
