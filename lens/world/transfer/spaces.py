@@ -79,6 +79,9 @@ def starts(kind: Kind, best: Mapping[str, Any] | None, k1: Sequence[float] = ())
         "source": WHOLE, "guide": BRIEF, "k1": 1.0, "unit": "element", "scope": "model",
         "k2": 1.0, "beta": 0.0, **same, "mu": best["eta"], "eta": 1.0,
     }  # fmt: skip
-    masked = [{**off, "k1": share, "guide": "ability"} for share in (0.5, 0.2)]
-    alone = [{**off, "source": f"keys-{share:g}", "k1": share} for share in k1]
+    # fewer weights must change more to do the same
+    masked = [
+        {**off, "guide": "ability", "k1": 0.5, "gamma": 1.2 * best["gamma"]},
+        {**off, "guide": "ability", "k1": 0.25, "gamma": 1.5 * best["gamma"], "beta": 0.25},
+    ]
     return [off, *masked, {**off, "k2": 0.8}, {**off, "beta": 0.2}, *alone]

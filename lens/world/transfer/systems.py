@@ -38,6 +38,7 @@ MERGES = (
     Merge("DARE", "DARE"),
     Merge("MAEC", "MAEC"),
     Merge("task arithmetic, text free", "task arithmetic", free=True),
+    Merge("TIES, text free", "TIES", free=True),
     Merge("MAEC, text free", "MAEC", free=True),
 )
 """In the order of the search: task arithmetic first, whose best is where the others begin."""
