@@ -71,17 +71,19 @@ def starts(kind: Kind, best: Mapping[str, Any] | None, k1: Sequence[float] = ())
     if best is None:
         return list(_ARITHMETIC)
     same: Values = {"gamma": best["gamma"], "eta": best["eta"]}
+    # fewer weights must change more to do the same: the factors 1.2 and 1.5 below
     if kind == "task arithmetic":
         return [same]
     if kind in ("TIES", "DARE"):
-        return [{**same, "density": density} for density in (1.0, 0.5, 0.2)]
+        fewer = {**same, "gamma": 1.5 * best["gamma"], "density": 0.25}
+        return [{**same, "density": 1.0}, {**same, "density": 0.5}, fewer]
     off = {
         "source": WHOLE, "guide": BRIEF, "k1": 1.0, "unit": "element", "scope": "model",
         "k2": 1.0, "beta": 0.0, **same, "mu": best["eta"], "eta": 1.0,
     }  # fmt: skip
-    # fewer weights must change more to do the same
     masked = [
         {**off, "guide": "ability", "k1": 0.5, "gamma": 1.2 * best["gamma"]},
         {**off, "guide": "ability", "k1": 0.25, "gamma": 1.5 * best["gamma"], "beta": 0.25},
     ]
+    alone = [{**off, "source": f"keys-{share:g}", "k1": share} for share in k1]
     return [off, *masked, {**off, "k2": 0.8}, {**off, "beta": 0.2}, *alone]
