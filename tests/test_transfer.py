@@ -21,7 +21,7 @@ from lens.world.transfer.judging import judge as asked_of
 from lens.world.transfer.judging import perplexity, put
 from lens.world.transfer.searching import Bounds, Found, Trial, chosen, search
 from lens.world.transfer.spaces import Steps, space, starts
-from lens.world.transfer.systems import MERGES, PARTS, config, without
+from lens.world.transfer.systems import MERGES, PARTS, against, config, without
 
 
 def test_double_questions_are_parallel_and_their_splits_disjoint():
@@ -117,10 +117,16 @@ def test_every_search_begins_where_task_arithmetic_is_best(tmp_path):
 def test_a_part_that_is_off_changes_that_part_alone():
     values = {"source": "keys-0.2", "k1": 0.7, "k2": 0.5, "beta": 0.1, "gamma": 1.2, "eta": 0.8,
               "mu": 0.9, "unit": "row", "scope": "tensor", "guide": "brief"}  # fmt: skip
-    alone = without(PARTS["MAEC, key neurons not trained alone"], values)
+    alone = without(PARTS["key neurons not trained alone"], values)
     assert alone == {**values, "source": "whole", "k1": 0.2}
-    assert without(PARTS["MAEC without key neurons"], values)["k1"] == 1.0
-    assert without(PARTS["MAEC without β"], values) == {**values, "beta": 0.0}
+    assert without(PARTS["without key neurons"], values)["k1"] == 1.0
+    assert without(PARTS["without β"], values) == {**values, "beta": 0.0}
+
+
+def test_a_system_is_compared_with_task_arithmetic_within_the_same_bounds():
+    assert against("MAEC, without β") == against("ability only") == "task arithmetic"
+    assert against("MAEC, text free") == "task arithmetic, text free"
+    assert against("MAEC, text free, without β") == "task arithmetic, text free"
 
 
 def test_the_best_merge_is_within_the_bounds():
@@ -158,7 +164,7 @@ def test_the_study_goes_from_worlds_to_a_table_and_goes_on_where_it_stopped(tmp_
     call = ["world", "transfer", "-C", str(path), "--out", str(out), "--split", "test", "--quiet"]
     done = CliRunner().invoke(main, call)
     assert done.exit_code == 0, done.output
-    assert "| MAEC without selection |" in (out / "table-test.md").read_text()
+    assert "| MAEC, text free, without selection |" in (out / "table-test.md").read_text()
     found = json.loads((out / "results-test.json").read_text())
     lines = {line["system"]: line for line in found["lines"]}
     assert lines["language only"]["perplexity"] == 1.0 and lines["ability only"]["loss"] == 0.0

@@ -126,10 +126,10 @@ class _World:
         made: dict[str, str | Values] = {**systems.trained(self.settings, models, language)}
         for merge in MERGES:
             made[merge.name] = systems.config(merge, found[merge.name], models, language)
-        maec = next(merge for merge in MERGES if merge.kind == "MAEC" and not merge.free)
-        for name, part in PARTS.items():
-            values = systems.without(part, found[maec.name])
-            made[name] = systems.config(maec, values, models, language)
+        for merge in MERGES:
+            for part, off in PARTS.items() if merge.kind == "MAEC" else ():
+                values = systems.without(off, found[merge.name])
+                made[f"{merge.name}, {part}"] = systems.config(merge, values, models, language)
         return made
 
     def _record(

@@ -43,22 +43,24 @@ MERGES = (
 )
 """In the order of the search: task arithmetic first, whose best is where the others begin."""
 
-# What is off in each line, as values of the settings that were found.
+# What is off in each line of MAEC, as values of the settings that were found.
 PARTS: dict[str, Values] = {
-    "MAEC without key neurons": {"k1": 1.0, "source": WHOLE},
-    "MAEC, key neurons not trained alone": {"source": WHOLE},
-    "MAEC without selection": {"k2": 1.0},
-    "MAEC without β": {"beta": 0.0},
-    "MAEC, γ = 1": {"gamma": 1.0},
-    "MAEC, η = 1": {"eta": 1.0},
-    "MAEC, μ = 1": {"mu": 1.0},
+    "without key neurons": {"k1": 1.0, "source": WHOLE},
+    "key neurons not trained alone": {"source": WHOLE},
+    "located by the brief training": {"guide": BRIEF},
+    "without selection": {"k2": 1.0},
+    "without β": {"beta": 0.0},
+    "η = 1": {"eta": 1.0},
 }
 
 
 def against(name: str) -> str:
-    """Return the task arithmetic that a system is compared with."""
-    free = next((merge.name for merge in MERGES if merge.free), "")
-    return free if name in {merge.name for merge in MERGES if merge.free} else MERGES[0].name
+    """Return the task arithmetic that a system is compared with: that within the same bounds."""
+    plain, free = (
+        next(m.name for m in MERGES if m.kind == "task arithmetic" and m.free is wanted)
+        for wanted in (False, True)
+    )
+    return free if any(m.free and name.startswith(m.name) for m in MERGES) else plain
 
 
 def trained(study: TransferStudy, models: Models, language: str) -> dict[str, str]:
