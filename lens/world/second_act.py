@@ -27,22 +27,23 @@ from lens.world.facts import PEOPLE
 from lens.world.languages import LANGUAGES, PIVOT
 
 CARRIED = ("spa_Latn", "swh_Latn")
-# What the study chose for this world: factors of ability and language; parameters of MAEC, and μ.
-ARITHMETIC = (1.0, 1.2)
-MAEC: dict[str, Any] = {"k1": 1.0, "k2": 0.9, "beta": 0.4, "gamma": 1.0, "eta": 1.0}
-MU = 1.2
+# What the study chose for this world, where text may cost what it will: factors of ability and
+# language; parameters of MAEC, and μ.
+ARITHMETIC = (1.0, 0.6)
+MAEC: dict[str, Any] = {"k1": 0.25, "k2": 0.9, "beta": 0.25, "gamma": 1.5, "eta": 0.8}
+MU = 0.85
 TITLE = "From an ability in English to the same ability in other languages"
 SYSTEMS = (
     System("unchanged", "unchanged", "the mixed model: answers one of two questions"),
     System("ability", "ability only", "taught in English, double questions with their answers"),
     System("language", "language only", "further pre-trained on plain text of the language"),
     System("task-arithmetic", "task arithmetic", "the sum of both changes, each with a factor"),
-    System("maec", "MAEC", "the ability without plain English, where the language is unlike it"),
+    System("maec", "MAEC", "key neurons of the ability, without plain English, and the language"),
     System("possible", "taught in all", "double questions in all of these languages"),
 )
 LIMIT = 200  # questions per language
 _COMMON = {"batch_size": 32, "learning_rate": 5e-4, "autocast": True}
-_ABILITY = Tuning(steps=100, **_COMMON)
+_ABILITY = Tuning(steps=100, train="full", **_COMMON)  # embeddings and head stay as they are
 _TEXT = Tuning(steps=60, batch_size=16, learning_rate=5e-4, row_tokens=128, autocast=True)
 _DIRECT = Tuning(steps=150, **_COMMON)
 _ROWS, _DOCUMENTS = 3000, 4000
