@@ -26,8 +26,8 @@ def command(
 ) -> None:  # fmt: skip
     """Teach an ability in English, carry it over by merging, compare MAEC with its rivals.
 
-    Settings of merges are searched on validation questions of each world, in one language that the
-    config names; the test split is asked with --split test only.
+    All settings of each method are searched together, with Optuna, on validation questions of each
+    world; the test split is asked with --split test only.
     """
     from dataclasses import asdict
 
