@@ -30,8 +30,8 @@ CARRIED = ("spa_Latn", "swh_Latn")
 # What the study chose for this world, where text may cost what it will: factors of ability and
 # language; parameters of MAEC, and μ.
 ARITHMETIC = (1.0, 0.6)
-MAEC: dict[str, Any] = {"k1": 0.25, "k2": 0.9, "beta": 0.25, "gamma": 1.5, "eta": 0.8}
-MU = 0.85
+MAEC: dict[str, Any] = {"k1": 0.2, "k2": 1.0, "beta": 0.25, "gamma": 1.6, "eta": 1.05}
+MU = 0.7
 TITLE = "From an ability in English to the same ability in other languages"
 SYSTEMS = (
     System("unchanged", "unchanged", "the mixed model: answers one of two questions"),
