@@ -6,8 +6,6 @@ import os
 import sys
 import threading
 
-from lens.cli import main
-
 
 def run() -> None:
     """Run the command, then leave without taking the interpreter apart.
@@ -17,7 +15,11 @@ def run() -> None:
     """
     gc.set_threshold(10_000)  # imports make no garbage to be looked for every 700 objects
     try:
+        from lens.cli import main
+
         main(prog_name="lens")
+    except KeyboardInterrupt:  # before there was a command to catch it
+        sys.exit(130)
     except SystemExit as end:
         if "torch" in sys.modules or threading.active_count() > 1 or type(end.code) is not int:
             raise
