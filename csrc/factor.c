@@ -4,6 +4,7 @@
  * A factorisation knows each pair of vectors up to a sign, which LAPACK leaves to rounding, and
  * loses what overflows or vanishes when it is squared.  Hence signs by the largest component or by
  * the diagonal of R, and powers of two that are taken out before and put back after. */
+#include "kernels.h"
 #include "linalg.h"
 
 #include <math.h>
@@ -37,12 +38,11 @@ double lens_fix_sign_f64(double *x, size_t n) {
 /* Where the first element is that is NaN or infinite; 0 if there is none. */
 static int find_nonfinite(lens_fault *fault, const double *X, size_t n, size_t d) {
     *fault = (lens_fault){.row = LENS_NOWHERE, .item = LENS_NOWHERE};
-    for (size_t i = 0; i < n * d; i++)
-        if (!isfinite(X[i])) {
-            *fault = (lens_fault){.row = i / d, .item = i % d};
-            return 1;
-        }
-    return 0;
+    size_t i = lens_kernels_of(LENS_F64)->first_nonfinite(X, n * d);
+    if (i == n * d)
+        return 0;
+    *fault = (lens_fault){.row = i / d, .item = i % d};
+    return 1;
 }
 
 size_t lens_thin_svd_worksize(size_t n, size_t d) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -111,6 +112,15 @@ def write_at(file: IO[bytes], start: int, content: Any) -> None:
     while len(left):
         done = os.pwrite(file.fileno(), left, start)
         left, start = left[done:], start + done
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """Content of a JSON file that holds an object; None if it is not there or holds none."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -64,8 +64,11 @@ class Factors:
 
     def rows(self, files: Files, first: int, last: int) -> Float32:
         """Rows ``first`` to ``last`` of the difference."""
-        a, b = (_matrix(files, stored) for stored in (self.a, self.b))
-        left, across = (a.T[first:last], b) if self.transposed else (b[first:last], a.T)
+        a = _matrix(files, self.a)
+        if self.transposed:
+            left, across = a.T[first:last], _matrix(files, self.b)
+        else:
+            left, across = _matrix(files, self.b, first, last), a.T
         made = np.empty((len(left), len(across)), np.float32)
         # NumPy's product would have other bits with another number of cores.
         _core.matmul_nt(made, np.ascontiguousarray(left), np.ascontiguousarray(across))
@@ -200,6 +203,9 @@ def _tensors(path: Path) -> dict[str, Stored]:
     return read_header(path).tensors
 
 
-def _matrix(files: Files, stored: Stored) -> Float32:
-    raw = files.read(stored, 0, stored.size, np.empty(stored.nbytes, np.uint8))
-    return as_float32(raw, stored.kind).reshape(stored.shape)
+def _matrix(files: Files, stored: Stored, first: int = 0, last: int | None = None) -> Float32:
+    """Rows ``first`` to ``last``, all by default."""
+    n, d = stored.shape
+    start, stop = first * d, (n if last is None else last) * d
+    raw = files.read(stored, start, stop, np.empty((stop - start) * stored.kind.size, np.uint8))
+    return as_float32(raw, stored.kind).reshape(-1, d)

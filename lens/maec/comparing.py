@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lens.io import read_object
 from lens.maec.checkpoint import Checkpoint
 from lens.maec.config import MergeConfig
 from lens.maec.sources import Source
@@ -100,7 +100,7 @@ def template_of(folder: Path) -> Any:
     alone = folder / "chat_template.jinja"
     if alone.is_file():
         return alone.read_text(encoding="utf-8", errors="replace").strip()
-    found = _json(folder / "tokenizer_config.json").get("chat_template")
+    found = (read_object(folder / "tokenizer_config.json") or {}).get("chat_template")
     return found.strip() if isinstance(found, str) else found
 
 
@@ -129,17 +129,8 @@ def _same_bytes(a: Path, b: Path) -> bool:
 
 def _vocabulary(tokenizer: Path) -> Any:
     """Parts of a tokenizer.json that map text to numbers."""
-    content = _json(tokenizer)
+    content = read_object(tokenizer) or {}
     return [content.get(key) for key in ("model", "added_tokens", "normalizer", "pre_tokenizer")]
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """Content of a file; nothing where it is none, because it is only compared and copied."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _short(value: Any) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from lens.arrays import Array
 from lens.checksums import checksum
 from lens.errors import InputError
-from lens.io import write_text
+from lens.io import read_object, write_text
 from lens.maec.shards import ShardFiles
 from lens.maec.targets import Cut, Target
 
@@ -77,7 +77,7 @@ class Unfinished:
         path = self.path / "merge.json"
         if not path.is_file() or not self._journal.is_file():
             return False
-        found = _object(path)
+        found = read_object(path)
         if found is None:
             return False
         changed = [key for key in identity if found.get(key) != identity[key]]
@@ -99,7 +99,7 @@ class Unfinished:
 
     def facts(self) -> dict[str, Any] | None:
         """Read what was found out before; None if that had not been finished."""
-        return _object(self.path / "facts.json")
+        return read_object(self.path / "facts.json")
 
     def keep_facts(self, facts: dict[str, Any]) -> None:
         """Write what was found out."""
@@ -128,15 +128,6 @@ class Unfinished:
         self.close()
         if self.path.is_dir():
             shutil.rmtree(self.path)
-
-
-def _object(path: Path) -> dict[str, Any] | None:
-    """Content of a file; None if it is not there or damaged."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
 
 
 class Checking:

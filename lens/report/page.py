@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lens.errors import InputError, MissingExtraError
 from lens.report import figures
 from lens.report.record import RunRecord
 from lens.report.svg import PAGE, inline_panels
 from lens.report.tables import METRIC_LABELS, finding, language_name, language_table, main_table
-
-if TYPE_CHECKING:
-    pass
 
 _RIGHT_TO_LEFT = {"Arab", "Hebr", "Syrc", "Thaa", "Nkoo", "Adlm"}
 
