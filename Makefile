@@ -149,7 +149,7 @@ ALONE := import_outside_the_checkout the_blas_that_is_loaded_is_the_one_carried_
 test-py-asan: build/py-asan/.built ## Python tests on a core with both sanitizers
 	@cd $(<D) && LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) \
 	$$($(CC) -print-file-name=libubsan.so)" $(SANITIZED) $(abspath $(PY)) -m pytest \
-	$(ALONE:%=--deselect tests/test_packaging.py::test_%) $(PYTEST_ARGS)
+	$(ALONE:%=--deselect tests/unit/test_packaging.py::test_%) $(PYTEST_ARGS)
 
 # Tests of the numerics and of the glue, without models; seconds, also under a sanitizer.
 NUMERICS := $(addprefix tests/test_,core.py core_rules.py ops_bits.py ops_hold.py ops_refuse.py \
@@ -197,7 +197,7 @@ sdist: $(VENV)/.extra-dev ## source distribution in dist/
 wheel: $(VENV)/.extra-dev $(VENV)/.extra-test ## wheel in dist/, built from a source distribution
 	rm -rf dist
 	$(PY) -m build
-	LENS_WHEEL=$$(echo dist/*.whl) $(PY) -m pytest --quiet tests/test_packaging.py -k wheel
+	LENS_WHEEL=$$(echo dist/*.whl) $(PY) -m pytest --quiet tests/unit/test_packaging.py -k wheel
 
 clean: ## remove what was built, keeping .venv
 	rm -rf build dist *.egg-info lens/_lib lens/_core*.so lens/_core*.dylib bench.json

@@ -29,7 +29,13 @@ from lens.arrays import (
 )
 from lens.errors import InputError, ShapeError
 
-__all__ = ["AlignResult", "LossResult", "align", "retain", "separate"]
+__all__ = [
+    "AlignResult",
+    "LossResult",
+    "align",
+    "retain",
+    "separate",
+]
 
 
 @dataclass(frozen=True, slots=True)

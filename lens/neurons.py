@@ -29,7 +29,12 @@ from lens.arrays import (
 )
 from lens.errors import DtypeError, InputError, ShapeError
 
-__all__ = ["CountResult", "Counts", "LapeResult", "lape"]
+__all__ = [
+    "CountResult",
+    "Counts",
+    "LapeResult",
+    "lape",
+]
 
 UInt64 = NDArray[np.uint64]
 

@@ -1,359 +1,327 @@
-"""Pooling of token states and streaming moments, over float16, bfloat16, float32 and float64.
+"""Intervals and paired tests: Wilson, percentile bootstrap over items, exact McNemar."""
 
-Everything is accumulated in float64 in an order that depends on the data only, so that batches,
-padding, shards and threads change no bit. Tensors on another device than the CPU are pooled and
-summed there, to tolerance (see `lens.tensors`).
-"""
+from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from statistics import NormalDist
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
-from lens import _core
-from lens.arrays import (
-    BF16,
-    FAR,
-    Array,
-    ArrayIn,
-    Float64,
-    anywhere,
-    block,
-    core_errors,
-    float64,
-    mask01,
-    storage,
-    threads,
-    to_dict,
-    twin,
-)
 from lens.errors import InputError, ShapeError
 
-__all__ = ["BLOCK_ROWS", "Moments", "StreamingMoments", "pool"]
+Floats = NDArray[np.float64]
 
-BLOCK_ROWS = 1024
-"""Consecutive row ids that form one leaf of the tree of moments."""
-
-MODES = ("last", "mean", "weighted")
+_BLOCK = 4_000_000  # resampled values held at once (32 MB of float64)
 
 
-@anywhere
-def pool(
-    states: ArrayIn,
-    mask: ArrayIn,
-    *,
-    mode: Literal["last", "mean", "weighted"] = "last",
-    n_threads: int | None = None,
-    dtype: str | None = None,
-) -> Float64:
-    """Pool the states of the real tokens of each row into one.
+@dataclass(frozen=True, slots=True)
+class PairedDifference:
+    """Mean of ``after - before`` with its bootstrap interval over ``n`` items."""
+
+    difference: float
+    low: float
+    high: float
+    n: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as a dict."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class McNemar:
+    """Items only wrong before (``gained``), only wrong after (``lost``), and the exact p-value."""
+
+    gained: int
+    lost: int
+    p_value: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as a dict."""
+        return asdict(self)
+
+
+def wilson(k: ArrayLike, n: ArrayLike, *, confidence: float = 0.95) -> tuple[Any, Any]:
+    """Score interval of a share (Wilson 1927).
 
     Parameters
     ----------
-    states : array (n, t, d), float32, float64, float16 or bfloat16
-        Token states; NumPy or a torch tensor.
-    mask : array (n, t), bool or integer
-        1 for a real token, 0 for padding, whose states are never read.
-    mode : {"last", "mean", "weighted"}
-        Last real token; mean of the real tokens; mean with weights 1, 2, 3, … in their order, as
-        in MEXA.
-    n_threads : int, optional
-        Threads to use, by default the CPUs of this process; any number gives the same bits.
-    dtype : {"bfloat16"}, optional
-        Needed when states is raw uint16.
+    k, n : int or array of int
+        Successes and trials, broadcast against each other.
+    confidence : float
+        Two-sided level, between 0 and 1.
 
     Returns
     -------
-    numpy.ndarray (n, d), float64
-        For a tensor on another device, a tensor there.
+    low, high : float, or float64 arrays for array input
+        ``(0, 1)`` where n is 0: nothing is known.
 
     Raises
     ------
-    ShapeError, DtypeError
-        If the arrays do not fit together.
     InputError
-        If a row has no real token, or a real token holds NaN or infinity: the message names row
-        and token.
+        If some k is negative or larger than its n, or confidence is not between 0 and 1.
 
     Notes
     -----
-    sum_k w_k x_k / sum_k w_k, accumulated in float64 in token order.
-
-    References
-    ----------
-    Lens, arXiv:2410.04407; MEXA, arXiv:2410.05873.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> x = np.array([[[1.0], [3.0], [np.nan]]])
-    >>> pool(x, np.array([[1, 1, 0]]), mode="mean")
-    array([[2.]])
+    With p = k/n: centre (p + z²/2n)/(1 + z²/n), half-width
+    z·sqrt(p(1-p)/n + z²/4n²)/(1 + z²/n).
     """
-    if mode not in MODES:
-        raise InputError(f"mode: got {mode!r}, expected one of {', '.join(MODES)}")
-    x = block(states, "states", ndim=3, dtype=dtype)
-    n, t, d = x.data.shape
-    m = mask01(mask, "mask", (n, t))
-    out = np.empty((n, d))
-    with core_errors(states=x.data, mask=m):
-        _core.pool(out, x.data, m, x.code, MODES.index(mode), threads(n_threads))
-    return out
+    hits, trials = np.broadcast_arrays(np.asarray(k, float), np.asarray(n, float))
+    if np.any(hits < 0) or np.any(hits > trials) or not np.all(np.isfinite(trials)):
+        raise InputError(
+            f"wilson expects 0 <= k <= n, found k={np.asarray(k)!r} and n={np.asarray(n)!r}; "
+            "pass counts, not shares"
+        )
+    z2 = _quantile(confidence) ** 2
+    safe = np.maximum(trials, 1.0)
+    p, scale = hits / safe, 1.0 + z2 / safe
+    centre = (p + z2 / (2 * safe)) / scale
+    half = np.sqrt(z2 * (p * (1 - p) / safe + z2 / (4 * safe**2))) / scale
+    low = np.where(trials > 0, np.where(hits == 0, 0.0, centre - half), 0.0)
+    high = np.where(trials > 0, np.where(hits == trials, 1.0, centre + half), 1.0)
+    if low.ndim == 0:
+        return float(low), float(high)
+    return low, high
 
 
-@dataclass(frozen=True, slots=True)
-class Moments:
-    """Count, mean and variance of each coordinate.
-
-    Attributes
-    ----------
-    count : int
-        Rows.
-    mean : numpy.ndarray (d,)
-        Mean.
-    variance : numpy.ndarray (d,)
-        Unbiased variance (divisor count - 1); NaN when there is one row only.
-    """
-
-    count: int
-    mean: Float64
-    variance: Float64
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain Python values, arrays as nested lists."""
-        return to_dict(self)
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """Moments of the rows start .. start+count-1."""
-
-    start: int
-    count: int
-    mean: Float64
-    m2: Float64
-
-    @property
-    def end(self) -> int:
-        return self.start + self.count
-
-
-def _join(a: _Part, b: _Part) -> _Part:
-    mean, m2 = np.empty_like(a.mean), np.empty_like(a.m2)
-    with core_errors():
-        _core.moments_merge(mean, m2, a.mean, a.m2, b.mean, b.m2, a.count, b.count)
-    return _Part(a.start, a.count + b.count, mean, m2)
-
-
-def _joins(a: _Part, b: _Part) -> bool:
-    """Whether two neighbours are one node of the tree, or pieces of one leaf."""
-    if a.end != b.start:
-        return False
-    if a.count >= BLOCK_ROWS or b.count >= BLOCK_ROWS:
-        return a.count == b.count and a.start % (2 * a.count) == 0
-    return a.start // BLOCK_ROWS == b.start // BLOCK_ROWS
-
-
-class StreamingMoments:
-    """Mean and variance of rows that come in batches, in any order, or from several machines.
-
-    Rows are numbered; blocks of 1,024 consecutive row ids are the leaves of a fixed binary tree,
-    and only maximal complete subtrees are kept: O(log n) vectors. Any split on block boundaries,
-    merged in any order, gives the same bits; so does feeding a block in consecutive pieces. Other
-    splits agree to 1e-12.
+def mean_interval(
+    values: ArrayLike, seed: int = 0, *, n_resamples: int = 10_000, confidence: float = 0.95
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of a mean over items.
 
     Parameters
     ----------
-    d : int
-        Width of a row.
+    values : (n,) or (n, k) array of float
+        One row per item. The k columns of an item are resampled together and averaged: with
+        languages as columns this is the interval of the average over languages, with the
+        correlation between translations of one item kept.
+    seed : int
+        Seed of the resampling; the same seed gives the same interval.
+    n_resamples : int
+        Number of bootstrap resamples.
+    confidence : float
+        Two-sided level, between 0 and 1.
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> moments = StreamingMoments(1)
-    >>> moments.update(np.array([[1.0], [3.0]]), 0)
-    >>> float(moments.result().mean[0])
-    2.0
+    Returns
+    -------
+    low, high : float
+        NaN, NaN for no items.
+
+    Raises
+    ------
+    InputError
+        If a value is not finite.
     """
+    items = _items(values, "values")
+    return _percentiles(_resampled_means(items, seed, n_resamples), confidence)
 
-    __slots__ = ("_parts", "d")
 
-    def __init__(self, d: int) -> None:
-        if isinstance(d, bool) or not isinstance(d, int | np.integer) or d < 1:
-            raise InputError(f"d: got {d!r}, expected the width of a row, at least 1")
-        self.d = int(d)
-        self._parts: list[_Part] = []
+def stratified_interval(
+    groups: Sequence[ArrayLike],
+    *,
+    seed: int = 0,
+    n_resamples: int = 10_000,
+    confidence: float = 0.95,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the average of the groups' means.
 
-    @property
-    def count(self) -> int:
-        """Rows seen so far."""
-        return sum(part.count for part in self._parts)
+    Parameters
+    ----------
+    groups : sequence of (n_g,) arrays of float or bool
+        Independent groups (languages asked different items); each is resampled within itself.
+    seed, n_resamples, confidence
+        As in :func:`mean_interval`.
 
-    def update(
-        self,
-        X: ArrayIn,
-        row_ids_start: int,
-        *,
-        dtype: str | None = None,
-        n_threads: int | None = 1,
-    ) -> None:
-        """Add consecutive rows.
+    Raises
+    ------
+    InputError
+        If there is no group or a value is not finite.
+    """
+    if not len(groups):
+        raise InputError("there are no groups to average; expected at least one")
+    means = [
+        _resampled_means(_items(values, f"group {i}"), seed + i, n_resamples)
+        for i, values in enumerate(groups)
+    ]
+    return _percentiles(np.mean(means, axis=0), confidence)
 
-        Parameters
-        ----------
-        X : array (n, d), float32, float64, float16 or bfloat16
-            Rows.
-        row_ids_start : int
-            Id of the first of them; ids say where in the tree a row belongs.
-        dtype : {"bfloat16"}, optional
-            Needed when X is raw uint16.
-        n_threads : int, optional
-            Threads to use; any number gives the same bits.
 
-        Raises
-        ------
-        ShapeError, DtypeError
-            If X does not fit.
-        InputError
-            If X holds NaN or infinity, or row ids come twice; nothing is added then.
+def hierarchical_interval(
+    groups: Sequence[ArrayLike],
+    seed: int = 0,
+    *,
+    n_resamples: int = 2_000,
+    confidence: float = 0.95,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of a mean over models, training seeds and items.
 
-        Notes
-        -----
-        Welford's recurrence in float64, row after row, within a block; Chan's formula above.
-        """
-        data, code = storage(X, "X", ndim=2, dtype=dtype)
-        n, d = data.shape
-        if d != self.d:
-            raise ShapeError(f"X: shape {tuple(data.shape)}, expected (n, {self.d})")
-        start = row_ids_start
-        if isinstance(start, bool) or not isinstance(start, int | np.integer) or start < 0:
-            raise InputError(f"row_ids_start: got {start!r}, expected an integer of at least 0")
-        start = int(start)
-        parts, new = list(self._parts), []
-        for row, end in _pieces(start, n):
-            tail = next((p for p in parts if p.end == row and row % BLOCK_ROWS != 0), None)
-            if tail is not None:  # continue an open block, as if it had come in one piece
-                parts.remove(tail)
-            rows = data[row - start : end - start]
-            new.append(self._extend(tail, rows, row, code, n_threads, row - start))
-        self._parts = _settle([*parts, *new])
+    Parameters
+    ----------
+    groups : sequence of (s, n) arrays of float
+        One array per model (or world): s training seeds in rows, the same n items in columns.
+    seed : int
+        Seed of the resampling.
+    n_resamples : int
+        Number of bootstrap resamples.
+    confidence : float
+        Two-sided level, between 0 and 1.
 
-    def _extend(
-        self, tail: _Part | None, rows: Array, row: int, code: int, n: int | None, offset: int
-    ) -> _Part:
-        if code == FAR:
-            part = _Part(row, len(rows), *twin("stats", "block_moments")(rows, offset))
-            return _join(tail, part) if tail else part
-        mean, m2 = np.empty(self.d), np.empty(self.d)
-        count = tail.count if tail else 0
-        a, b = (tail.mean, tail.m2) if tail else (None, None)
-        try:
-            _core.moments_update(mean, m2, a, b, rows, count, code, threads(n))
-        except ValueError:
-            values = (rows.astype(np.uint32) << 16).view(np.float32) if code == BF16 else rows
-            where = np.argwhere(~np.isfinite(values))
-            if not len(where):
-                raise InputError("X: the variance overflows float64; scale the rows") from None
-            raise InputError(
-                f"X: NaN or infinite value in row {offset + int(where[0, 0])}, column "
-                f"{int(where[0, 1])}; expected finite numbers"
-            ) from None
-        return _Part(tail.start if tail else row, count + len(rows), mean, m2)
+    Returns
+    -------
+    low, high : float
 
-    def merge(self, other: "StreamingMoments") -> None:
-        """Add the rows another instance has seen; their ids must differ from the ones here."""
-        if other.d != self.d:
-            raise ShapeError(f"other: width {other.d}, expected {self.d}")
-        self._parts = _settle([*self._parts, *other._parts])
+    Raises
+    ------
+    InputError
+        If there are no groups, one is empty, or a value is not finite.
+    ShapeError
+        If an array is not two-dimensional.
 
-    def result(self) -> Moments:
-        """Count, mean and variance of all rows seen.
+    Notes
+    -----
+    Models are drawn with replacement, then seeds within a model, then items within a model (one
+    draw for all its seeds, since they answered the same items). A level with a single member is
+    not resampled, so with one model and one seed this is the bootstrap over items alone.
+    """
+    arrays = [np.asarray(group, float) for group in groups]
+    if not arrays or any(array.size == 0 for array in arrays):
+        raise InputError("groups: got none or an empty one, expected at least one seed and item")
+    if any(array.ndim != 2 for array in arrays):
+        raise ShapeError("groups: expected arrays of shape (seeds, items)")
+    if not all(np.all(np.isfinite(array)) for array in arrays):
+        raise InputError("groups hold NaN or infinity; drop or repair those items first")
+    rng = np.random.default_rng(seed)
+    means = np.empty(n_resamples)
+    for k in range(n_resamples):
+        drawn = rng.integers(0, len(arrays), len(arrays)) if len(arrays) > 1 else [0]
+        means[k] = np.mean([_redrawn(arrays[i], rng) for i in drawn])
+    return _percentiles(means, confidence)
 
-        Raises
-        ------
-        InputError
-            If there are none.
-        """
-        if not self._parts:
-            raise InputError("no rows were seen; call update before result")
-        total = self._parts[-1]
-        for part in reversed(self._parts[:-1]):  # small subtrees lie to the right: they join first
-            total = _join(part, total)
-        variance = np.full(self.d, np.nan) if total.count < 2 else total.m2 / (total.count - 1)
-        return Moments(total.count, total.mean.copy(), variance)
 
-    def to_arrays(self) -> dict[str, Array]:
-        """Everything needed to go on later, for saving.
+def _redrawn(array: Floats, rng: np.random.Generator) -> float:
+    """Mean of one model's answers with seeds and items drawn again."""
+    seeds, items = array.shape
+    if seeds > 1:
+        array = array[rng.integers(0, seeds, seeds)]
+    return float(array[:, rng.integers(0, items, items)].mean())
 
-        Returns
-        -------
-        dict
-            ``start`` (k,) and ``count`` (k,) int64; ``mean`` and ``m2`` (k, d) float64: one row a
-            subtree.
-        """
-        empty = np.empty((0, self.d))
-        return {
-            "start": np.array([p.start for p in self._parts], dtype=np.int64),
-            "count": np.array([p.count for p in self._parts], dtype=np.int64),
-            "mean": np.stack([p.mean for p in self._parts]) if self._parts else empty,
-            "m2": np.stack([p.m2 for p in self._parts]) if self._parts else empty.copy(),
-        }
 
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, Array]) -> "StreamingMoments":
-        """Rebuild an instance from what `to_arrays` returned.
+def paired_bootstrap(
+    before: ArrayLike,
+    after: ArrayLike,
+    *,
+    seed: int = 0,
+    n_resamples: int = 10_000,
+    confidence: float = 0.95,
+) -> PairedDifference:
+    """Difference of means of two systems on the same items, items resampled jointly.
 
-        Raises
-        ------
-        InputError
-            If an array is missing or they do not describe subtrees of the row ids.
-        """
-        missing = {"start", "count", "mean", "m2"} - set(arrays)
-        if missing:
-            raise InputError(f"arrays: {', '.join(sorted(missing))} missing; expected to_arrays()")
-        mean = float64(arrays["mean"], "mean", shape=(None, None))
-        m2 = float64(arrays["m2"], "m2", shape=mean.shape)
-        start, count = (np.asarray(arrays[key]) for key in ("start", "count"))
-        if start.shape != mean.shape[:1] or count.shape != start.shape:
-            raise ShapeError(
-                f"arrays: start {start.shape} and count {count.shape}, expected {mean.shape[:1]}"
-            )
-        out = cls(mean.shape[1])
-        out._parts = _settle(
-            _Part(int(s), int(c), a.copy(), b.copy())
-            for s, c, a, b in zip(start, count, mean, m2, strict=True)
+    Parameters
+    ----------
+    before, after : (n,) or (n, k) arrays of float or bool
+        Row i is the same item in both; columns (languages) of an item stay together.
+    seed, n_resamples, confidence
+        As in :func:`mean_interval`.
+
+    Returns
+    -------
+    PairedDifference
+        ``mean(after) - mean(before)`` and its interval.
+
+    Raises
+    ------
+    ShapeError
+        If the two shapes differ.
+    InputError
+        If a value is not finite.
+    """
+    first, second = np.asarray(before, float), np.asarray(after, float)
+    if first.shape != second.shape:
+        raise ShapeError(
+            f"before has shape {first.shape} and after {second.shape}; a paired comparison needs "
+            "the same items in both: score both systems on the same questions"
         )
-        return out
+    items = _items(second - first, "after - before")
+    low, high = _percentiles(_resampled_means(items, seed, n_resamples), confidence)
+    centre = float(items.mean()) if len(items) else math.nan
+    return PairedDifference(difference=centre, low=low, high=high, n=len(items))
 
 
-def _pieces(start: int, n: int) -> Iterable[tuple[int, int]]:
-    """Split rows start .. start+n-1 at the block boundaries."""
-    row, end = start, start + n
-    while row < end:
-        stop = min(end, (row // BLOCK_ROWS + 1) * BLOCK_ROWS)
-        yield row, stop
-        row = stop
+def mcnemar(before: ArrayLike, after: ArrayLike) -> McNemar:
+    """Exact two-sided McNemar test of right/wrong outcomes on the same items.
 
+    Parameters
+    ----------
+    before, after : (n,) arrays of bool
+        Whether each item was right.
 
-def _settle(parts: Iterable[_Part]) -> list[_Part]:
-    """Sort by row and join neighbours until only maximal subtrees are left.
+    Returns
+    -------
+    McNemar
+        Discordant counts, and p = min(1, 2·P(X ≤ min(gained, lost))), X ~ Binomial(m, 1/2), m
+        the number of discordant items; p = 1 where there are none.
 
-    Pieces of one leaf join from left to right; complete subtrees of equal size join in pairs.
-    Which pairs exist depends on the row ids alone, hence so do the bits.
+    Raises
+    ------
+    ShapeError
+        If the shapes differ or are not one-dimensional.
     """
-    out: list[_Part] = []
-    for part in sorted(parts, key=lambda p: p.start):
-        if part.start < 0 or part.count < 1:
-            raise InputError(f"row ids {part.start}..{part.end - 1} are not a range of rows")
-        if out and part.start < out[-1].end:
-            last = min(out[-1].end, part.end) - 1
-            raise InputError(
-                f"row ids {part.start}..{last} were already counted; give every row an id of its "
-                "own"
-            )
-        out.append(part)
-        while len(out) > 1 and _joins(out[-2], out[-1]):
-            right = out.pop()
-            out[-1] = _join(out[-1], right)
-    return out
+    first, second = np.asarray(before, bool), np.asarray(after, bool)
+    if first.shape != second.shape or first.ndim != 1:
+        raise ShapeError(
+            f"before has shape {first.shape} and after {second.shape}; expected two (n,) arrays "
+            "of right/wrong for the same items"
+        )
+    gained, lost = int(np.sum(~first & second)), int(np.sum(first & ~second))
+    m = gained + lost
+    term = total = 1  # exact integers: binomials of a few thousand overflow float64
+    for i in range(min(gained, lost)):
+        term = term * (m - i) // (i + 1)
+        total += term
+    return McNemar(gained=gained, lost=lost, p_value=min(1.0, 2 * total / 2**m))
+
+
+def _quantile(confidence: float) -> float:
+    if not 0 < confidence < 1:
+        raise InputError(f"confidence is {confidence}; expected a level such as 0.95")
+    return NormalDist().inv_cdf(0.5 + confidence / 2)
+
+
+def _items(values: ArrayLike, name: str) -> Floats:
+    """Average the columns of each item; the mean over items is then all that is resampled."""
+    array = np.asarray(values, float)
+    if array.ndim not in (1, 2):
+        raise ShapeError(f"{name} has shape {array.shape}; expected (n,) or (n, languages)")
+    if not np.all(np.isfinite(array)):
+        raise InputError(f"{name} holds NaN or infinity; drop or repair those items first")
+    return array if array.ndim == 1 else array.mean(axis=1)
+
+
+def _resampled_means(items: Floats, seed: int, n_resamples: int) -> Floats:
+    if n_resamples < 1:
+        raise InputError(f"n_resamples is {n_resamples}; expected at least 1 (10,000 is usual)")
+    n = len(items)
+    if n == 0:
+        return np.full(1, np.nan)
+    rng = np.random.default_rng(seed)
+    levels, group = np.unique(items, return_inverse=True)
+    if len(levels) <= 8:  # right/wrong outcomes: drawing counts is exact and far cheaper
+        shares = np.bincount(group.ravel()) / n
+        return np.asarray(rng.multinomial(n, shares, size=n_resamples) @ levels / n, float)
+    means = np.empty(n_resamples)
+    step = max(1, _BLOCK // n)
+    for start in range(0, n_resamples, step):
+        stop = min(start + step, n_resamples)
+        means[start:stop] = items[rng.integers(0, n, size=(stop - start, n))].mean(axis=1)
+    return means
+
+
+def _percentiles(means: Floats, confidence: float) -> tuple[float, float]:
+    _quantile(confidence)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return float(low), float(high)

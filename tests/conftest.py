@@ -34,7 +34,7 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def tokenizer():
     """Tokenizer of the tiny models."""
-    from tests import tiny
+    from tests.helpers import tiny
 
     return tiny.tokenizer()
 
@@ -42,8 +42,8 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def llama():
     """A tiny Llama, checked already: tests that count forward passes must not see the check's."""
-    from lens.models.blocks import locate
-    from tests import tiny
+    from lens.models.architecture import locate
+    from tests.helpers import tiny
 
     model = tiny.model("llama")
     locate(model)
@@ -53,7 +53,7 @@ def llama():
 @pytest.fixture(autouse=True)
 def not_quiet() -> None:
     """Undo what a verb called with --quiet in another test has left behind."""
-    from lens.progress import set_quiet
+    from lens.utils.progress import set_quiet
 
     set_quiet(False)
 

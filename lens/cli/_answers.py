@@ -12,8 +12,7 @@ import click
 from lens.errors import InputError
 
 if TYPE_CHECKING:
-    from lens.lsm import LensConfig
-
+    from lens.training.config import LensConfig
 
 _QUESTIONS = "question-translation"  # the model's own prompts are its answers
 
@@ -73,12 +72,12 @@ class RowOptions:
         dtype: str,
     ) -> tuple[Mapping[str, Sequence[str]], Mapping[str, Sequence[str | None]] | None]:
         """Return prompts and answers: read, made by the model, or none where none are needed."""
-        from lens.data import read_parallel
+        from lens.data.corpora import read_parallel
 
         if "answers" not in _reads(config):
             return prompts, None
         if self.preset == _QUESTIONS:
-            from lens.recipes import question_translation
+            from lens.training.translation import question_translation
 
             asked = question_translation(model, tokenizer, prompts, pivot=pivot, chat=chat)
             return asked.prompts, asked.answers
@@ -86,8 +85,8 @@ class RowOptions:
             found = read_parallel(self.answers, languages=tuple(prompts)).rows
             count = len(prompts[pivot])
             return prompts, {code: rows[:count] for code, rows in found.items()}
-        from lens.models import load
-        from lens.recipes import self_translate
+        from lens.models.loading import load
+        from lens.training.translation import self_translate
 
         other = None
         if self.translator is not None:
@@ -101,7 +100,7 @@ class RowOptions:
         return prompts, made.answers
 
     def _texts(self, prompts: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-        from lens.data import read_parallel
+        from lens.data.corpora import read_parallel
 
         return read_parallel(str(self.texts), languages=tuple(prompts)).rows
 

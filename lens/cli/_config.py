@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 import click
 
-from lens.configs import problems, read_yaml
 from lens.errors import InputError
+from lens.utils.config import problems, read_yaml
 
 # Options about the call itself; they are no part of what a printed config repeats.
 _CALL = ("as_json", "print_config")

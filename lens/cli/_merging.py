@@ -12,10 +12,10 @@ from lens.cli._options import print_json
 from lens.errors import InputError
 
 if TYPE_CHECKING:
-    from lens.maec import MergeConfig
+    from lens.merging.config import MergeConfig
 
 
-class Weighted(click.ParamType[Any]):
+class WeightedOption(click.ParamType[Any]):
     """``MODEL`` or ``MODEL=NUMBER``."""
 
     name = "model[=number]"
@@ -31,7 +31,7 @@ class Weighted(click.ParamType[Any]):
             return str(value), None
 
 
-class Pair(click.ParamType[Any]):
+class PairOption(click.ParamType[Any]):
     """``NAME=VALUE``, the value as in YAML."""
 
     name = "name=value"
@@ -62,15 +62,15 @@ def recipe_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--seed", type=int, help="Of random masks and the null."),
         click.option("--max-memory", metavar="SIZE", default="1GiB", show_default=True,
                      help="Memory for everything together."),
-        click.option("--param", "parameters", type=Pair(), multiple=True,
+        click.option("--param", "parameters", type=PairOption(), multiple=True,
                      help="A parameter of the method, such as k1=0.05 or lambda=0.8."),
-        click.option("--language", "languages", type=Weighted(), multiple=True,
+        click.option("--language", "languages", type=WeightedOption(), multiple=True,
                      help="MAEC: model further trained on a language, and its factor μ."),
         click.option("--extracted", help="MAEC: file of lens extract, in place of these three."),
         click.option("--pivot-model", help="MAEC: model further trained on general pivot text."),
         click.option("--located", help="MAEC: model trained briefly on the ability."),
         click.option("--trained", help="MAEC: model trained on the ability."),
-        click.option("--model", "models", type=Weighted(), multiple=True,
+        click.option("--model", "models", type=WeightedOption(), multiple=True,
                      help="A model that is merged, and its weight; MODEL+ADAPTER for LoRA."),
         click.option("--base-model", help="Model that the others are changes of."),
         click.option("--method", help=MERGE_METHOD_HELP),
@@ -97,7 +97,7 @@ def recipe(
     **dtypes: str | None,
 ) -> MergeConfig:
     """Make one config from the file and the flags."""
-    from lens.maec import parse_config, read_config
+    from lens.merging.config import parse_config, read_config
 
     values: dict[str, Any] = {}
     if config is not None:
@@ -127,8 +127,8 @@ def _model(reference: str, weight: float | None) -> dict[str, Any]:
 
 def show_plan(config: MergeConfig, *, max_memory: str, out: Path | None, as_json: bool) -> None:
     """Print what a merge will do and everything that would stop it; exit code 2 if anything."""
-    from lens.maec import plan_merge
-    from lens.sizes import said
+    from lens.merging.plan import plan_merge
+    from lens.utils.files import said
 
     plan = plan_merge(config, max_memory=max_memory, out=out)
     plan.files.close()

@@ -156,7 +156,7 @@ def load_model(
     layer_by_layer: bool = False,
 ) -> tuple[Any, Any]:
     """Load what :func:`model_options` names."""
-    from lens.models import load
+    from lens.models.loading import load
 
     return load(
         model,
@@ -170,7 +170,7 @@ def load_model(
 
 def chat_of(template: bool | None, system: str | None, thinking: bool | None) -> Any:
     """Chat options from :func:`chat_options`."""
-    from lens.models import ChatOptions
+    from lens.models.tokenization import ChatOptions
 
     return ChatOptions(template=template, system=system, enable_thinking=thinking)
 
@@ -185,6 +185,6 @@ def _remember_verbose(ctx: click.Context, _param: click.Parameter, value: int) -
 
 
 def _silence(_ctx: click.Context, _param: click.Parameter, value: bool) -> None:
-    from lens.progress import set_quiet
+    from lens.utils.progress import set_quiet
 
     set_quiet(value)

@@ -10,7 +10,8 @@ import click
 from lens.cli._options import print_json
 
 if TYPE_CHECKING:
-    from lens.planning import Plan, Rates
+    from lens.planning.cost import Rates
+    from lens.planning.results import Plan
 
 FLOPS = click.Option(
     ["--flops"], type=click.FloatRange(min=0, min_open=True),
@@ -42,7 +43,7 @@ def rates_of(
 ) -> Rates | Literal["measure"] | None:
     """Rates from the command line: operations, and bytes a second of one other thing."""
     from lens.errors import InputError
-    from lens.planning import Rates
+    from lens.planning.cost import Rates
 
     flops, other = given["flops"], given[second]
     if flops is None:
@@ -70,7 +71,7 @@ def finish(plan: Plan, *, as_json: bool) -> None:
 def _show(plan: Plan) -> None:
     from rich.console import Console
 
-    from lens.planning.showing import tables
+    from lens.report.console import tables
 
     console = Console(highlight=False)
     for item in tables(plan):

@@ -13,13 +13,13 @@ import click
 from lens.cli._options import Listed
 
 if TYPE_CHECKING:
-    from lens.lsm import Running
+    from lens.training.run import RunOptions
 
 _AT_LEAST_ONE = click.IntRange(min=1)
 
 
 @dataclass(frozen=True, slots=True)
-class RunOptions:
+class RunFlags:
     """What the user asked for; None where nothing was said."""
 
     micro_batch: int | None
@@ -43,12 +43,12 @@ class RunOptions:
         given = {name: getattr(self, name) for name in names}
         return {name: value for name, value in given.items() if value is not None}
 
-    def running(self, out: Path, *, force: bool) -> Running:
+    def running(self, out: Path, *, force: bool) -> RunOptions:
         """How the run that becomes ``out`` is carried out, checked."""
-        from lens.lsm import Running
+        from lens.training.run import RunOptions
 
-        running = Running(
-            folder=Running.beside(out),
+        running = RunOptions(
+            folder=RunOptions.beside(out),
             checkpoint_every=self.checkpoint_every,
             resume=self.resume,
             force=force,
@@ -61,7 +61,7 @@ class RunOptions:
 
     def validation_rows(self, languages: Sequence[str]) -> dict[str, list[str]] | None:
         """Read the validation prompts, in the trained languages."""
-        from lens.data import read_parallel
+        from lens.data.corpora import read_parallel
 
         if self.validation is None:
             return None
@@ -69,7 +69,7 @@ class RunOptions:
 
     def refusals(self) -> list[str]:
         """Prompts of ``--refusal-prompts``, one per line."""
-        from lens.evaluate.rows import read_text
+        from lens.evaluation.results import read_text
 
         if self.refusal_prompts is None:
             return []
@@ -80,13 +80,13 @@ class RunOptions:
         return found
 
 
-def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
+def run_flags(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options, and pass them on as ``run``."""
-    names = [field.name for field in fields(RunOptions)]
+    names = [field.name for field in fields(RunFlags)]
 
     @functools.wraps(function)
     def gathered(*args: Any, **given: Any) -> Any:
-        return function(*args, run=RunOptions(**{n: given.pop(n) for n in names}), **given)
+        return function(*args, run=RunFlags(**{n: given.pop(n) for n in names}), **given)
 
     decorated: Callable[..., Any] = gathered
     for decorate in (

@@ -14,8 +14,8 @@ from lens.cli._options import Listed
 from lens.errors import InputError
 
 if TYPE_CHECKING:
-    from lens.models.pooling import Pooling
-    from lens.space import Space
+    from lens.models.hidden_states import Pooling
+    from lens.space.space import Space
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -42,9 +42,11 @@ class StateOptions:
     ) -> Space:
         """Read the states and make a space of them; what to think about goes to stderr."""
         from lens import __version__
-        from lens.data import canonical
-        from lens.progress import say
-        from lens.space import About, Space, read_states
+        from lens.data.languages import canonical
+        from lens.space.importers import read_states
+        from lens.space.provenance import Provenance
+        from lens.space.space import Space
+        from lens.utils.progress import say
 
         named = None if sites == "all" else tuple(part.strip() for part in sites.split(","))
         if self.states is None:
@@ -56,7 +58,7 @@ class StateOptions:
         )  # fmt: skip
         for warning in read.warnings:
             say(f"warning: {warning}")
-        about = About(
+        about = Provenance(
             pivot=canonical(pivot), pooling=str(pooling), role=role, seed=seed,
             package_version=__version__,
         )  # fmt: skip

@@ -41,7 +41,7 @@ class Package:
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class SystemProblem:
     """Something missing or broken, and the command that fixes it."""
 
     text: str
@@ -49,19 +49,19 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
-class Findings:
+class SystemFindings:
     """Facts about the machine, packages, and what to do."""
 
     facts: dict[str, str]
     packages: tuple[Package, ...]
-    problems: tuple[Problem, ...]
+    problems: tuple[SystemProblem, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain JSON values."""
         return asdict(self)
 
 
-def examine() -> Findings:
+def examine() -> SystemFindings:
     """Look at the installation and the machine.
 
     Returns
@@ -75,7 +75,7 @@ def examine() -> Findings:
         absent = [p.name for p in packages if p.extra == extra and p.version is None]
         if absent:
             name = f"lens-lm[{extra}]" if extra else "lens-lm"
-            problems.append(Problem(f"missing: {', '.join(absent)}", f'pip install "{name}"'))
+            problems.append(SystemProblem(f"missing: {', '.join(absent)}", f'pip install "{name}"'))
     facts = {
         "lens": __version__,
         "Python": f"{platform.python_version()} ({sys.executable})",
@@ -88,7 +88,7 @@ def examine() -> Findings:
     facts.update(core)
     if problem:
         problems.insert(0, problem)
-    return Findings(facts, packages, tuple(problems))
+    return SystemFindings(facts, packages, tuple(problems))
 
 
 def _version(package: str) -> str | None:
@@ -98,13 +98,13 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _core() -> tuple[dict[str, str], Problem | None]:
+def _core() -> tuple[dict[str, str], SystemProblem | None]:
     """Ask the C core what it was built with, as far as it can say."""
     try:
         from lens import _core
     except ImportError as error:
         fix = "pip install --force-reinstall --no-deps lens-lm"
-        return {"C core": "not usable"}, Problem(f"the C core cannot be loaded: {error}", fix)
+        return {"C core": "not usable"}, SystemProblem(f"the C core cannot be loaded: {error}", fix)
     facts = {"C core": "loaded"}
     for label, name in (("BLAS", "blas_config"), ("instruction set", "isa")):
         asked = getattr(_core, name, None)

@@ -13,17 +13,20 @@ from lens.cli._config import Settings, was_said
 from lens.errors import InputError, VerificationError
 
 if TYPE_CHECKING:
-    from lens.lsm import LensConfig, Lora, Running, TrainResult
-    from lens.space import Space
-    from lens.sweeps import TuneResult, Tuning
+    from lens.experiments.tuning import TuneResult, TuningConfig
+    from lens.space.space import Space
+    from lens.training.config import LensConfig
+    from lens.training.parameters import Lora
+    from lens.training.result import TrainResult
+    from lens.training.run import RunOptions
 
 
 def _checked(content: Any) -> dict[str, Any]:
     """Check the settings of a search."""
     from pydantic import ValidationError
 
-    from lens.configs import problems
-    from lens.sweeps import Tuning
+    from lens.experiments.tuning import TuningConfig
+    from lens.utils.config import problems
 
     if not isinstance(content, Mapping):
         raise InputError(
@@ -31,9 +34,9 @@ def _checked(content: Any) -> dict[str, Any]:
             "searched, or its keys"
         )
     try:
-        return Tuning.model_validate(content).model_dump(mode="json")
+        return TuningConfig.model_validate(content).model_dump(mode="json")
     except ValidationError as error:
-        raise InputError("\n".join(problems(error, Tuning, content))) from None
+        raise InputError("\n".join(problems(error, TuningConfig, content))) from None
 
 
 def tune_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -50,7 +53,7 @@ def tune_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class Tuned:
+class TuneOption:
     """A search as the command line describes it."""
 
     settings: Mapping[str, Any]
@@ -60,7 +63,7 @@ class Tuned:
     @classmethod
     def of(
         cls, settings: Mapping[str, Any] | None, journal: Path | None, out: Path
-    ) -> Tuned | None:
+    ) -> TuneOption | None:
         """Take the journal that was named, or one beside the output; None without a search."""
         if settings is None:
             if journal is not None:
@@ -82,7 +85,7 @@ class Tuned:
         losses: LensConfig,
         strength: float | Mapping[str, float],
         seed: int,
-        running: Running,
+        running: RunOptions,
         **training: Any,
     ) -> TrainResult:
         """Search, then train the best setting; arguments are those of `lens.train`.
@@ -92,10 +95,10 @@ class Tuned:
         VerificationError
             If no trial keeps the bound on the pivot's drift.
         """
-        from lens.sweeps import Tuning, tune
+        from lens.experiments.tuning import TuningConfig, tune
 
         self.journal.parent.mkdir(parents=True, exist_ok=True)
-        tuning = Tuning.model_validate(self.settings)
+        tuning = TuningConfig.model_validate(self.settings)
         call = click.get_current_context()
         if was_said(call, "seed"):
             tuning = tuning.model_copy(update={"seed": seed})
@@ -113,7 +116,7 @@ class Tuned:
         if self.temporary:
             self.journal.unlink(missing_ok=True)
 
-    def _outside(self, found: TuneResult, tuning: Tuning) -> str:
+    def _outside(self, found: TuneResult, tuning: TuningConfig) -> str:
         best = found.best
         return (
             f"no trial of {len(found.trials)} keeps the pivot's drift within {tuning.max_drift:g} "

@@ -28,7 +28,7 @@ def command(
 
     Interrupted sweeps go on where they stopped when the same command is given again.
     """
-    from lens.sweeps.config import read_sweep
+    from lens.experiments.config import read_sweep
 
     read = read_sweep(sweep)
     if dry_run:
@@ -45,8 +45,8 @@ def command(
         raise click.UsageError("Missing option '--out': the folder for the results.")
     from dataclasses import asdict
 
-    from lens.sweeps.ablation import ablate
-    from lens.sweeps.summary import tables
+    from lens.experiments.ablation import ablate
+    from lens.experiments.summary import tables
 
     lines = ablate(read, out, split=split)
     if as_json:

@@ -6,14 +6,7 @@ from pathlib import Path
 
 import click
 
-from lens.cli._options import (
-    Listed,
-    chat_of,
-    chat_options,
-    part_options,
-    print_json,
-    talk_options,
-)
+from lens.cli._options import Listed, chat_of, chat_options, part_options, print_json, talk_options
 
 
 @click.command("check")
@@ -46,11 +39,11 @@ def command(
     every language, and with --model tokens, truncation and the chat template. Exits with 2 when
     the text cannot be used, with --strict also on warnings.
     """
-    from lens.checking import check_text
+    from lens.data.quality.checks import check_text
 
     tokenizer, longest = None, None
     if model is not None:
-        from lens.models.tokenizers import load_tokenizer
+        from lens.models.loading import load_tokenizer
 
         tokenizer, longest = load_tokenizer(
             model, revision=revision, trust_remote_code=trust_remote_code

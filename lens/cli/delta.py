@@ -32,15 +32,15 @@ def command(
     models the cosine of their changes and how often signs agree.
     """
     from lens.errors import InputError
-    from lens.io import refuse_existing, write_text
-    from lens.maec import delta
-    from lens.report.atlas import print_atlas, render_atlas
+    from lens.merging.diff import weight_diff
+    from lens.report.weight_diff import print_atlas, render_atlas
+    from lens.utils.files import refuse_existing, write_text
 
     if out is not None:
         refuse_existing(out, force=force)
         if out.suffix not in (".html", ".json"):
             raise InputError(f"--out {out}: expected a name that ends in .html or .json")
-    found = delta(base, models, max_memory=max_memory)
+    found = weight_diff(base, models, max_memory=max_memory)
     if out is not None:
         text = (
             json.dumps(found.to_dict(), indent=1) if out.suffix == ".json" else render_atlas(found)

@@ -28,16 +28,16 @@ def command(
     weights (MAEC); its report is in OUT/merging. Needs no download and a few minutes on two CPU
     cores. An earlier demo in --out is replaced; anything else there is kept unless --force.
     """
-    from lens.io import new_folder, refuse_existing
-    from lens.report import print_table, write_run
-    from lens.report.files import MERGING, is_run
-    from lens.world import demo, second_act
+    from lens.demo import ability, run
+    from lens.report.console import print_table
+    from lens.report.io import MERGING, is_run, write_run
+    from lens.utils.files import new_folder, refuse_existing
 
     force = force or is_run(out)
     refuse_existing(out, force=force)
-    acts = {"": demo.run(limit=limit, seed=seed)}
+    acts = {"": run.run(limit=limit, seed=seed)}
     if second:
-        acts[MERGING] = second_act.run(limit=min(limit, second_act.LIMIT), seed=seed)
+        acts[MERGING] = ability.run_ability(limit=min(limit, ability.LIMIT), seed=seed)
     with new_folder(out, force=force) as folder:
         for name, record in acts.items():
             write_run(record, folder / name)

@@ -47,7 +47,8 @@ def command(
 
 
 def _describe(name: str, revision: str | None, trust_remote_code: bool, as_json: bool) -> None:
-    from lens.models import describe, load
+    from lens.models.architecture import describe
+    from lens.models.loading import load
 
     model, _ = load(
         name, revision=revision, trust_remote_code=trust_remote_code, layer_by_layer=True

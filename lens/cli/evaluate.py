@@ -57,11 +57,10 @@ def command(
 
     Without --references only fidelity is measured: the share of answers in the language asked.
     """
-    from lens.data import read_parallel
-    from lens.evaluate import evaluate
-    from lens.evaluate import identifier as check_identifier
-    from lens.evaluate.suite import read_references
-    from lens.io import refuse_existing, write_text
+    from lens.data.corpora import read_parallel
+    from lens.data.language_id import identifier as check_identifier
+    from lens.evaluation.accuracy import evaluate, read_references
+    from lens.utils.files import refuse_existing, write_text
 
     if out is not None:
         refuse_existing(out, force=force)

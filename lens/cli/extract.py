@@ -24,7 +24,7 @@ def command(
     For instance: lens extract --base-model B --trained A --pivot-model C --param k1=0.05 --param
     alpha=0.8 --param beta=0.2 --out ability.safetensors
     """
-    from lens.maec import extract
+    from lens.merging.operations import extract
 
     given["method"] = given["method"] or "maec"
     found = extract(recipe(config, **given), out, max_memory=max_memory, force=force)

@@ -49,10 +49,11 @@ def command(
     """
     if (model is None) != (data is None):
         raise click.UsageError("give --model and --data together, or neither")
-    from lens.inspection import inspect_space
-    from lens.inspection.console import print_inspection
-    from lens.io import refuse_existing
-    from lens.space import KeptStates, Space
+    from lens.analysis.inspect import inspect_space
+    from lens.report.console import print_inspection
+    from lens.space.space import Space
+    from lens.space.state_store import StateStore as KeptStates
+    from lens.utils.files import refuse_existing
 
     if out is not None:
         refuse_existing(out, force=force)
@@ -60,7 +61,7 @@ def command(
     kept = None if states is None else KeptStates(states)
     given: dict[str, Any] = {}
     if model is not None and data is not None:
-        from lens.data import read_parallel
+        from lens.data.corpora import read_parallel
 
         rows = read_parallel(data, languages=loaded.languages, limit=2 * text_limit, split=split,
                              column=column, incomplete=incomplete).rows  # fmt: skip

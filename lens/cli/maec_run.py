@@ -24,9 +24,9 @@ def command(config: Path, out: Path, max_memory: str, as_json: bool) -> None:
     Interrupted, or with a config that was changed: give the command again. Stages that are
     finished and still right are kept.
     """
-    from lens.recipes.maec import read_recipe, run
+    from lens.merging.recipe import read_recipe, run_recipe
 
-    found = run(read_recipe(config), out, max_memory=max_memory)
+    found = run_recipe(read_recipe(config), out, max_memory=max_memory)
     if as_json:
         print_json(found.to_dict())
         return

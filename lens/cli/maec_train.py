@@ -68,9 +68,10 @@ def command(
     All parameters, or with --keys the key neurons of an ability alone: everything else keeps its
     bits. Give --dtype float32 where changes are to be merged: in 16 bits small ones are lost.
     """
-    from lens.io import refuse_existing
-    from lens.recipes.maec import examples, read_keys, read_rows, read_text
-    from lens.recipes.maec import train as tune
+    from lens.merging.sources import read_key_neurons
+    from lens.training.finetune import examples, read_rows, read_text
+    from lens.training.finetune import finetune_corpus as tune
+    from lens.utils.files import refuse_existing
 
     refuse_existing(out, force=force)
     if (rows is None) == (text is None):
@@ -83,7 +84,7 @@ def command(
     settings = _settings({name: value for name, value in given.items() if value is not None})
     corpus = read_text(text) if text is not None else read_rows(rows or "")
     general = None if replay is None else read_text(replay)
-    places = None if keys is None else read_keys(keys)
+    places = None if keys is None else read_key_neurons(keys)
     loaded, tokenizer = load_model(
         model, revision=revision, device=device, dtype=dtype, trust_remote_code=trust_remote_code
     )
@@ -107,10 +108,10 @@ def command(
 def _settings(given: dict[str, Any]) -> Any:
     from pydantic import ValidationError
 
-    from lens.configs import problems
-    from lens.recipes.maec import Tuning
+    from lens.training.finetune import FinetuneSettings
+    from lens.utils.config import problems
 
     try:
-        return Tuning.model_validate(given)
+        return FinetuneSettings.model_validate(given)
     except ValidationError as error:
-        raise InputError("; ".join(problems(error, Tuning, given))) from None
+        raise InputError("; ".join(problems(error, FinetuneSettings, given))) from None

@@ -44,7 +44,8 @@ def command(
     killed goes on with --resume, and lens verify makes tensors again and compares.
     """
     from lens.errors import InputError
-    from lens.maec import merge, to_adapter
+    from lens.merging.lora import to_adapter
+    from lens.merging.operations import merge
 
     made = recipe(config, **given)
     if dry_run:

@@ -38,7 +38,7 @@ def _run(**given: Any) -> None:
         raise click.UsageError("with --states no model is run, so there is nothing to plan")
     if given["model"] is None or given["data"] is None:
         raise click.UsageError("give --model and --data")
-    from lens.planning import plan_probing
+    from lens.planning.plan import plan_probing
 
     plan = plan_probing(
         given["model"], given["data"], pivot=given["pivot"], sites=read_sites(given["sites"]),

@@ -31,7 +31,7 @@ def _run(**given: Any) -> None:
     Reads config, index files and safetensors headers; no weight. A config.json alone is enough.
     Exit code 2 where training could not run.
     """
-    from lens.planning import plan_training
+    from lens.planning.plan import plan_training
 
     plan = plan_training(
         given["model"], given["prompts"], space=given["space"], layers=given["layers"],
@@ -57,13 +57,13 @@ def _lora(given: dict[str, Any]) -> Any:
         return None
     if given["quick"] and not given["dora"]:
         return given["lora"]
-    from lens.lsm.adapters import Lora
+    from lens.training.parameters import Lora
 
     return Lora(given["lora"], given["lora_alpha"], given["dora"])
 
 
 def _losses(given: dict[str, Any]) -> Any:
-    from lens.lsm.config import resolve
+    from lens.training.config import resolve
 
     names = (
         "steps", "learning_rate", "batch_size", "micro_batch", "clip", "warmup", "weight_decay",

@@ -20,7 +20,7 @@ from lens.cli._options import (
 from lens.cli._states import StateOptions, state_options
 
 if TYPE_CHECKING:
-    from lens.space import Space
+    from lens.space.space import Space
 
 _CHECKED = 2000  # rows of each language that the check before a probe looks at,
 _JUDGED = 200  # and those whose language it judges
@@ -104,7 +104,7 @@ def command(
     Row i must say the same in every language. The file holds statistics only, no text. With
     --states no model is run: the folder holds its states.
     """
-    from lens.io import refuse_existing
+    from lens.utils.files import refuse_existing
 
     refuse_existing(out, force=force)
     if given.states is not None:
@@ -114,9 +114,9 @@ def command(
         return
     if model is None or data is None:
         raise click.UsageError("give --model and --data, or --states with states made elsewhere")
-    from lens.data import read_parallel
-    from lens.probing import probe
-    from lens.sizes import size_in_bytes
+    from lens.data.corpora import read_parallel
+    from lens.space.probe import probe
+    from lens.utils.files import size_in_bytes
 
     size = read_batch_size(batch_size)
     if max_memory is not None:
@@ -157,8 +157,8 @@ def _tell(space: Space, out: Path, *, as_json: bool) -> None:
 
 def _check(rows: dict[str, list[str]], typed: dict[str, str], pivot: str) -> None:
     """Tell on stderr what the data doctor thinks of the text, without slowing the probe down."""
-    from lens.checking import check_text
-    from lens.progress import say
+    from lens.data.quality.checks import check_text
+    from lens.utils.progress import say
 
     few = {typed[code]: texts[:_CHECKED] for code, texts in rows.items()}
     report = check_text(few, pivot=pivot, judge=_JUDGED)

@@ -16,8 +16,9 @@ from lens.cli._options import print_json, talk_options
 @talk_options
 def command(run: Path, out: Path | None, as_json: bool) -> None:
     """Render the report of RUN, a run folder or its record.json, as one HTML page."""
-    from lens.io import write_text
-    from lens.report import read_run, render
+    from lens.report.html import render
+    from lens.report.io import read_run
+    from lens.utils.files import write_text
 
     folder = run if run.is_dir() else run.parent
     target = out or folder / "report.html"

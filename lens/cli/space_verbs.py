@@ -11,7 +11,7 @@ import click
 from lens.cli._options import Listed, print_json, talk_options
 
 if TYPE_CHECKING:
-    from lens.space import Space
+    from lens.space.space import Space
 
 _OUT = click.option("--out", required=True, type=click.Path(path_type=Path),
                     help="space.safetensors")  # fmt: skip
@@ -24,8 +24,8 @@ _SPACE = click.argument("space")
 @talk_options
 def show(space: str, as_json: bool) -> None:
     """Say what SPACE (a file, a folder or a hub id) holds; its hash is checked."""
-    from lens.data import english_name
-    from lens.space import Space
+    from lens.data.languages import english_name
+    from lens.space.space import Space
 
     loaded = Space.load(space)
     about = loaded.about
@@ -78,8 +78,8 @@ def extend(spaces: tuple[str, ...], out: Path, force: bool, as_json: bool) -> No
 @talk_options
 def drop(space: str, langs: tuple[str, ...], out: Path, force: bool, as_json: bool) -> None:
     """Leave languages out of SPACE."""
-    from lens.io import refuse_existing
-    from lens.space import Space
+    from lens.space.space import Space
+    from lens.utils.files import refuse_existing
 
     refuse_existing(out, force=force)
     _tell(Space.load(space).drop(*langs), out, as_json=as_json)
@@ -99,7 +99,7 @@ def push(
     force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Upload SPACE with its card to the Hugging Face Hub as REPO (owner/name)."""
-    from lens.space import Space
+    from lens.space.space import Space
 
     if (repo is None) == (export is None):
         raise click.UsageError("give REPO to upload to, or --export FOLDER to write the files only")
@@ -118,16 +118,16 @@ def push(
 @talk_options
 def pull(repo: str, out: Path, force: bool, as_json: bool) -> None:
     """Bring a space from the Hugging Face Hub: REPO is owner/name or owner/name@revision."""
-    from lens.io import refuse_existing
-    from lens.space import Space
+    from lens.space.space import Space
+    from lens.utils.files import refuse_existing
 
     refuse_existing(out, force=force)
     _tell(Space.load(repo), out, as_json=as_json)
 
 
 def _join(spaces: tuple[str, ...], out: Path, *, force: bool, as_json: bool, how: str) -> None:
-    from lens.io import refuse_existing
-    from lens.space import Space
+    from lens.space.space import Space
+    from lens.utils.files import refuse_existing
 
     if len(spaces) < 2:
         raise click.UsageError(f"one space only; give at least two to {how}")

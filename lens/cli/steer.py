@@ -64,15 +64,15 @@ def command(
         raise click.UsageError("no prompt was given; pass --prompt TEXT or --prompts FILE")
     if op == "add" and lang is None:
         raise click.UsageError("--op add needs --lang, the language to steer to")
-    from lens.space import Space
+    from lens.space.space import Space
 
     read = Space.load(space)
     target = read.language(lang) if lang is not None else "*"
     loaded, tokenizer = load_model(
         model, revision=revision, device=device, dtype=dtype, trust_remote_code=trust_remote_code
     )
-    from lens.evaluate import generate
-    from lens.steering import Policy, PolicyRule
+    from lens.models.generation import generate
+    from lens.steering.policy import Policy, PolicyRule
 
     number: int | str = int(rank) if rank.isdigit() else rank
     rule = PolicyRule(target, layers, op, strength, number, apply)  # type: ignore[arg-type]
@@ -103,6 +103,6 @@ def command(
 
 
 def _lines(path: Path) -> list[str]:
-    from lens.evaluate.rows import read_text
+    from lens.evaluation.results import read_text
 
     return [line.strip() for line in read_text(path).split("\n") if line.strip()]

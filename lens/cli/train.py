@@ -21,18 +21,19 @@ from lens.cli._options import (
     print_json,
     talk_options,
 )
-from lens.cli._running import RunOptions, run_options
-from lens.cli._tuning import Tuned, spoken, tune_options
+from lens.cli._running import RunFlags, run_flags
+from lens.cli._tuning import TuneOption, spoken, tune_options
 from lens.errors import InputError
 
 if TYPE_CHECKING:
-    from lens.lsm import Lora, TrainResult
-    from lens.models import ChatOptions
+    from lens.models.tokenization import ChatOptions
+    from lens.training.parameters import Lora
+    from lens.training.result import TrainResult
 
 
 def _losses(content: Any) -> dict[str, Any]:
     """Check a preset's name or settings, and return them complete."""
-    from lens.lsm import resolve
+    from lens.training.config import resolve
 
     name = content.get("preset") if isinstance(content, dict) else content
     named = {"preset": name} if isinstance(name, str) else {}
@@ -122,7 +123,7 @@ def _losses(content: Any) -> dict[str, Any]:
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Checkpoint folder.")
 @click.option("--force", is_flag=True, help="Replace --out, discard an unfinished run.")
 @tune_options
-@run_options
+@run_flags
 @chat_options
 @talk_options
 def command(
@@ -133,7 +134,7 @@ def command(
     translator: str | None, what: str, lora: int | None, lora_alpha: int | None, dora: bool,
     low_memory: bool, cache: Path | None, max_memory: str | None, seed: int, out: Path, force: bool,
     tune: dict[str, Any] | None, journal: Path | None, template: bool | None, system: str | None,
-    thinking: bool | None, run: RunOptions, as_json: bool,
+    thinking: bool | None, run: RunFlags, as_json: bool,
 ) -> None:  # fmt: skip
     """Train the top blocks so that the model answers in the language it is asked in.
 
@@ -142,13 +143,15 @@ def command(
     With --tune, settings are chosen on validation questions first. Writes a Hugging Face
     checkpoint with the log and reproduce.json.
     """
-    from lens.io import refuse_existing
-    from lens.lsm import distribution, resolve, train
-    from lens.space import Space
+    from lens.space.space import Space
+    from lens.training import optimizer
+    from lens.training.config import resolve
+    from lens.training.trainer import train
+    from lens.utils.files import refuse_existing
 
     refuse_existing(out, force=force)
     adapter = _adapter(lora, lora_alpha, dora)
-    search = Tuned.of(tune, journal, out)
+    search = TuneOption.of(tune, journal, out)
     _check_memory(max_memory)
     running, refusals = run.running(out, force=force), run.refusals()
     read = Space.load(space)
@@ -160,7 +163,7 @@ def command(
     row_options.check(config)
     validation, chat = run.validation_rows(tuple(rows)), chat_of(template, system, thinking)
 
-    processes, device = distribution.start(device)
+    processes, device = optimizer.start(device)
     if search is not None and processes.count > 1:
         raise InputError("--tune runs in one process; train the chosen setting with several")
     loaded, tokenizer = load_model(
@@ -182,13 +185,13 @@ def command(
         if search is not None:
             search.forget()
         _tell(result, out, as_json=as_json)
-    distribution.finish()
+    optimizer.finish()
 
 
 def _adapter(rank: int | None, alpha: int | None, dora: bool) -> Lora | None:
     if rank is None and (dora or alpha):
         raise InputError("--dora and --lora-alpha are settings of adapters; give --lora RANK too")
-    from lens.lsm import Lora
+    from lens.training.parameters import Lora
 
     return None if rank is None else Lora(rank, alpha, dora)
 
@@ -196,7 +199,7 @@ def _adapter(rank: int | None, alpha: int | None, dora: bool) -> Lora | None:
 def _check_memory(limit: str | None) -> None:
     """Tell a typing error before a model is loaded."""
     if limit is not None:
-        from lens.sizes import size_in_bytes
+        from lens.utils.files import size_in_bytes
 
         size_in_bytes(limit)
 
@@ -205,7 +208,8 @@ def _prompts(
     path: Path, pivot: str, languages: tuple[str, ...] | None, limit: int | None
 ) -> dict[str, list[str]]:
     """Read the prompts of the languages that were named, or all, the pivot among them."""
-    from lens.data import canonical, read_parallel
+    from lens.data.corpora import read_parallel
+    from lens.data.languages import canonical
 
     wanted = None
     if languages:
@@ -216,7 +220,7 @@ def _prompts(
 def _refusals(result: TrainResult, prompts: list[str], chat: ChatOptions) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from lens.evaluate import refusal_drift
+    from lens.evaluation.drift import refusal_drift
 
     return asdict(refusal_drift(result, prompts, chat=chat))
 

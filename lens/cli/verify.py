@@ -24,7 +24,7 @@ def command(
 
     Exit code 3 when something differs.
     """
-    from lens.maec import verify
+    from lens.merging.operations import verify
 
     found = verify(folder, sample=None if every else sample, seed=seed, max_memory=max_memory)
     if as_json:

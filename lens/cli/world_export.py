@@ -18,7 +18,7 @@ from lens.cli._options import print_json, talk_options
 @talk_options
 def command(out: Path, models: Path | None, force: bool, as_json: bool) -> None:
     """Write models, prompts, answers, references and text of the sample world as plain files."""
-    from lens.world.exporting import export
+    from lens.demo.export import export
 
     names = export(out, models=models, force=force)
     if as_json:

@@ -18,9 +18,9 @@ from lens.cli._options import print_json, talk_options
 @talk_options
 def command(out: Path, seed: int, threads: int | None, force: bool, as_json: bool) -> None:
     """Train the base model and both chat models of the sample world from a seed."""
-    from lens.io import new_folder
-    from lens.progress import shown
-    from lens.world.training import train
+    from lens.demo.training import train
+    from lens.utils.files import new_folder
+    from lens.utils.progress import shown
 
     with new_folder(out, force=force) as folder:
         made = train(folder, seed=seed, threads=threads, quiet=not shown())

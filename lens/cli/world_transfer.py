@@ -31,8 +31,9 @@ def command(
     """
     from dataclasses import asdict
 
-    from lens.world.transfer import read_study, study, tables
-    from lens.world.transfer.summary import summarise, write
+    from lens.demo.transfer.config import read_study
+    from lens.demo.transfer.study import study
+    from lens.demo.transfer.summary import summarise, tables, write
 
     read = read_study(config)
     records = study(read, out, split=split, worlds=worlds or None)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from lens.data.found import SHOWN, Found, strings
 from lens.data.languages import UnknownLanguageError, canonical
+from lens.data.readers import SHOWN, ReadResult, strings
 from lens.errors import InputError
 
 Source: TypeAlias = Any
@@ -102,7 +102,7 @@ def read_found(
     languages: Sequence[str] | None = None,
     split: str | None = None,
     column: str | None = None,
-) -> Found:
+) -> ReadResult:
     """Read text without judging its rows; what could not be read is listed in the result.
 
     Parameters
@@ -120,12 +120,11 @@ def read_found(
     InputError
         When the source does not exist or is none.
     """
-    from lens.data.forms import Choice, read_path
-    from lens.data.huggingface import is_dataset, read_dataset
+    from lens.data.readers import Selection, is_dataset, read_dataset, read_path
 
-    choice = Choice(split, column)
+    choice = Selection(split, column)
     if is_dataset(source):
-        found = Found(source=type(source).__name__)
+        found = ReadResult(source=type(source).__name__)
         read_dataset(source, choice, found)
     elif isinstance(source, Mapping):
         found = _from_mapping(source)
@@ -147,8 +146,8 @@ def read_found(
     return found
 
 
-def _from_mapping(source: Mapping[Any, Any]) -> Found:
-    found = Found(source="rows")
+def _from_mapping(source: Mapping[Any, Any]) -> ReadResult:
+    found = ReadResult(source="rows")
     for typed, rows in source.items():
         try:
             found.add(str(typed), strings(list(rows), str(typed), found))
@@ -157,7 +156,7 @@ def _from_mapping(source: Mapping[Any, Any]) -> Found:
     return found
 
 
-def _select(found: Found, languages: Sequence[str]) -> dict[str, str]:
+def _select(found: ReadResult, languages: Sequence[str]) -> dict[str, str]:
     """Keep the languages asked for; report those that are unknown, repeated or absent."""
     typed: dict[str, str] = {}
     for name in languages:
@@ -179,7 +178,7 @@ def _select(found: Found, languages: Sequence[str]) -> dict[str, str]:
     return typed
 
 
-def _drop_incomplete(found: Found, limit: int | None) -> int:
+def _drop_incomplete(found: ReadResult, limit: int | None) -> int:
     """Leave out rows that are empty somewhere, up to `limit` complete ones; return how many."""
     if len({len(rows) for rows in found.rows.values()}) != 1:
         return 0  # which rows belong together is unknown; the numbers are reported
@@ -192,7 +191,7 @@ def _drop_incomplete(found: Found, limit: int | None) -> int:
     return total - len(complete)
 
 
-def _check(found: Found, min_rows: int, limit: int | None) -> None:
+def _check(found: ReadResult, min_rows: int, limit: int | None) -> None:
     counts = {code: len(rows) for code, rows in found.rows.items()}
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"{code} {count}" for code, count in counts.items())

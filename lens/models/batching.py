@@ -1,15 +1,130 @@
-"""Which rows run together: windows of rows, sorted by length, cut into batches.
-
-Needs lengths alone and no torch, so that a plan counts the batches that a probe will run.
-"""
+"""Batches of rows of similar length, within the memory there is."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lens.errors import InputError
+from lens.utils.files import said
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lens.models.architecture import DecoderParts
+
+# States of a block that are alive at once, in widths and in widths of its feed-forward part: what
+# the attention and the feed-forward part of a gated block hold, with float32 copies in norms.
+_WIDTHS, _INNER_WIDTHS = 12, 3
+_FLOAT = 4
+
+
+def tokens_within(
+    limit: int, model: nn.Module, parts: DecoderParts, *, sites: int, rows: int
+) -> int:
+    """Tokens of a padded batch that keep a probe within a memory limit.
+
+    Parameters
+    ----------
+    limit : int
+        Bytes for weights, pooled states and activations; libraries are not counted.
+    model : torch.nn.Module
+        The model; of blocks that are loaded one at a time, one counts.
+    parts : DecoderParts
+        Its parts.
+    sites, rows : int
+        Pooled states held at once.
+
+    Returns
+    -------
+    int
+        At least 1.
+
+    Raises
+    ------
+    InputError
+        When the weights alone take the limit.
+
+    Notes
+    -----
+    An estimate from the config: a token takes 12 d + 3 m numbers, m being the width of the
+    feed-forward part, at 4 bytes, and with eager attention h more for each token of its row.
+    """
+    from lens.models.architecture import text_config
+
+    resident = {id(p): p for p in (*model.parameters(), *model.buffers()) if not p.is_meta}
+    absent = [p for p in parts.blocks[0].parameters() if p.is_meta]
+    weights = sum(p.numel() * p.element_size() for p in (*resident.values(), *absent))
+    return tokens_beside(
+        limit, weights, text_config(model), width=parts.width, sites=sites, rows=rows,
+        itemsize=next(model.parameters()).element_size(),
+    )  # fmt: skip
+
+
+def tokens_beside(
+    limit: int, weights: int, config: Any, *, width: int, sites: int, rows: int, itemsize: int
+) -> int:
+    """`tokens_within`, where only sizes are known.
+
+    Parameters
+    ----------
+    limit, weights : int
+        Bytes allowed, and those that the weights take of them.
+    config : object or mapping
+        Of the text stack, as the library or ``config.json`` has it.
+    width, sites, rows, itemsize : int
+        Width of a state, pooled states held at once, and bytes of a number of the model.
+
+    Returns
+    -------
+    int
+        At least 1.
+
+    Raises
+    ------
+    InputError
+        When the weights alone take the limit.
+    """
+    pooled = sites * rows * width * 8
+    most = (limit - weights - pooled) // _bytes_per_token(config, width, itemsize)
+    if most < 1:
+        raise InputError(
+            f"max_memory is {said(limit)}, but the weights take {said(weights)} and pooled "
+            f"states {said(pooled)}; allow more, load the model in a smaller dtype, or load it "
+            "layer by layer (--layer-by-layer)"
+        )
+    return int(most)
+
+
+def require_room_for(longest: int, tokens: int) -> None:
+    """Refuse rows of which one alone is longer than what the limit leaves room for."""
+    if longest > tokens:
+        raise InputError(
+            f"max_memory leaves room for {tokens} tokens at once, but the longest row has "
+            f"{longest}; cut rows with max_tokens, or allow more memory"
+        )
+
+
+def _bytes_per_token(config: Any, width: int, itemsize: int) -> int:
+    inner = number_in(config, "intermediate_size", "ffn_dim", "n_inner") or 4 * width
+    numbers = _WIDTHS * width + _INNER_WIDTHS * inner
+    if _value(config, "_attn_implementation") == "eager":
+        heads = number_in(config, "num_attention_heads", "n_head") or 1
+        longest = number_in(config, "max_position_embeddings", "n_positions") or 2048
+        numbers += 2 * heads * min(longest, 2048)
+    return numbers * max(_FLOAT, itemsize)
+
+
+def number_in(config: Any, *names: str) -> int | None:
+    """Return the first of some entries of a config that is a number."""
+    found = (_value(config, name) for name in names)
+    return next((value for value in found if isinstance(value, int)), None)
+
+
+def _value(config: Any, name: str) -> Any:
+    return config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)
+
 
 # Rows are sorted by length inside windows of this many, and enter the statistics window by window
 # in their own order, so that the batch size never changes which numbers are added to which.

@@ -1,17 +1,18 @@
-"""Fingerprints that tie a result to the model, tokenizer, template and text it came from."""
+"""Cut."""
+
+from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from lens.models.blocks import text_config
-from lens.models.blockwise import store_of
-from lens.models.chat import ChatOptions, uses_template
-from lens.models.residence import release
+from lens.models.architecture import text_config
+from lens.models.offload import release, store_of
+from lens.models.tokenization import ChatOptions, uses_template
 
 # Elements read from each parameter, evenly spread: any training moves some of them.
 _SAMPLE = 256
@@ -128,3 +129,16 @@ def sha256_json(content: Any) -> str:
     """Hash plain data in a canonical spelling."""
     text = json.dumps(content, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def rows_sha256(rows: Sequence[Sequence[int]]) -> str:
+    """Hash encoded rows, borders included."""
+    return _sha256_of_parts(" ".join(map(str, row)).encode() for row in rows)
+
+
+def _sha256_of_parts(parts: Iterator[bytes]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.hexdigest()

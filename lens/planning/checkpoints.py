@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lens.errors import InputError
-from lens.stored import Stored, read_header
+from lens.models.checkpoint import Stored, read_header
 
 INDEX = "model.safetensors.index.json"
 FLOATING = ("F16", "BF16", "F32", "F64")
@@ -18,7 +18,7 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json"
 
 
 @dataclass(slots=True)
-class Checkpoint:
+class CheckpointInfo:
     """A model folder, or a config alone, as far as it can be known without its weights.
 
     Attributes
@@ -90,7 +90,7 @@ class Checkpoint:
             return False
 
 
-def read_checkpoint(path: str | Path) -> Checkpoint:
+def read_checkpoint(path: str | Path) -> CheckpointInfo:
     """Read config, index and headers of a checkpoint.
 
     Parameters
@@ -122,7 +122,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         raise InputError(f"{file} is not JSON: {error}; expected a model's config") from None
     if not isinstance(config, dict):
         raise InputError(f"{file} holds a {type(config).__name__}; expected an object")
-    found = Checkpoint(place, config)
+    found = CheckpointInfo(place, config)
     if place.is_dir():
         _read_weights(found)
     return found
@@ -149,7 +149,7 @@ def _place(name: str) -> Path:
     )
 
 
-def _read_weights(found: Checkpoint) -> None:
+def _read_weights(found: CheckpointInfo) -> None:
     folder = found.folder
     names = sorted(item.name for item in folder.glob("*.safetensors"))
     index = _index(found)
@@ -187,7 +187,7 @@ def _read_weights(found: Checkpoint) -> None:
             )
 
 
-def _index(found: Checkpoint) -> dict[str, str] | None:
+def _index(found: CheckpointInfo) -> dict[str, str] | None:
     file = found.folder / INDEX
     if not file.is_file():
         return None
@@ -199,7 +199,7 @@ def _index(found: Checkpoint) -> dict[str, str] | None:
         return None
 
 
-def _check_index(found: Checkpoint, index: dict[str, str]) -> None:
+def _check_index(found: CheckpointInfo, index: dict[str, str]) -> None:
     there = {name: shard for name, shard in index.items() if shard in found.files}
     absent = [name for name in there if name not in found.tensors]
     if absent:

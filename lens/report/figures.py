@@ -1,19 +1,17 @@
-"""Plots of a run as matplotlib Figures; no global style is touched.
-
-Each function returns small panels rather than one wide figure: a page sets them side by side or
-one under the other. Colours come from a :class:`Palette`, so the same code draws for a notebook
-and for a page whose colours follow light and dark.
-"""
+"""Figures of a run with matplotlib, and their SVG for a page."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import io
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from html import escape
 from typing import TYPE_CHECKING, Any, cast
 
 from lens.errors import MissingExtraError
-from lens.evaluate.rows import AVERAGE, ResultRow
+from lens.evaluation.results import AVERAGE, ResultRow
 from lens.report.record import GridCell, RunRecord
 from lens.report.tables import METRIC_LABELS, language_name
 
@@ -233,3 +231,61 @@ def _has(record: RunRecord, system: str, metric: str) -> bool:
 
 def _finite(values: Sequence[float]) -> list[float]:
     return [value for value in values if value == value] or [0.0]
+
+
+# Colours that stand for the page's own; each is replaced by the CSS variable of its role.
+PAGE = Palette(**{f.name: f"#0a0b{i:02x}" for i, f in enumerate(fields(Palette), 1)})
+
+
+def inline_svg(figure: Figure, name: str, *, label: str) -> str:
+    """Return the figure as an ``<svg>`` element.
+
+    Parameters
+    ----------
+    figure : matplotlib.figure.Figure
+        Drawn with the palette :data:`PAGE`.
+    name : str
+        Prefix of every id inside, unique on the page.
+    label : str
+        What a screen reader says.
+
+    Returns
+    -------
+    str
+        Markup that needs nothing from outside; text stays text.
+    """
+    from matplotlib import rc_context
+
+    buffer = io.StringIO()
+    empty = {key: None for key in ("Creator", "Date", "Format", "Type")}
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata=empty)
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\s(?:xmlns(?::\w+)?|version)="[^"]*"', "", svg)
+    svg = svg.replace("xlink:href", "href")
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
+    svg = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', svg)
+    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", svg)
+    for item in fields(PAGE):
+        svg = svg.replace(getattr(PAGE, item.name), f"var(--{item.name})")
+    # the browser's fonts, so that every script has glyphs; sizes stay as they were drawn
+    svg = re.sub(r"(font: (?:\w+ )*[\d.]+px) [^;\"]+", r"\1 var(--sans)", svg)
+    svg = re.sub(r"font-family: [^;\"]+", "font-family: var(--sans)", svg)
+    # height follows from the viewBox; the width is the natural one unless the column is narrower
+    width = float(re.search(r'width="([\d.]+)pt"', svg).group(1))  # type: ignore[union-attr]
+    svg = re.sub(r'\s(?:width|height)="[\d.]+pt"', "", svg, count=2)
+    head = f'<svg role="img" aria-label="{label}" style="width:{width * 4 / 3:.0f}px"'
+    return svg.replace("<svg", head, 1).strip()
+
+
+def inline_panels(panels: Iterable[Figure], name: str) -> list[Any]:
+    """Return figures as markup, each with its title for screen readers."""
+    from markupsafe import Markup
+
+    drawn = []
+    for i, panel in enumerate(panels):
+        label = escape(panel.axes[0].get_title(loc="left"), quote=True)
+        drawn.append(Markup(inline_svg(panel, f"{name}{i}", label=label)))
+    return drawn

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from lens.errors import InputError
-from lens.evaluate.rows import ResultRow
-from lens.evaluate.scoring import Comparison
+from lens.evaluation.accuracy import SystemComparison
+from lens.evaluation.results import ResultRow
 
 SCHEMA = "lens.run/1"
 
@@ -25,7 +25,7 @@ class System:
 
 
 @dataclass(frozen=True, slots=True)
-class Spectrum:
+class SpectrumCurve:
     """The language subspace at one site.
 
     Parameters
@@ -111,12 +111,12 @@ class RunRecord:
 
     title: str
     rows: tuple[ResultRow, ...]
-    spectra: tuple[Spectrum, ...] = ()
+    spectra: tuple[SpectrumCurve, ...] = ()
     losses: tuple[LossCurve, ...] = ()
     grid: tuple[GridCell, ...] = ()
     examples: tuple[Example, ...] = ()
     about: dict[str, Any] = field(default_factory=dict)
-    comparisons: tuple[Comparison, ...] = ()
+    comparisons: tuple[SystemComparison, ...] = ()
     systems: tuple[System, ...] = ()
     pivot: str = "eng_Latn"
     split: str = "test"
@@ -181,11 +181,11 @@ class RunRecord:
 
 _PARTS: dict[str, Any] = {
     "rows": ResultRow,
-    "spectra": Spectrum,
+    "spectra": SpectrumCurve,
     "losses": LossCurve,
     "grid": GridCell,
     "examples": Example,
-    "comparisons": Comparison,
+    "comparisons": SystemComparison,
     "systems": System,
 }
 

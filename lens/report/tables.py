@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lens.evaluate.rows import AVERAGE, ResultRow
+from lens.evaluation.results import AVERAGE, ResultRow
 from lens.report.record import RunRecord, System
 
 METRIC_LABELS = {

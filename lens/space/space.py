@@ -1,9 +1,10 @@
-"""The portable language space: statistics with provenance that can be saved, joined and used."""
+"""The portable language space: statistics with provenance that can be saved, merged and used."""
 
 from __future__ import annotations
 
+import html
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -12,15 +13,112 @@ from typing import TYPE_CHECKING, Any, Self
 from lens import __version__
 from lens.data.languages import canonical
 from lens.errors import InputError
-from lens.models.sites import FINAL
-from lens.space import belonging, file, hub, showing
-from lens.space.about import About, require_same_source
-from lens.space.building import combine, from_states, restrict
-from lens.space.statistics import LanguageStatistics
+from lens.models.layers import FINAL
+from lens.space import hub, io
+from lens.space.provenance import Provenance, model_difference, require_same_source, same_model
+from lens.space.statistics import LanguageStatistics, combine, from_states, restrict
 
 if TYPE_CHECKING:
-    from lens.space.states import States
-    from lens.steering.rules import Policy
+    from lens.space.state_store import StateStore
+    from lens.steering.policy import Policy
+    from lens.subspace import SubspaceResult
+
+
+def check_model(about: Provenance, width: int, model: Any) -> None:
+    """Raise InputError when a model is not the recorded one, or of another width."""
+    from lens.models.fingerprint import model_fingerprint  # needs torch, a space does not
+
+    found = model_fingerprint(model)
+    if not about.model:
+        if found["hidden_size"] not in (None, width):
+            raise InputError(f"this space has width {width}, the model has {found['hidden_size']}")
+        return
+    if not same_model(about.model, found):
+        difference = model_difference(about.model, found)
+        raise InputError(
+            f"this space was read from another model: {difference} (the space's, then this "
+            "model's); probe this model, or load the one the space belongs to"
+        )
+
+
+def check_tokenizer(about: Provenance, tokenizer: Any) -> None:
+    """Raise InputError when a tokenizer is not the recorded one."""
+    from lens.models.fingerprint import tokenizer_sha256
+
+    expected = about.tokenizer_sha256
+    if expected is not None and tokenizer_sha256(tokenizer) != expected:
+        raise InputError(
+            "this space was read with another tokenizer: its vocabulary, merges or "
+            "normalisation differ; probe with this one, or load the one it was read with"
+        )
+
+
+_HEAD = ("site", "rank", "singular values", "why")
+
+
+def fits(space: Space) -> dict[str, SubspaceResult | str]:
+    """Fit every site at the automatic rank; where that fails, keep the reason instead.
+
+    Parameters
+    ----------
+    space : Space
+        Any space, even one with two equal languages, which can be kept though not fitted.
+
+    Returns
+    -------
+    dict
+        Site to result or message.
+    """
+    found: dict[str, SubspaceResult | str] = {}
+    for site in space.sites:
+        try:
+            found[site] = space.fit(site, agnostic="complement")
+        except InputError as error:
+            found[site] = str(error)
+    return found
+
+
+def summary(space: Space) -> str:
+    """Return a table as text; see `Space.summary`."""
+    lines = [f"Space of {len(space.languages)} languages, pivot {space.pivot}", _counts(space)]
+    rows = [_HEAD, *_rows(space)]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+        lines.append("  ".join([*cells, row[3]]).rstrip())
+    return "\n".join(lines)
+
+
+def to_html(space: Space) -> str:
+    """Return a table as HTML for notebooks."""
+    head = "".join(f"<th>{name}</th>" for name in _HEAD)
+    body = "".join(f"<tr>{_cells(row)}</tr>" for row in _rows(space))
+    title = f"<b>Language space</b>, pivot {html.escape(space.pivot)}"
+    return (
+        f"<p>{title}<br>{html.escape(_counts(space))}</p>"
+        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    )
+
+
+def _cells(row: Sequence[str]) -> str:
+    return "".join(f"<td>{html.escape(cell)}</td>" for cell in row)
+
+
+def _counts(space: Space) -> str:
+    counts: Mapping[str, int] = space.counts
+    return "rows: " + ", ".join(f"{code} {n}" for code, n in counts.items())
+
+
+def _rows(space: Space) -> list[tuple[str, str, str, str]]:
+    rows = []
+    for site, result in fits(space).items():
+        if isinstance(result, str):
+            rows.append((site, "-", "-", result))
+            continue
+        spectrum = " ".join(f"{value:.3g}" for value in result.singular_values[:8])
+        rows.append((site, str(result.rank), spectrum, result.rank_reason))
+    return rows
+
 
 _SITE = re.compile(r"block\.\d+")
 
@@ -34,7 +132,7 @@ class Space(LanguageStatistics):
     Parameters
     ----------
     moments : mapping
-        Site to language to `lens.stats.StreamingMoments`; the same languages at every site.
+        Site to language to `lens.pooling.StreamingMoments`; the same languages at every site.
     about : About
         Pivot language and where the states come from.
     """
@@ -109,7 +207,7 @@ class Space(LanguageStatistics):
 
     def choose_ranks(
         self,
-        states: States,
+        states: StateStore,
         *,
         limit: int | None = None,
         n_splits: int = 10,
@@ -181,7 +279,7 @@ class Space(LanguageStatistics):
             When its fingerprint differs; the message says in what. A space made from states
             alone has no fingerprint: then only the width is compared.
         """
-        belonging.check_model(self._about, self.width, model)
+        check_model(self._about, self.width, model)
 
     def check_tokenizer(self, tokenizer: Any) -> None:
         """Refuse a tokenizer other than the one this space was read with.
@@ -197,7 +295,7 @@ class Space(LanguageStatistics):
             When its hash differs. A space made from states alone has none: then nothing is
             compared.
         """
-        belonging.check_tokenizer(self._about, tokenizer)
+        check_tokenizer(self._about, tokenizer)
 
     def steer(
         self, model: Any, policy: Policy, *, language: str | None = None
@@ -229,7 +327,7 @@ class Space(LanguageStatistics):
     @property
     def sha256(self) -> str:
         """Hash of everything the space holds (the same for the same content)."""
-        return file.content_sha256(self._moments, self._about.to_dict())
+        return io.content_sha256(self._moments, self._about.to_dict())
 
     def save(self, path: str | Path) -> Path:
         """Write the space to a safetensors file, with a readable ``.json`` twin beside it.
@@ -250,7 +348,7 @@ class Space(LanguageStatistics):
             When it cannot be written.
         """
         target = Path(path)
-        file.write_space(target, self._moments, self.to_dict(), showing.fits(self))
+        io.write_space(target, self._moments, self.to_dict(), fits(self))
         return target
 
     @classmethod
@@ -277,7 +375,7 @@ class Space(LanguageStatistics):
         place = Path(path)
         if not place.exists() and hub.looks_like_id(str(path)):
             place = hub.fetch(str(path))
-        return cls(*file.read_space(place))
+        return cls(*io.read_space(place))
 
     def push(self, repo: str, *, private: bool = False, revision: str | None = None) -> str:
         """Upload the space and a card that describes it to the Hugging Face Hub.
@@ -329,7 +427,7 @@ class Space(LanguageStatistics):
         *,
         pivot: str,
         site: str | None = None,
-        about: About | None = None,
+        about: Provenance | None = None,
         row_offset: int = 0,
     ) -> Self:
         """Build a space from pooled states.
@@ -364,7 +462,7 @@ class Space(LanguageStatistics):
         The statistics forget the states. What needs them, `lens.resample.choose_rank` and the
         bootstrap, starts from ``lens.resample.gram(states[site])``; its rank is one for `fit`.
         """
-        record = about or About(pivot=canonical(pivot), package_version=__version__)
+        record = about or Provenance(pivot=canonical(pivot), package_version=__version__)
         table = {site: states} if site is not None else states
         wrong = [name for name in table if name != FINAL and not _SITE.fullmatch(str(name))]
         if wrong or not all(isinstance(found, Mapping) for found in table.values()):
@@ -378,7 +476,7 @@ class Space(LanguageStatistics):
 
     def summary(self) -> str:
         """Return a short table as text: per site the rank, its reason and the spectrum."""
-        return showing.summary(self)
+        return summary(self)
 
     def __repr__(self) -> str:
         """Name languages, pivot and size."""
@@ -388,4 +486,4 @@ class Space(LanguageStatistics):
         )
 
     def _repr_html_(self) -> str:
-        return showing.to_html(self)
+        return to_html(self)

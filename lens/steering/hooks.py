@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from lens.errors import InputError
-from lens.models.blocks import DecoderParts, block_output, locate, with_block_output
-from lens.models.blockwise import require_whole
-from lens.models.sites import resolve_layers
-from lens.steering.rules import Rule
+from lens.models.architecture import DecoderParts, block_output, locate, with_block_output
+from lens.models.layers import resolve_layers
+from lens.models.offload import require_whole
+from lens.steering.policy import Rule
 
 
 @dataclass(slots=True)

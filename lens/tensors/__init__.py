@@ -14,6 +14,6 @@ are computed by the C core on a copy, as they are small. Results agree with the 
 tolerances in ``docs/kernels.md``; they have not its promise of equal bits.
 """
 
-from lens.tensors import losses, metrics, neurons, stats, subspace, weights
+from lens.tensors import losses, metrics, neurons, pooling, subspace, weights
 
-__all__ = ["losses", "metrics", "neurons", "stats", "subspace", "weights"]
+__all__ = ["losses", "metrics", "neurons", "pooling", "subspace", "weights"]

@@ -9,7 +9,7 @@ from torch import Tensor
 from lens.arrays import host
 from lens.errors import DtypeError, InputError, ShapeError
 from lens.metrics import MexaResult, SeparabilityResult, at_least, score_matches
-from lens.stats import StreamingMoments
+from lens.pooling import StreamingMoments
 from lens.tensors.checks import NAMES, accumulator, matmul, refuse, same, tensor
 
 _ROWS = 1024  # rows of cosines that are held at once

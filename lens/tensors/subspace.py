@@ -15,9 +15,17 @@ from torch import Tensor
 from lens import subspace as core
 from lens.arrays import Array, host
 from lens.errors import InputError, ShapeError
-from lens.subspace import SubspaceResult, ThinQr, ThinSvd
-from lens.subspace._factors import check_columns, check_rank
-from lens.subspace._rank import Rank, check_options, choose_rank, rounding_floor
+from lens.subspace import (
+    Rank,
+    SubspaceResult,
+    ThinQr,
+    ThinSvd,
+    check_columns,
+    check_options,
+    check_rank,
+    choose_rank,
+    rounding_floor,
+)
 from lens.tensors.checks import accumulator, has_float64, matmul, refuse, small, tensor, wide
 
 _GRAM_LIMIT = 64.0  # condition up to which the Gram matrix is right to 1e-12, as in the C core

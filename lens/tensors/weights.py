@@ -16,9 +16,15 @@ from lens.arrays import Array, host
 from lens.errors import DtypeError, InputError, ShapeError
 from lens.tensors import pairs
 from lens.tensors.checks import DTYPES, NAMES, accumulator, first, same, small, tensor, wide
-from lens.weights import MAX_SOURCES, Comparison, NonFinite, Pair
-from lens.weights._deltas import check_pairs, comparison
-from lens.weights._topk import wrong_marks
+from lens.weights import (
+    MAX_SOURCES,
+    Comparison,
+    NonFinite,
+    Pair,
+    check_pairs,
+    comparison,
+    wrong_marks,
+)
 
 _PIECE = 1 << 22
 _INFINITE = 0x7F800000  # keys from here on are of NaN and infinity

@@ -8,7 +8,7 @@ import platform
 from importlib import import_module
 from pathlib import Path
 
-from lens.io import write_text
+from lens.utils.files import write_text
 
 BENCHMARKS = (
     "startup",

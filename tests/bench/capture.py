@@ -24,10 +24,10 @@ def overhead(*, width: int, blocks: int, rows: int) -> Iterator[Row]:
     """Seconds of `capture`, tokenizing included, over those of the same batches run bare."""
     import torch
 
-    from lens.models import capture, encode, locate, pad
-    from lens.models.blocks import forward_arguments
-    from lens.models.capturing import Journal, capture_sets
-    from tests import tiny
+    from lens.models.architecture import forward_arguments, locate
+    from lens.models.hidden_states import CaptureJournal, capture, capture_sets
+    from lens.models.tokenization import encode, pad
+    from tests.helpers import tiny
 
     model = tiny.model(
         "llama", hidden_size=width, intermediate_size=width * 11 // 4, num_hidden_layers=blocks,
@@ -54,7 +54,7 @@ def overhead(*, width: int, blocks: int, rows: int) -> Iterator[Row]:
 
     def journalled() -> None:
         with tempfile.TemporaryDirectory(prefix="lens-bench-") as folder:
-            journal = Journal(Path(folder) / "work")
+            journal = CaptureJournal(Path(folder) / "work")
             capture_sets(model, tokenizer, {"": texts}, batch_size=8, journal=journal)
 
     mine, safe, theirs = there_and_back((captured, journalled, bare), turns=6)

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 import transformers
 
-from lens.models import load, locate
-from lens.probing import probe
-from tests import tiny
+from lens.models.architecture import locate
+from lens.models.loading import load
+from lens.space.probe import probe
+from tests.helpers import tiny
 
 BLOCKS = 15
 SIZES = {

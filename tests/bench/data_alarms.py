@@ -13,10 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lens.checking import TextReport, check_text
-from lens.data import read_found
-from lens.evaluate import wilson
-from lens.world import LANGUAGES, questions, text
+from lens.data.corpora import read_found
+from lens.data.quality.checks import check_text
+from lens.data.quality.report import TextReport
+from lens.demo.languages import LANGUAGES
+from lens.demo.questions import questions, text
+from lens.stats import wilson
 from tests.conftest import shared_folder
 
 ROWS = 400

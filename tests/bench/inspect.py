@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from lens.inspection import inspect_space
-from lens.space import About, KeptStates, Shard, Space
-from lens.space.keeping import StatesWriter
-from lens.stats import StreamingMoments
+from lens.analysis.inspect import inspect_space
+from lens.pooling import StreamingMoments
+from lens.space.provenance import Provenance, SpaceShard
+from lens.space.space import Space
+from lens.space.state_store import StateStore as KeptStates
+from lens.space.state_store import StateStoreWriter
 from tests.bench.common import Row
 
 LAYERS, LANGUAGES, ROWS, WIDTH, REFITS, LIMIT = 32, 7, 300, 4096, 1000, 60.0
@@ -32,13 +34,13 @@ def make(folder: Path) -> tuple[Space, KeptStates]:
     """Write a space and its states, as a probe would leave them, in float16."""
     rng = np.random.default_rng(0)
     sites = tuple(f"block.{i}" for i in range(LAYERS))
-    about = About(
+    about = Provenance(
         pivot=CODES[0], pooling="weighted",
-        data={code: [Shard(0, ROWS, "synthetic")] for code in CODES},
+        data={code: [SpaceShard(0, ROWS, "synthetic")] for code in CODES},
     )  # fmt: skip
     counts = dict.fromkeys(CODES, ROWS)
     moments: dict[str, dict[str, StreamingMoments]] = {}
-    writer = StatesWriter(folder / "states", sites=sites, counts=counts, width=WIDTH)
+    writer = StateStoreWriter(folder / "states", sites=sites, counts=counts, width=WIDTH)
     with writer:
         for site in sites:
             moments[site] = {}

@@ -15,7 +15,7 @@ import numpy as np
 
 from lens import _core
 from tests.bench.common import Row, memcpy_of, side_by_side
-from tests.reference import CODES, store
+from tests.helpers.reference import CODES, store
 
 WIDTH, RANK, LANGUAGES, TOKENS = 4096, 6, 7, 32
 MIB = 256  # of the states a kernel reads

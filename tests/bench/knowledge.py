@@ -11,13 +11,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from lens.evaluate import mean_interval
-from lens.lsm import PRESETS, LensTrainer
-from lens.probing import probe
-from lens.world import PIVOT, load
-from lens.world.judging import Answers, Judge
-from lens.world.languages import OTHERS
-from lens.world.systems import LAYERS, same_budget, self_translation, train_prompts, tune
+from lens.demo.languages import OTHERS, PIVOT
+from lens.demo.models import load
+from lens.demo.run import LAYERS, Answers, Judge, same_budget, self_translation, train_prompts, tune
+from lens.space.probe import probe
+from lens.stats import mean_interval
+from lens.training.config import PRESETS
+from lens.training.trainer import LensTrainer
 
 SYSTEMS = (
     "unchanged",

@@ -9,9 +9,10 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lens.evaluate import agreement, identifier, wilson
-from lens.evaluate.identify import content_words
-from lens.world import LANGUAGES, questions, text
+from lens.data.language_id import agreement, content_words, identifier
+from lens.demo.languages import LANGUAGES
+from lens.demo.questions import questions, text
+from lens.stats import wilson
 
 GOAL = 0.97
 SENTENCES = 700

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lens.lsm import PRESETS, LensTrainer
-from lens.lsm.geometry import Geometry
-from lens.space import Space
+from lens.space.space import Space
+from lens.training.config import PRESETS
+from lens.training.losses import SiteGeometry
+from lens.training.trainer import LensTrainer
 
 LANGUAGES = ("eng_Latn", "spa_Latn", "ind_Latn", "swh_Latn", "tur_Latn", "rus_Cyrl", "zho_Hans")
 WIDTH, BLOCKS, TOKENS, VOCABULARY, PROMPTS = 768, 24, 64, 32_000, 8
@@ -85,7 +86,7 @@ class Published:
         for parameter in self.band:
             parameter.requires_grad_(True)
         self.ids = {lang: [torch.tensor([row]) for row in rows] for lang, rows in prompts.items()}
-        self.at = Geometry.of(space, "final", CONFIG)
+        self.at = SiteGeometry.of(space, "final", CONFIG)
         self.optimizer = torch.optim.AdamW(self.band, lr=1e-5, weight_decay=0.1)
 
     def states(self, model: Any, prompt: int) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from lens.maec import to_adapter
+from lens.merging.lora import to_adapter
 from tests.bench.common import Row
 from tests.bench.merge import CONFIG
 

@@ -164,7 +164,8 @@ def memory_at(gigabytes: float) -> None:
 
 def planned() -> None:
     """Print the time of merges by each method, as planned and as it was."""
-    from lens.maec import merge, plan_merge
+    from lens.merging.operations import merge
+    from lens.merging.plan import plan_merge
 
     with tempfile.TemporaryDirectory() as name:
         at = Path(name)

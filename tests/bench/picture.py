@@ -7,7 +7,8 @@ import sys
 
 from PIL import Image
 
-from lens.report import plot_languages, read_run
+from lens.report.figures import plot_languages
+from lens.report.io import read_run
 
 _GAP = 30  # pixels between the panels
 

@@ -14,8 +14,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from lens.planning import Rates, plan_training
-from lens.planning.showing import duration
+from lens.planning.cost import Rates
+from lens.planning.plan import plan_training
+from lens.report.console import duration
 from tests.bench.common import Row, child
 
 MODULE = "tests.bench.plan_side"

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from lens.lsm import LensTrainer, resolve
-from lens.models import load
-from lens.planning import plan_probing, plan_training
+from lens.models.loading import load
 from lens.planning.memory import LIBRARIES
-from lens.probing import probe
-from lens.space import Space
-from tests import tiny
+from lens.planning.plan import plan_probing, plan_training
+from lens.space.probe import probe
+from lens.space.space import Space
+from lens.training.config import resolve
+from lens.training.trainer import LensTrainer
+from tests.helpers import tiny
 
 LANGUAGES = ("eng_Latn", "spa_Latn", "ind_Latn", "swh_Latn", "tur_Latn", "rus_Cyrl", "zho_Hans")
 PROMPTS, TOKENS, STEPS = 8, 64, 4

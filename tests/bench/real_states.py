@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 import lens
-from lens.data import canonical
-from lens.inspection.readings import Reading, compare_readings
-from lens.io import write_text
-from lens.space import KeptStates, Space
+from lens.analysis.readings import ReadingComparison, compare_readings
+from lens.data.languages import canonical
+from lens.space.space import Space
+from lens.space.state_store import StateStore as KeptStates
+from lens.utils.files import write_text
 from tests.conftest import shared_folder
 
 # Languages that polyglot-14m was trained on, as far as each corpus has them.
@@ -126,7 +127,7 @@ def read(work: Path) -> dict[str, Read]:
     return found
 
 
-def readings(found: Read, ranks: dict[str, int], work: Path) -> tuple[Reading, ...]:
+def readings(found: Read, ranks: dict[str, int], work: Path) -> tuple[ReadingComparison, ...]:
     """Other ways of reading the rows of a part, measured or as an earlier run left them."""
     place = work / "readings.json"
     if not place.is_file():
@@ -141,7 +142,7 @@ def readings(found: Read, ranks: dict[str, int], work: Path) -> tuple[Reading, .
     if stored["ranks"] != ranks:
         raise RuntimeError(f"{place} was made with other ranks; remove it to measure again")
     return tuple(
-        Reading(**r | {key: tuple(map(tuple, r[key])) if key == "angles" else tuple(r[key])
+        ReadingComparison(**r | {key: tuple(map(tuple, r[key])) if key == "angles" else tuple(r[key])
                        for key in ("sites", "angles", "kept")})
         for r in stored["readings"]
     )  # fmt: skip

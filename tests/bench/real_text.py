@@ -15,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from lens.data import canonical
-from lens.evaluate import mean_interval, wilson
-from lens.inspection import Inspection, inspect_space
-from lens.inspection.readings import Reading, directions, share_inside
+from lens.analysis.inspect import inspect_space
+from lens.analysis.readings import ReadingComparison, directions, share_inside
+from lens.analysis.results import Inspection
+from lens.data.languages import canonical
+from lens.stats import mean_interval, wilson
 from lens.subspace import principal_angles
 from tests.bench.real_states import READ, UNREAD, Read, read, readings
 
@@ -262,7 +263,7 @@ class Study:
     topics: list[Topics]
     pairs: list[Pair]
     other: list[tuple[int, float, float, float]]
-    readings: tuple[Reading, ...]
+    readings: tuple[ReadingComparison, ...]
 
 
 def study(found: dict[str, Read], work: Path) -> Study:

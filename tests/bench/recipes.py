@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from lens.lsm import PRESETS, Align, LensConfig, LensTrainer, Retain, Separate
-from lens.probing import probe
-from lens.space import Space
-from lens.world import LANGUAGES, PIVOT, load, text
-from lens.world.judging import Judge
-from lens.world.languages import OTHERS
-from lens.world.systems import train_prompts
+from lens.demo.languages import LANGUAGES, OTHERS, PIVOT
+from lens.demo.models import load
+from lens.demo.questions import text
+from lens.demo.run import Judge, train_prompts
+from lens.space.probe import probe
+from lens.space.space import Space
+from lens.training.config import PRESETS, Align, LensConfig, Retain, Separate
+from lens.training.trainer import LensTrainer
 
 PLAIN = "end of a plain prompt"
 READINGS: dict[str, dict[str, Any]] = {

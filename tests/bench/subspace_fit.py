@@ -9,7 +9,7 @@ import numpy as np
 
 from lens import subspace
 from tests.bench.common import Row, best_of, side_by_side
-from tests.reference import published_subspace
+from tests.helpers.reference import published_subspace
 
 WIDTH, LAYERS = 4096, 32
 GOALS = {7: ">= 4", 40: ">= 2", 200: ">= 1.2"}

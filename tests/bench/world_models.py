@@ -9,9 +9,9 @@ import argparse
 
 import numpy as np
 
-from lens.world import LANGUAGES, load
-from lens.world.judging import Answers, Judge
-from lens.world.languages import OTHERS
+from lens.demo.languages import LANGUAGES, OTHERS
+from lens.demo.models import load
+from lens.demo.run import Answers, Judge
 
 ROWS = (
     ("chat", "fidelity", "fidelity", None),

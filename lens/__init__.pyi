@@ -1,0 +1,31 @@
+from . import analysis as analysis
+from . import arrays as arrays
+from . import data as data
+from . import demo as demo
+from . import errors as errors
+from . import evaluation as evaluation
+from . import experiments as experiments
+from . import losses as losses
+from . import merging as merging
+from . import metrics as metrics
+from . import models as models
+from . import neurons as neurons
+from . import planning as planning
+from . import pooling as pooling
+from . import report as report
+from . import resample as resample
+from . import space as space
+from . import stats as stats
+from . import steering as steering
+from . import subspace as subspace
+from . import tensors as tensors
+from . import training as training
+from . import weights as weights
+from .analysis.inspect import inspect_space as inspect_space
+from .analysis.results import Inspection as Inspection
+from .space.probe import probe as probe
+from .space.space import Space as Space
+from .steering.hooks import steer as steer
+from .training.trainer import train as train
+
+__version__: str

@@ -1,0 +1,370 @@
+"""What an inspection found: plain data, with the figures that show it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lens.analysis.geometry import LanguageGeometry
+from lens.analysis.layer_band import LayerBand
+from lens.analysis.readings import ReadingComparison
+from lens.arrays import Float64
+from lens.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLLAPSED = 0.1  # of the pivot's variance between sentences: below it alignment says little
+
+
+@dataclass(frozen=True, slots=True)
+class SiteSpectrum:
+    """Singular values of the centred means at one site, and under shuffled language labels.
+
+    Attributes
+    ----------
+    singular_values : numpy.ndarray (L-1,)
+        Of the fit, descending.
+    null_high : numpy.ndarray (L-1,)
+        97.5 % quantile under shuffled labels.
+    p_values : numpy.ndarray (L-1,)
+        Of each component.
+    p_value : float
+        Of the variance between languages.
+    n_permutations : int
+        Shuffles.
+    """
+
+    singular_values: Float64
+    null_high: Float64
+    p_values: Float64
+    p_value: float
+    n_permutations: int
+
+
+@dataclass(frozen=True, slots=True)
+class Angles:
+    """Largest principal angle between the fit and its refits to resampled rows, degrees.
+
+    Attributes
+    ----------
+    median, low, high : float
+        Of the refits; 95 % lie from low to high.
+    stable_share : float
+        Share of the refits below 45 degrees.
+    n_resamples : int
+        Refits.
+    each : tuple of float
+        Median of every principal angle, ascending; the last is ``median``.
+    """
+
+    median: float
+    low: float
+    high: float
+    stable_share: float
+    n_resamples: int
+    each: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """The same angle for refits to fewer or more rows, degrees; see `Angles`.
+
+    Attributes
+    ----------
+    sizes : tuple of int
+        Rows of each language.
+    median, low, high : tuple of float
+        Of the angle.
+    bound : float
+        Angle that is small enough.
+    enough : int or None
+        Rows from which 97.5 % of the refits stay below it, between two sizes by a straight line in
+        logarithms; None where the largest size does not.
+    """
+
+    sizes: tuple[int, ...]
+    median: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    bound: float
+    enough: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Alignment:
+    """MEXA of one language with the pivot at one site (arXiv:2410.05873).
+
+    Attributes
+    ----------
+    language : str
+        Not the pivot.
+    score, low, high : float
+        Share of sentences nearest to their own translation both ways, and its Wilson interval.
+    null_high : float
+        97.5 % quantile under random pairings.
+    p_value : float
+        Under random pairings.
+    variance, pivot_variance : float
+        Between sentences, mean over coordinates.
+    n : int
+        Sentences.
+    """
+
+    language: str
+    score: float
+    low: float
+    high: float
+    null_high: float
+    p_value: float
+    variance: float
+    pivot_variance: float
+    n: int
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether sentences of one of the two hardly differ, so that the score says little."""
+        less, more = sorted((self.variance, self.pivot_variance))
+        return less < COLLAPSED * more
+
+
+@dataclass(frozen=True, slots=True)
+class Separation:
+    """Held-out accuracy of naming a state's language by the nearest mean.
+
+    Attributes
+    ----------
+    accuracy, low, high : float
+        Share that was right, and its Wilson interval.
+    n : int
+        Held-out states of all languages.
+    chance : float
+        1/L.
+    mistaken : tuple of (str, str, int)
+        Languages most often taken for another: language, taken for, how many; at most five.
+    """
+
+    accuracy: float
+    low: float
+    high: float
+    n: int
+    chance: float
+    mistaken: tuple[tuple[str, str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SiteInspection:
+    """One site. What needs kept states is None, or empty, without them.
+
+    Attributes
+    ----------
+    site : str
+        Name.
+    rank : int or None
+        Advised; None where the means do not allow a fit.
+    rank_reason : str
+        Why.
+    singular_values : numpy.ndarray (L-1,)
+        Of the space's centred means; empty without a fit.
+    noise_share : float
+        Share of their variance that chance alone would give means of so many rows, at most 1; an
+        upper bound where rows are parallel. NaN where a language has one row.
+    geometry : Geometry or None
+        Of the space's means.
+    spectrum, angles, curve, separation
+        See there; of the rows that were looked at.
+    disjoint, matched : Angles or None
+        Fits to so few rows that languages need not share any, and to as many parallel ones.
+    alignment : tuple of Alignment
+        One a language other than the pivot.
+    """
+
+    site: str
+    rank: int | None
+    rank_reason: str
+    singular_values: Float64
+    noise_share: float
+    geometry: LanguageGeometry | None
+    spectrum: SiteSpectrum | None = None
+    angles: Angles | None = None
+    curve: Curve | None = None
+    disjoint: Angles | None = None
+    matched: Angles | None = None
+    alignment: tuple[Alignment, ...] = ()
+    separation: Separation | None = None
+
+    @property
+    def mexa(self) -> float:
+        """Mean score over languages, NaN without any."""
+        return float(np.mean([a.score for a in self.alignment])) if self.alignment else float("nan")
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """All of a language space; made by `lens.inspect_space`.
+
+    Attributes
+    ----------
+    languages : tuple of str
+        Canonical codes.
+    pivot : str
+        Central language.
+    counts : dict
+        Rows of each language in the space.
+    sites : tuple of SiteInspection
+        In order.
+    rows : int or None
+        Rows of each language that resampling, alignment and separability looked at.
+    disjoint_rows : int or None
+        Rows of each language in `SiteInspection.disjoint`.
+    band : Band or None
+        What the crossing rule says.
+    readings : tuple of Reading
+        What a careless probe would have changed.
+    missing : dict
+        Section to what would fill it.
+    about : dict
+        Where the space comes from and how it was looked at.
+    """
+
+    languages: tuple[str, ...]
+    pivot: str
+    counts: dict[str, int]
+    sites: tuple[SiteInspection, ...]
+    rows: int | None = None
+    disjoint_rows: int | None = None
+    band: LayerBand | None = None
+    readings: tuple[ReadingComparison, ...] = ()
+    missing: dict[str, str] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def at(self, site: str | int | None = None) -> SiteInspection:
+        """Return a site by name or block number; without one, that which figures show in detail.
+
+        That is the block output at which translations are aligned best, or, where alignment does
+        not vary beyond its intervals, the middle one.
+        """
+        from lens.models.layers import resolve_site
+
+        if site is not None:
+            name = resolve_site(site, [found.site for found in self.sites])
+            return next(found for found in self.sites if found.site == name)
+        from lens.models.layers import FINAL
+
+        fitted = [found for found in self.sites if found.rank is not None]
+        fitted = [found for found in fitted if found.site != FINAL] or fitted
+        if not fitted:
+            raise InputError(
+                f"no site could be fitted: {self.sites[0].rank_reason}; nothing can be shown"
+            )
+        aligned = [found for found in fitted if found.alignment]
+        if aligned:
+            best, least = (pick(aligned, key=lambda found: found.mexa) for pick in (max, min))
+            low = np.mean([a.low for a in best.alignment])
+            if low > np.mean([a.high for a in least.alignment]):
+                return best
+        return fitted[len(fitted) // 2]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain Python values; ``sites`` by name."""
+        out: dict[str, Any] = {f.name: plain(getattr(self, f.name)) for f in fields(self)}
+        return out | {"sites": {site["site"]: site for site in out["sites"]}}
+
+    def plot_spectra(self, site: str | int | None = None) -> list[Figure]:
+        """Draw singular values over the sites, and those of one beside shuffled labels."""
+        from lens.report import inspection
+
+        return inspection.plot_spectra(self, site)
+
+    def plot_certainty(self, site: str | int | None = None) -> list[Figure]:
+        """Draw bootstrap angles over the sites, and against the number of rows at one."""
+        from lens.report import inspection
+
+        return inspection.plot_certainty(self, site)
+
+    def plot_geometry(self, site: str | int | None = None) -> list[Figure]:
+        """Draw angles between languages at one site as a heat map, and their tree."""
+        from lens.report import inspection
+
+        return inspection.plot_geometry(self, site)
+
+    def plot_alignment(self) -> list[Figure]:
+        """Draw alignment of each language, and alignment against separability with the band."""
+        from lens.report import inspection
+
+        return inspection.plot_alignment(self)
+
+    def plot_readings(self) -> list[Figure]:
+        """Draw what other ways of reading the states would have changed."""
+        from lens.report import inspection
+
+        return inspection.plot_readings(self)
+
+    def figures(self) -> dict[str, list[Figure]]:
+        """Every figure there is data for, by section."""
+        drawn = {
+            "spectra": self.plot_spectra(),
+            "certainty": self.plot_certainty(),
+            "geometry": self.plot_geometry(),
+            "alignment": self.plot_alignment(),
+            "readings": self.plot_readings(),
+        }
+        return {name: panels for name, panels in drawn.items() if panels}
+
+    def save(self, folder: str | Path, *, force: bool = False) -> Path:
+        """Write ``report.html`` and ``inspection.json`` into a new folder; return the page.
+
+        Parameters
+        ----------
+        folder : str or Path
+            Appears complete or not at all.
+        force : bool
+            Replace it.
+
+        Raises
+        ------
+        InputError
+            If the folder is there already.
+        """
+        from lens.report.inspection import save
+
+        return save(self, Path(folder), force=force)
+
+    def summary(self) -> str:
+        """Return a table as text, and what follows from it."""
+        from lens.report.console import summary
+
+        return summary(self)
+
+    def __repr__(self) -> str:
+        """Name languages, sites, and what there was to look at."""
+        return (
+            f"Inspection(languages={list(self.languages)}, pivot={self.pivot!r}, "
+            f"sites={len(self.sites)}, rows={self.rows}, readings={len(self.readings)})"
+        )
+
+    def _repr_html_(self) -> str:
+        from lens.report.inspection import table_html
+
+        return table_html(self)
+
+
+def plain(value: Any) -> Any:
+    """Turn results inside results, arrays and tuples into what JSON knows; NaN becomes None."""
+    if isinstance(value, ReadingComparison | LayerBand | LanguageGeometry):
+        return plain(value.to_dict())
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in fields(value)} | (
+            {"collapsed": value.collapsed} if isinstance(value, Alignment) else {}
+        )
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and value != value else value

@@ -1,0 +1,12 @@
+from .corpora import Corpus as Corpus
+from .corpora import read_found as read_found
+from .corpora import read_parallel as read_parallel
+from .language_id import Identifier as Identifier
+from .language_id import agreement as agreement
+from .language_id import can_judge as can_judge
+from .language_id import foreign_languages as foreign_languages
+from .language_id import identifier as identifier
+from .language_id import judge_version as judge_version
+from .languages import canonical as canonical
+from .languages import english_name as english_name
+from .readers import ReadResult as ReadResult

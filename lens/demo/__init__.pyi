@@ -1,0 +1,10 @@
+from .languages import LANGUAGES as LANGUAGES
+from .languages import PIVOT as PIVOT
+from .models import CHECKPOINTS as CHECKPOINTS
+from .models import checkpoint_path as checkpoint_path
+from .models import load as load
+from .questions import Question as Question
+from .questions import is_correct as is_correct
+from .questions import questions as questions
+from .questions import text as text
+from .training import train as train

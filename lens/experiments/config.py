@@ -1,0 +1,399 @@
+"""A sweep as data: what is varied, on which models, and how it is evaluated."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from lens.errors import InputError
+from lens.training.config import LensConfig, Separate, resolve
+from lens.training.parameters import Lora
+from lens.utils.config import problems, read_as
+
+
+def put(values: Any, keys: list[str], value: Any, where: str) -> None:
+    """Set a dotted key inside nested dicts and lists."""
+    for key in keys[:-1]:
+        values = _inside(values, key, where)
+    last = keys[-1]
+    if isinstance(values, list):
+        _inside(values, last, where)
+        values[int(last)] = value
+    else:
+        values[last] = value
+
+
+def at(values: Any, key: str) -> Any:
+    """Value of a dotted key inside nested dicts and lists."""
+    for step in key.split("."):
+        values = _inside(values, step, key)
+    return values
+
+
+def _inside(values: Any, key: str, where: str) -> Any:
+    if isinstance(values, list) and key.isdigit() and int(key) < len(values):
+        return values[int(key)]
+    if isinstance(values, dict) and key in values:
+        return values[key]
+    known = range(len(values)) if isinstance(values, list) else values
+    raise InputError(f"{where}: no '{key}' here, expected one of {', '.join(map(str, known))}")
+
+
+Method = Literal[
+    "lens", "random", "shuffled", "diffmean", "finetune", "translate-first", "checkpoint",
+    "unchanged",
+]  # fmt: skip
+METHODS: tuple[Method, ...] = get_args(Method)
+UNSEEDED: tuple[Method, ...] = ("diffmean", "translate-first", "checkpoint", "unchanged")
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SpaceReading(_Frozen):
+    """Where a language space is read.
+
+    Attributes
+    ----------
+    data : str or None
+        Rows; the training prompts by default.
+    role, pooling : str
+        As in `lens.probe`.
+    limit : int or None
+        Rows per language.
+    parallel : bool
+        False draws each language's rows by itself, so that contents differ between languages.
+    """
+
+    data: str | None = None
+    role: Literal["text", "user", "assistant"] = "text"
+    pooling: Literal["last", "mean", "weighted"] = "last"
+    limit: int | None = Field(None, ge=2)
+    parallel: bool = True
+
+
+class Questions(_Frozen):
+    """Questions of one split.
+
+    Attributes
+    ----------
+    prompts : str
+        Parallel questions.
+    references : str or None
+        JSONL of accepted answers, line i for question i; without it only fidelity is measured.
+    neutral : str or None
+        Text file of words that belong to no language, one a line, such as names.
+    kinds : str or None
+        Text file with the kind of question i in line i; the table then also shows each kind.
+    """
+
+    prompts: str
+    references: str | None = None
+    limit: int | None = Field(None, ge=1)
+    max_new_tokens: int = Field(64, ge=1)
+    batch_size: int = Field(64, ge=1)
+    identifier: str = "default"
+    neutral: str | None = None
+    kinds: str | None = None
+
+
+class SweepSetting(_Frozen):
+    """One training run, or one of the controls beside it.
+
+    Attributes
+    ----------
+    method : str
+        ``"lens"``; ``"random"``, Lens with a random subspace and steps of equal length;
+        ``"shuffled"``, with a space read from rows whose language labels were shuffled within each
+        row, steps of equal length; ``"diffmean"``, steering at ``layers`` by ``strength`` on
+        prompt tokens; ``"finetune"``, the same blocks tuned on ``answers``;
+        ``"translate-first"``, by way of the pivot with the sweep's ``translator`` and ``texts``;
+        ``"checkpoint"``, another model; ``"unchanged"``.
+    layers : str
+        Blocks to train, or to steer at.
+    train : str
+        What of these blocks is trained, as in `lens.train`: ``"full"``, ``"attention"``, …
+    lora, lora_alpha, dora : int or None, int or None, bool
+        Rank, scale and form of adapters that are trained instead.
+    losses : str or dict
+        As in `lens.train`.
+    strength : float, dict or tuple of float
+        λ, for all languages, per language, or values from which each language's is chosen on the
+        validation questions (`lens.training.choose_strengths`).
+    max_drift : float
+        Largest drift of the pivot allowed to a chosen strength, nats.
+    space : str
+        Name of the reading.
+    prompts : int or None
+        Training prompts per language; all by default.
+    answers : {"given", "self", "questions"}
+        Answers to the prompts: the sweep's file; the model's own, translated by the sweep's
+        ``translator`` with ``texts`` as examples (`lens.training.self_translate`); or the pivot's
+        version of each prompt (`lens.training.translation`).
+    without : tuple of str
+        Languages that are neither in the subspace nor in training, but are asked.
+    checkpoint : str or None
+        Model of the method ``"checkpoint"``, such as one tuned on all languages.
+    """
+
+    method: Method = "lens"
+    layers: str = "-2:"
+    train: str = "full"
+    lora: int | None = Field(None, ge=1)
+    lora_alpha: int | None = Field(None, ge=1)
+    dora: bool = False
+    losses: str | dict[str, Any] = "pinned"
+    strength: float | dict[str, float] | Annotated[tuple[float, ...], Field(min_length=1)] = 1.0
+    max_drift: float = Field(0.02, gt=0)
+    space: str = "default"
+    prompts: int | None = Field(None, ge=2)
+    answers: Literal["given", "self", "questions"] = "given"
+    without: tuple[str, ...] = ()
+    checkpoint: str | None = None
+
+    @model_validator(mode="after")
+    def _has_checkpoint(self) -> SweepSetting:
+        if (self.method == "checkpoint") != (self.checkpoint is not None):
+            raise ValueError('method "checkpoint" and the key checkpoint go together')
+        return self
+
+    @property
+    def chooses(self) -> bool:
+        """Whether strengths are chosen on validation: a list is given, and something takes them."""
+        steps = any(isinstance(term, Separate) for term in self.config().active)
+        trained = self.method in ("lens", "random", "shuffled") and steps
+        return isinstance(self.strength, tuple) and (trained or self.method == "diffmean")
+
+    @model_validator(mode="after")
+    def _whole(self) -> SweepSetting:
+        if self.lora is None and (self.dora or self.lora_alpha):
+            raise ValueError("dora and lora_alpha are settings of adapters; give lora: RANK too")
+        return self
+
+    def config(self) -> LensConfig:
+        """Return the settings of the losses and the optimizer."""
+        return resolve(self.losses)
+
+    @property
+    def adapter(self) -> Lora | None:
+        """Adapters to train, if any."""
+        return None if self.lora is None else Lora(self.lora, self.lora_alpha, self.dora)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what decides a run, as plain data; an alpha by default is the same as given."""
+        trained = {"train", "lora", "lora_alpha", "dora"}
+        found = self.model_dump(mode="json", exclude=trained)
+        if self.train != "full" or self.adapter is not None:  # else as before there were these keys
+            found["train"] = self.train
+            found["lora"] = None if self.adapter is None else self.adapter.to_dict()
+        return found
+
+
+class Sweep(_Frozen):
+    """A whole ablation study.
+
+    Attributes
+    ----------
+    model : str
+        Folder or hub id. ``{name}`` in this and every path is replaced by the values of ``vary``.
+    pivot : str
+        Pivot language.
+    prompts, answers, texts : str
+        Parallel training prompts; their answers (for ``finetune`` and `LanguageModel` terms) and
+        plain text, where a setting needs them.
+    translator : str or None
+        Model that translates, with the same tokenizer, such as the base model; the model itself
+        by default.
+    languages : tuple of str or None
+        Those of the prompts by default.
+    readings : dict of str to Reading
+        Where language spaces are read, by name; ``default`` reads the prompts as plain text.
+    validation, test : Questions
+        Settings are compared on validation; the test split is asked only with ``split="test"``.
+    base : Setting
+        What every run starts from.
+    grid : dict of str to list
+        Dotted key, such as ``losses.rank`` or ``losses.terms.0.weight``, to its values; their
+        product is run. ``base`` alone is run first.
+    runs : dict of str to dict
+        Further runs by name: dotted keys to values, on top of ``base``.
+    against : str
+        Name of the setting that the table compares the others with.
+    seeds : tuple of int
+        Training seeds; each run is repeated with all of them.
+    vary : dict of str to list
+        Names to values that replace ``{name}`` in paths: several worlds, or several models.
+    """
+
+    title: str = "Ablation"
+    model: str
+    dtype: str = "auto"
+    device: str = "cpu"
+    pivot: str = "eng_Latn"
+    prompts: str
+    answers: str | None = None
+    texts: str | None = None
+    translator: str | None = None
+    languages: tuple[str, ...] | None = None
+    readings: dict[str, SpaceReading] = {"default": SpaceReading()}
+    validation: Questions
+    test: Questions | None = None
+    base: SweepSetting = SweepSetting()
+    grid: dict[str, list[Any]] = {}
+    runs: dict[str, dict[str, Any]] = {}
+    against: str = "base"
+    seeds: tuple[int, ...] = (0,)
+    vary: dict[str, list[str]] = {}
+
+    @model_validator(mode="after")
+    def _complete(self) -> Sweep:
+        if not self.seeds:
+            raise ValueError("seeds: expected at least one")
+        empty = [key for key, values in {**self.grid, **self.vary}.items() if not values]
+        if empty:
+            raise ValueError(f"{', '.join(empty)}: expected at least one value")
+        if self.against not in self.settings():
+            raise ValueError(
+                f"against: '{self.against}' is no setting, expected one of "
+                f"{', '.join(self.settings())}"
+            )
+        for run in self.expand():
+            if run.setting.space not in self.readings:
+                raise ValueError(
+                    f"run '{run.name}' uses the space '{run.setting.space}', expected one of "
+                    f"the readings {', '.join(self.readings)}"
+                )
+            run.setting.config()
+        return self
+
+    def settings(self) -> dict[str, SweepSetting]:
+        """Every setting by name: base, the product of the grid, then the named runs."""
+        base = self.base.model_dump()
+        found = {"base": self.base}
+        keys = list(self.grid)
+        for values in itertools.product(*self.grid.values()) if keys else ():
+            changes = dict(zip(keys, values, strict=True))
+            name = ", ".join(f"{key.rsplit('.', 1)[-1]}={_short(v)}" for key, v in changes.items())
+            found[name] = changed(name, base, changes)
+        for name, changes in self.runs.items():
+            if name in found:
+                raise ValueError(f"runs: the name '{name}' is taken; expected another")
+            found[name] = changed(name, base, changes)
+        return found
+
+    def expand(self) -> tuple[SweepRun, ...]:
+        """Every run: models first, then settings, then seeds."""
+        keys = list(self.vary)
+        combinations = [
+            dict(zip(keys, values, strict=True))
+            for values in itertools.product(*self.vary.values())
+        ]
+        settings = self.settings()
+        return tuple(
+            SweepRun(name, setting, seed, where)
+            for where in combinations
+            for name, setting in settings.items()
+            for seed in self.seeds
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SweepRun:
+    """One setting with one seed on one model.
+
+    Attributes
+    ----------
+    name : str
+        Of the setting.
+    setting : Setting
+        What is done.
+    seed : int
+        Training seed.
+    where : dict of str to str
+        What replaces the names in paths.
+    """
+
+    name: str
+    setting: SweepSetting
+    seed: int
+    where: dict[str, str]
+
+    def key(self, sweep: Sweep, split: str, inputs: Mapping[str, str]) -> str:
+        """Hash of everything that decides the result: settings, data, model, how it is judged."""
+        facts = {
+            "setting": self.setting.facts(),
+            "config": self.setting.config().model_dump(mode="json"),
+            "seed": 0 if self.setting.method in UNSEEDED else self.seed,
+            "split": split,
+            "chosen on": sweep.validation.model_dump(mode="json") if self.setting.chooses else None,
+            "questions": getattr(sweep, split).model_dump(mode="json"),
+            "reading": sweep.readings[self.setting.space].model_dump(mode="json"),
+            "inputs": dict(inputs),
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read_sweep(path: str | Path) -> Sweep:
+    """Read a sweep from YAML; paths in it are relative to the working folder.
+
+    Raises
+    ------
+    InputError
+        If the file is missing or no YAML, or one line per key that is unknown or out of range.
+    """
+    return read_as(path, Sweep)
+
+
+def changed(name: str, base: Mapping[str, Any], changes: Mapping[str, Any]) -> SweepSetting:
+    """Return a setting with dotted keys changed; ``name`` is for messages."""
+    values = json.loads(json.dumps(base))
+    values["losses"] = changes.get("losses", values["losses"])  # then its keys, in any order
+    if any(key.startswith("losses.") for key in changes):
+        values["losses"] = resolve(values["losses"]).model_dump(mode="json")
+    for key, value in changes.items():
+        if key == "losses":
+            continue
+        put(values, key.split("."), value, f"run '{name}': {key}")
+    try:
+        return SweepSetting.model_validate(values)
+    except ValidationError as error:
+        found = "; ".join(problems(error, SweepSetting, values))
+        raise InputError(f"run '{name}': {found}") from None
+
+
+def _short(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+
+
+def strings(
+    values: Mapping[str, str | None], where: Mapping[str, str]
+) -> Iterator[tuple[str, str]]:
+    """Pairs of key and path with every ``{name}`` replaced; None is left out."""
+    for key, value in values.items():
+        if value is not None:
+            yield key, fill(value, where)
+
+
+def fill(path: str, where: Mapping[str, str]) -> str:
+    """Replace ``{name}`` by what a run varies.
+
+    Raises
+    ------
+    InputError
+        If a name is not varied.
+    """
+    try:
+        return path.format_map(where)
+    except (KeyError, IndexError, ValueError):
+        raise InputError(
+            f"'{path}' names something in braces that vary does not hold; it holds "
+            f"{', '.join(where) or 'nothing'}"
+        ) from None

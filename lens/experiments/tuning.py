@@ -1,0 +1,575 @@
+"""Choose layers, losses and λ per language on a validation split, with Optuna."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from lens.errors import InputError, MissingExtraError
+from lens.experiments.ablation import identity
+from lens.experiments.config import Questions, SweepSetting, at, changed
+from lens.experiments.questions import QuestionSet, average
+from lens.space.space import Space
+from lens.training.config import LensConfig, resolve
+from lens.training.optimizer import DivergedError
+from lens.training.parameters import Lora
+from lens.training.result import TrainResult
+from lens.training.run import RunOptions
+from lens.training.trainer import LensTrainer
+from lens.utils.config import read_as
+from lens.utils.progress import say
+
+
+def require_optuna() -> Any:
+    """Return Optuna.
+
+    Raises
+    ------
+    MissingExtraError
+        If it is not installed.
+    """
+    try:
+        import optuna
+    except ImportError:
+        raise MissingExtraError("optuna", "tune", "tuning") from None
+    return optuna
+
+
+def sampler(seed: int, number: int) -> Any:
+    """Make what proposes a trial, from the trials before and a seed of its own.
+
+    A search that was cut off and goes on so proposes what it would have proposed.
+    """
+    own = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
+    return require_optuna().samplers.TPESampler(seed=own, multivariate=True)
+
+
+_SEARCHED = ("layers", "train", "lora", "lora_alpha", "dora", "losses")
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Range(_Frozen):
+    """Numbers from ``low`` to ``high``, evenly or by their logarithms."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Range:
+        if not self.low < self.high or (self.log and self.low <= 0):
+            raise ValueError(
+                f"got {self.low:g} to {self.high:g}, expected low < high, and low > 0 with log"
+            )
+        return self
+
+
+class TuningConfig(_Frozen):
+    """What to try and how to judge it.
+
+    Attributes
+    ----------
+    validation : Questions
+        Questions to select on. Report on others.
+    strength : Range
+        λ of each language.
+    search : dict of str to list or Range
+        Dotted keys of a setting, such as ``layers``, ``losses.rank`` or
+        ``losses.terms.1.weight``, to choices or a range.
+    trials : int
+        Runs in all; the first uses the given setting, where it lies inside the search.
+    max_drift : float
+        Largest mean KL of the pivot's next-token distribution, nats; trials above it never win
+        against one below.
+    metric : "accuracy_in_language" or "fidelity" or None
+        Mean over the trained languages, maximised; by default accuracy where there are references.
+    seed : int
+        Of the search and of every training run.
+    """
+
+    validation: Questions
+    strength: Range = Range(low=0.5, high=4.0)
+    search: dict[str, Range | Annotated[list[Any], Field(min_length=1)]] = {}
+    trials: int = Field(30, ge=1)
+    max_drift: float = Field(0.02, gt=0)
+    metric: Literal["accuracy_in_language", "fidelity"] | None = None
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _searchable(self) -> TuningConfig:
+        wrong = [key for key in self.search if key.split(".")[0] not in _SEARCHED]
+        if wrong:
+            raise ValueError(
+                f"search: {', '.join(wrong)} cannot be searched; expected one of "
+                f"{', '.join(_SEARCHED)}, or a key inside losses such as losses.rank"
+            )
+        return self
+
+    @property
+    def maximised(self) -> Literal["accuracy_in_language", "fidelity"]:
+        """Metric that decides."""
+        if self.metric is not None:
+            return self.metric
+        return "fidelity" if self.validation.references is None else "accuracy_in_language"
+
+
+@dataclass(frozen=True, slots=True)
+class TunedTrial:
+    """One trial: what was tried, what it gave on validation.
+
+    Attributes
+    ----------
+    number : int
+        From 1.
+    setting : dict
+        ``layers``, ``train``, ``lora``, ``lora_alpha``, ``dora`` and the whole ``losses``.
+    strength : dict of str to float
+        λ per language.
+    quality, fidelity : float or None
+        Means over the trained languages: of the metric, and of answers in the right language.
+    drift : float or None
+        Mean KL of the pivot's next-token distribution, nats.
+    failed : str or None
+        Why there is no result: training diverged.
+    """
+
+    number: int
+    setting: dict[str, Any]
+    strength: dict[str, float]
+    quality: float | None
+    fidelity: float | None
+    drift: float | None
+    failed: str | None = None
+
+    def __str__(self) -> str:
+        """Say what came of it."""
+        if self.quality is None or self.fidelity is None or self.drift is None:
+            return str(self.failed)
+        return (
+            f"quality {self.quality:.3f}, fidelity {self.fidelity:.3f}, drift {self.drift:.4f} nats"
+        )
+
+    @property
+    def layers(self) -> str:
+        """Blocks that were trained."""
+        return str(self.setting["layers"])
+
+    @property
+    def losses(self) -> dict[str, Any]:
+        """Settings of losses and optimizer."""
+        found: dict[str, Any] = self.setting["losses"]
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class TuneResult:
+    """The chosen setting and every trial.
+
+    Attributes
+    ----------
+    best : TunedTrial
+        Best quality among trials within the bound on drift; where none is, the least drift.
+    within : bool
+        Whether ``best`` keeps the bound.
+    trials : tuple of TunedTrial
+        In order.
+    tuning : Tuning
+        What was asked for.
+    """
+
+    best: TunedTrial
+    within: bool
+    trials: tuple[TunedTrial, ...]
+    tuning: TuningConfig
+    _search: Search | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def metric(self) -> str:
+        """What was maximised."""
+        return self.tuning.maximised
+
+    def train(self, *, running: RunOptions | None = None) -> TrainResult:
+        """Train the chosen setting from the same cache; this repeats its trial bit for bit.
+
+        Parameters
+        ----------
+        running : Running, optional
+            Checkpoints, resuming, trackers; as given to `tune` by default.
+
+        Returns
+        -------
+        TrainResult
+            With every trial in ``about["tuning"]``, which `TrainResult.save` writes to
+            ``trials.json``.
+
+        Raises
+        ------
+        InputError
+            If the result was not made by `tune` in this process.
+        """
+        if self._search is None:
+            raise InputError("this result of a search holds no model; train with its best setting")
+        result = self._search.train(self.best, running)
+        result.about["tuning"] = self.to_dict()
+        return result
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain JSON values."""
+        return {
+            "metric": self.metric,
+            "max_drift": self.tuning.max_drift,
+            "within": self.within,
+            "best": asdict(self.best),
+            "search": self.tuning.model_dump(mode="json"),
+            "trials": [asdict(trial) for trial in self.trials],
+        }
+
+
+def read_tuning(path: str | Path) -> TuningConfig:
+    """Read a tuning file (YAML).
+
+    Raises
+    ------
+    InputError
+        With one line per key that is unknown or out of range.
+    """
+    return read_as(path, TuningConfig)
+
+
+def tune(
+    model: Any,
+    tokenizer: Any,
+    space: Space,
+    prompts: Mapping[str, Sequence[str]],
+    tuning: TuningConfig,
+    *,
+    layers: str = "-2:",
+    train: str = "full",
+    lora: int | Lora | None = None,
+    losses: str | LensConfig | dict[str, Any] = "pinned",
+    strength: float | Mapping[str, float] | None = None,
+    journal: str | Path | None = None,
+    running: RunOptions | None = None,
+    **training: Any,
+) -> TuneResult:
+    """Search for the setting that serves the trained languages best and leaves the pivot alone.
+
+    Parameters
+    ----------
+    model, tokenizer, space, prompts
+        As in `lens.train`; the model is put back after every trial.
+    tuning : Tuning
+        What to try and how to judge it.
+    layers, train, lora, losses
+        Setting of the first trial, and of everything that is not searched.
+    strength : float or mapping, optional
+        λ of the first trial; the middle of the range by default, and where it lies outside.
+    journal : str or Path, optional
+        File that keeps the trials; a search found there is continued, also with more trials or
+        another ``max_drift``.
+    running : Running, optional
+        How `TuneResult.train` is carried out; of the trials, activation checkpointing alone.
+    **training
+        Further arguments of `LensTrainer`, such as ``texts`` or ``chat``.
+
+    Returns
+    -------
+    TuneResult
+        ``.train()`` trains the best setting.
+
+    Raises
+    ------
+    MissingExtraError
+        If Optuna is not installed.
+    InputError
+        If a searched key does not exist, the journal belongs to another search, or every trial
+        diverged.
+
+    Notes
+    -----
+    Tree-structured Parzen estimator with constraints (Optuna), all languages jointly. Each trial is
+    proposed from a seed of its own and the trials before it, so that a search that was killed and
+    continued gives the trials of one left alone. Prefix caches are shared by the trials of one
+    band, so a trial costs its training steps and answers.
+    """
+
+    adapter = Lora(lora) if isinstance(lora, int) else lora
+    base = SweepSetting(
+        layers=layers,
+        train=train,
+        lora=None if adapter is None else adapter.rank,
+        lora_alpha=None if adapter is None else adapter.alpha,
+        dora=adapter is not None and adapter.dora,
+        losses=resolve(losses).model_dump(mode="json"),
+    )
+    search = Search(
+        model, tokenizer, space, prompts, tuning, base=base, start=strength, training=training,
+        running=running,
+    )  # fmt: skip
+    found = choose(search.go(journal), tuning)
+    return replace(found, _search=search)
+
+
+def choose(trials: Sequence[TunedTrial], tuning: TuningConfig) -> TuneResult:
+    """Best trial within the bound on drift; ties go to fidelity, then to less drift.
+
+    Raises
+    ------
+    InputError
+        If every trial diverged.
+    """
+    drifts = {t.number: t.drift for t in trials if t.drift is not None}
+    if not drifts:
+        raise InputError(
+            f"all {len(trials)} trials diverged, the last one: {trials[-1].failed}; lower the "
+            "learning rate or the range of strengths"
+        )
+    left = [t for t in trials if t.number in drifts]
+    allowed = [t for t in left if drifts[t.number] <= tuning.max_drift]
+    if allowed:
+        best = max(allowed, key=lambda t: (t.quality or 0.0, t.fidelity or 0.0, -drifts[t.number]))
+    else:
+        best = min(left, key=lambda t: drifts[t.number])
+    return TuneResult(best, bool(allowed), tuple(trials), tuning)
+
+
+_STUDY = "lens"
+_TRIAL = "trial"  # user attribute of an Optuna trial that holds ours
+
+
+class Search:
+    """Trials of one search, on one model.
+
+    Parameters
+    ----------
+    model, tokenizer, space, prompts, tuning
+        As in `lens.experiments.tune`.
+    base : Setting
+        What is trained where nothing is searched.
+    start : float or mapping or None
+        λ of the first trial.
+    training : mapping
+        Further arguments of `LensTrainer`.
+    running : Running or None
+        How the training of the chosen setting is carried out.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        space: Space,
+        prompts: Mapping[str, Sequence[str]],
+        tuning: TuningConfig,
+        *,
+        base: SweepSetting,
+        start: float | Mapping[str, float] | None,
+        training: Mapping[str, Any],
+        running: RunOptions | None,
+    ) -> None:
+        require_optuna()  # its absence is told before anything is computed
+        self.model, self.tokenizer, self.space = model, tokenizer, space
+        self.prompts, self.tuning, self.training = prompts, tuning, training
+        self.base, self.plain = base, base.model_dump(mode="json")
+        self.running = running or RunOptions()
+        self.trainers: dict[tuple[Any, ...], LensTrainer] = {}
+        for key, values in tuning.search.items():  # a wrong key is refused before anything is run
+            for value in [values.low, values.high] if isinstance(values, Range) else values:
+                changed("search", self.plain, {key: value}).config()
+        self.asked = QuestionSet(
+            tuning.validation, model, tokenizer, pivot=space.pivot, chat=training.get("chat")
+        )
+        first = self._trainer(base)
+        self.languages = first.languages
+        self.asked.require(self.languages)
+        self.start = first.strengths(self._middle() if start is None else start)
+        self.restore()
+
+    def go(self, journal: str | Path | None) -> list[TunedTrial]:
+        """Run the trials that are not done yet; return all of them, in order."""
+        study = _study(journal, self.signature())
+        state = require_optuna().trial.TrialState
+        for trial in study.get_trials(states=[state.RUNNING]):  # a process was killed there
+            study.tell(trial.number, state=state.FAIL)
+        done = _done(study)
+        if done and len(done) < self.tuning.trials:
+            say(f"going on after {len(done)} of {self.tuning.trials} trials in {journal}")
+        for number in range(len(done), self.tuning.trials):
+            study.sampler = sampler(self.tuning.seed, number)
+            if number == 0 and not study.get_trials(states=[state.WAITING]):
+                study.enqueue_trial(self._first())
+            trial = study.ask()
+            record = self._tried(trial, number + 1)
+            trial.set_user_attr(_TRIAL, asdict(record))
+            if record.quality is not None and record.drift is not None:
+                trial.set_constraint("drift", record.drift - self.tuning.max_drift)
+                study.tell(trial, record.quality)
+            else:
+                study.tell(trial, state=state.FAIL)
+            say(f"trial {record.number} of {self.tuning.trials}: {record}")
+        return _done(study)[: self.tuning.trials]
+
+    def train(self, trial: TunedTrial, running: RunOptions | None) -> TrainResult:
+        """Train the setting of a trial again, to the same result."""
+        setting = SweepSetting.model_validate({**self.plain, **trial.setting})
+        trainer = self._trainer(setting)
+        return trainer.run(
+            setting.config(), strength=trial.strength, seed=self.tuning.seed,
+            running=running or self.running,
+        )  # fmt: skip
+
+    def restore(self) -> None:
+        """Put the weights of every band back, and take adapters off."""
+        for trainer in self.trainers.values():
+            trainer.release()
+
+    def signature(self) -> str:
+        """Hash what a journal must agree on to be continued."""
+        asked = self.tuning.validation
+        files = (asked.prompts, asked.references, asked.neutral)
+        facts = {
+            "tuning": self.tuning.model_dump(mode="json", exclude={"trials", "max_drift"}),
+            "questions": [None if path is None else identity(path) for path in files],
+            "base": self.base.facts(),
+            "start": self.start,
+            "space": self.space.sha256,
+            "prompts": {k: list(v) for k, v in self.prompts.items()},
+            "training": {
+                name: self.training.get(name) for name in ("texts", "answers", "chat", "validation")
+            },
+        }
+        return sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+    def _tried(self, trial: Any, number: int) -> TunedTrial:
+        """Train and judge what Optuna suggests."""
+        strength = {
+            lang: self._number(trial, f"strength.{lang}", self.tuning.strength)
+            for lang in self.languages
+        }
+        changes: dict[str, Any] = {}
+        for key, values in self.tuning.search.items():
+            if isinstance(values, Range):
+                changes[key] = self._number(trial, key, values)
+            else:
+                changes[key] = values[trial.suggest_categorical(key, list(range(len(values))))]
+        setting = changed("search", self.plain, changes)
+        plain = setting.facts() | {"losses": setting.config().model_dump(mode="json")}
+        what = {key: plain[key] for key in ("layers", "losses")}
+        what |= setting.model_dump(include={"train", "lora", "lora_alpha", "dora"})
+        trainer = self._trainer(setting)
+        quiet = replace(
+            self.running, folder=None, checkpoint_every=None, resume=False, report_to=()
+        )
+        try:
+            result = trainer.run(
+                setting.config(), strength=strength, seed=self.tuning.seed, running=quiet
+            )
+            found = self._judged(result)
+        except DivergedError as error:
+            return TunedTrial(number, what, strength, None, None, None, failed=str(error))
+        finally:
+            self.restore()
+        metric = self.tuning.maximised
+        return TunedTrial(
+            number, what, strength, average(found, metric, self.languages),
+            average(found, "fidelity", self.languages), found["kl"]["mean"],
+        )  # fmt: skip
+
+    def _judged(self, result: TrainResult) -> dict[str, Any]:
+        """Judge the trained weights against the untouched ones, which the same model then holds."""
+
+        @contextmanager
+        def trained(_language: str) -> Iterator[None]:
+            result.load(result.band)
+            try:
+                yield
+            finally:
+                result.load(result.original)
+
+        result.load(result.original)
+        return self.asked.judge(self.model, trained)
+
+    def _first(self) -> dict[str, Any]:
+        """Parameters of the first trial: the given setting, as far as it is inside the search."""
+        bounds = self.tuning.strength
+        found: dict[str, Any] = {
+            f"strength.{lang}": value
+            for lang, value in self.start.items()
+            if bounds.low <= value <= bounds.high
+        }
+        for key, values in self.tuning.search.items():
+            value = at(self.plain, key)
+            if isinstance(values, Range):
+                if isinstance(value, int | float) and values.low <= value <= values.high:
+                    found[key] = float(value)
+            elif value in values:
+                found[key] = values.index(value)
+        return found
+
+    def _middle(self) -> float:
+        return (self.tuning.strength.low + self.tuning.strength.high) / 2
+
+    def _number(self, trial: Any, key: str, values: Range) -> float:
+        return float(trial.suggest_float(key, values.low, values.high, log=values.log))
+
+    def _trainer(self, setting: SweepSetting) -> LensTrainer:
+        config = setting.config()
+        key = (setting.layers, setting.train, setting.adapter, config.sites, config.references)
+        if key not in self.trainers:
+            self.restore()  # the prefix is that of the untrained model
+            self.trainers[key] = LensTrainer(
+                self.model, self.tokenizer, self.space, self.prompts, layers=setting.layers,
+                train=setting.train, lora=setting.adapter, sites=config.sites,
+                references=config.references, **self.training,
+            )  # fmt: skip
+        return self.trainers[key]
+
+
+def _done(study: Any) -> list[TunedTrial]:
+    """Trials that came to an end, in order."""
+    found = [
+        TunedTrial(**trial.user_attrs[_TRIAL]) for trial in study.trials
+        if _TRIAL in trial.user_attrs
+        and (trial.values or trial.user_attrs[_TRIAL]["failed"] is not None)
+    ]  # fmt: skip
+    return sorted(found, key=lambda trial: trial.number)
+
+
+def _study(journal: str | Path | None, signature: str) -> Any:
+    optuna = require_optuna()
+    from optuna.storages.journal import JournalFileBackend
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        storage = (
+            None
+            if journal is None
+            else optuna.storages.JournalStorage(JournalFileBackend(str(journal)))
+        )
+        study = optuna.create_study(
+            study_name=_STUDY, storage=storage, direction="maximize", load_if_exists=True
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"the journal {journal} cannot be used: {error}; choose another file"
+        ) from None
+    known = study.user_attrs.get("signature")
+    if known is None:
+        study.set_user_attr("signature", signature)
+    elif known != signature:
+        raise InputError(
+            f"the journal {journal} belongs to a search with other settings, prompts or space; "
+            "choose another file or the settings it was begun with, or remove it to start over"
+        )
+    return study

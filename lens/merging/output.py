@@ -1,0 +1,588 @@
+"""Output of a merge: preallocated shards, the log of finished chunks, config and model card."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import platform
+import re
+import shutil
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import lens
+from lens.arrays import Array
+from lens.errors import InputError
+from lens.merging.plan import MergePlan, new_template
+from lens.merging.tensors import SLICE, Chunk, OutputTensor, is_8_bit
+from lens.utils.files import read_object, write_text
+from lens.utils.hashing import checksum
+
+_ALIGN = 8
+_EVERY = 64 << 20  # bytes written from one fsync to the next
+INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True, slots=True)
+class OutputShard:
+    """One file: its name, its header with the length before it, its tensors, and its size."""
+
+    name: str
+    head: bytes
+    targets: tuple[OutputTensor, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return len(self.head) + sum(target.nbytes for target in self.targets)
+
+    def is_at(self, folder: Path) -> bool:
+        """Whether it was begun there: a file of its name, size and header."""
+        try:
+            with (folder / self.name).open("rb") as file:
+                return file.read(len(self.head)) == self.head and file.seek(0, 2) == self.size
+        except OSError:
+            return False
+
+
+def lay_out(targets: Sequence[OutputTensor], shard_size: int) -> list[OutputShard]:
+    """Divide tensors into files of at most ``shard_size`` bytes of data, one tensor at least."""
+    groups: list[list[OutputTensor]] = [[]]
+    used = 0
+    for target in targets:
+        if groups[-1] and used + target.nbytes > shard_size:
+            groups.append([])
+            used = 0
+        groups[-1].append(target)
+        used += target.nbytes
+    count = len(groups)
+    names = [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+    if count == 1:
+        names = ["model.safetensors"]
+    return [OutputShard(n, head_of(g), tuple(g)) for n, g in zip(names, groups, strict=True)]
+
+
+def head_of(targets: Sequence[OutputTensor], metadata: Mapping[str, str] | None = None) -> bytes:
+    """Length and header of a safetensors file of these tensors, one after the other."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
+    end = 0
+    for target in targets:
+        start, end = end, end + target.nbytes
+        header[target.name] = {
+            "dtype": target.dtype, "shape": list(target.shape), "data_offsets": [start, end],
+        }  # fmt: skip
+    raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    raw += b" " * (-len(raw) % _ALIGN)
+    return len(raw).to_bytes(8, "little") + raw
+
+
+def index_of(shards: Sequence[OutputShard]) -> str | None:
+    """Content of the index file; None for a single file, which needs none."""
+    if len(shards) == 1:
+        return None
+    total = sum(target.nbytes for shard in shards for target in shard.targets)
+    places = {target.name: shard.name for shard in shards for target in shard.targets}
+    content = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+class ShardFiles:
+    """The open files of a result.
+
+    Parameters
+    ----------
+    folder : Path
+        Where they are; it exists.
+    shards : sequence of Shard
+    create : bool
+        Whether to make them; else they are there, from a merge that was interrupted or finished.
+    writable : bool
+        Whether they may be written to.
+
+    Raises
+    ------
+    InputError
+        If there is no room, or a file is not there or has another size.
+    """
+
+    def __init__(
+        self, folder: Path, shards: Sequence[OutputShard], *, create: bool, writable: bool = True
+    ) -> None:
+        self._handles: list[int] = []
+        self._behind = _Behind()
+        self._places: dict[int, tuple[int, int]] = {}
+        try:
+            for shard in shards:
+                self._open(folder / shard.name, shard, create=create, writable=writable)
+        except OSError as error:
+            self.close()
+            what, next_ = ("write", "make room or choose another --out")
+            if not writable:
+                what, next_ = ("read", "its files are not as merge wrote them")
+            raise InputError(f"cannot {what} {folder}: {error.strerror}; {next_}") from None
+        except InputError:
+            self.close()
+            raise
+
+    def _open(self, path: Path, shard: OutputShard, *, create: bool, writable: bool) -> None:
+        flags = os.O_RDWR if writable else os.O_RDONLY
+        handle = os.open(path, flags | (os.O_CREAT | os.O_TRUNC if create else 0), 0o644)
+        self._handles.append(handle)
+        if create:
+            _preallocate(handle, shard.size)
+            os.pwrite(handle, shard.head, 0)
+        elif (
+            os.fstat(handle).st_size != shard.size
+            or os.pread(handle, len(shard.head), 0) != shard.head
+        ):
+            raise InputError(
+                f"{path} has another size or header than this merge writes; merge anew with --force"
+            )
+        at = len(shard.head)
+        for target in shard.targets:
+            self._places[target.number] = handle, at
+            at += target.nbytes
+
+    def write(self, target: OutputTensor, cut: Chunk, content: Array) -> None:
+        """Write a slice at its place."""
+        handle, start = self._places[target.number]
+        at, left = start + cut.start * target.kind.size, content.view(np.uint8).data
+        while left.nbytes:
+            count = os.pwrite(handle, left, at)
+            at, left = at + count, left[count:]
+        self._behind.wrote(handle, content.nbytes)
+
+    def read(self, target: OutputTensor, cut: Chunk) -> bytes:
+        """Read a slice back."""
+        handle, start = self._places[target.number]
+        size = target.kind.size
+        return os.pread(handle, cut.size * size, start + cut.start * size)
+
+    def to_disk(self) -> None:
+        """Wait until everything has reached the disk."""
+        for handle in self._handles:
+            os.fsync(handle)
+
+    def start_to_disk(self) -> None:
+        """Begin to bring to the disk what is not there yet."""
+        for handle in self._handles:
+            self._behind.start(handle)
+
+    def close(self) -> None:
+        """Close the files."""
+        try:
+            self._behind.finish()
+        finally:
+            while self._handles:
+                os.close(self._handles.pop())
+
+
+class _Behind:
+    """Brings to the disk, while others calculate, what is written already.
+
+    Otherwise all of it would wait for the end, and the disk would be idle until then.
+    """
+
+    def __init__(self) -> None:
+        self._pool: ThreadPoolExecutor | None = None
+        self._under_way: list[Future[None]] = []
+        self._since = 0
+
+    def wrote(self, handle: int, n_bytes: int) -> None:
+        """Take note of bytes that were written."""
+        self._since += n_bytes  # a lost update, between threads, only delays
+        if self._since < _EVERY:
+            return
+        self._since = 0
+        self.start(handle)
+
+    def start(self, handle: int) -> None:
+        """Bring to the disk what is written to a file by now."""
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(1)
+        self._under_way.append(self._pool.submit(os.fsync, handle))
+
+    def finish(self) -> None:
+        """Wait for what is under way; an error of the disk is raised here."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
+        while self._under_way:
+            done = self._under_way.pop()
+            if not done.cancelled():
+                done.result()
+
+
+def _preallocate(handle: int, size: int) -> None:
+    """Take the room now, so that a full disk is noticed before hours of work."""
+    allocate = getattr(os, "posix_fallocate", None)
+    if allocate is not None:
+        try:
+            allocate(handle, 0, size)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise
+    os.ftruncate(handle, size)
+
+
+_LINE = re.compile(rb"(\d+) (\d+) ([0-9a-f]{16})\n")
+SUFFIX = ".unfinished"
+
+
+class Unfinished:
+    """Working folder of a merge, beside its output.
+
+    ``model/`` holds the files of the result in their final form, ``merge.json`` says which merge
+    it is, ``facts.json`` what was found out before the first slice, and ``journal`` the slices that
+    are written, each with its checksum. Killed at any moment, the merge goes on from there.
+
+    Parameters
+    ----------
+    out : Path
+        Where the result will be.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out, self.path = out, Path(f"{out}{SUFFIX}")
+        self.model, self._journal = self.path / "model", self.path / "journal"
+        self._handle: int | None = None
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is one."""
+        return self.path.exists()
+
+    def begin(self, identity: dict[str, Any]) -> None:
+        """Make the folder; what an earlier merge left is removed.
+
+        Raises
+        ------
+        InputError
+            If it cannot be written, or another process is at work in it.
+        """
+        if self._journal.exists():
+            self._lock()
+            self.close()
+        try:
+            self.discard()
+            self.model.mkdir(parents=True)
+        except OSError as error:
+            raise InputError(
+                f"cannot write {self.path}: {error.strerror}; choose another --out"
+            ) from None
+        self._lock()
+        write_text(self.path / "merge.json", json.dumps(identity, indent=1))
+
+    def resume(self, identity: dict[str, Any]) -> bool:
+        """Go on with the same merge; False if there is nothing to go on from.
+
+        Raises
+        ------
+        InputError
+            If another merge is there: the message names what differs.
+        """
+        path = self.path / "merge.json"
+        if not path.is_file() or not self._journal.is_file():
+            return False
+        found = read_object(path)
+        if found is None:
+            return False
+        changed = [key for key in identity if found.get(key) != identity[key]]
+        if changed:
+            raise InputError(
+                f"cannot go on with the merge in {self.path}: {', '.join(changed)} changed since "
+                "it was interrupted; undo that, or start anew with --force"
+            )
+        self._lock()
+        return True
+
+    def _lock(self) -> None:
+        self._handle = os.open(self._journal, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self.close()
+            raise InputError(f"another process is merging in {self.path}") from None
+
+    def facts(self) -> dict[str, Any] | None:
+        """Read what was found out before; None if that had not been finished."""
+        return read_object(self.path / "facts.json")
+
+    def keep_facts(self, facts: dict[str, Any]) -> None:
+        """Write what was found out."""
+        write_text(self.path / "facts.json", json.dumps(facts))
+
+    def lines(self) -> dict[tuple[int, int], int]:
+        """Checksums by tensor and slice number; a torn last line is left out."""
+        return {
+            (int(tensor), int(cut)): int(digest, 16)
+            for tensor, cut, digest in _LINE.findall(self._journal.read_bytes())
+        }
+
+    def note(self, target: OutputTensor, cut: Chunk, digest: int) -> None:
+        """Write that a slice is done; its bytes have been written before."""
+        if self._handle is not None:
+            os.write(self._handle, f"\n{target.number} {cut.number} {digest:016x}\n".encode())
+
+    def close(self) -> None:
+        """Let others have it."""
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+    def discard(self) -> None:
+        """Remove all of it."""
+        self.close()
+        if self.path.is_dir():
+            shutil.rmtree(self.path)
+
+
+class Checking:
+    """Compares slices with those in the files of a result, instead of writing them.
+
+    Attributes
+    ----------
+    slices : int
+        How many were compared.
+    differing : dict of str to list of int
+        Numbers of the slices that differ, by tensor.
+    """
+
+    def __init__(self, files: ShardFiles) -> None:
+        self._files = files
+        self.slices = 0
+        self.differing: dict[str, list[int]] = {}
+        self._lock = threading.Lock()
+
+    def missing(self, target: OutputTensor, cut: Chunk) -> bool:
+        """Make every slice again."""
+        return True
+
+    def write(self, target: OutputTensor, cut: Chunk, content: Array) -> None:
+        """Compare a slice."""
+        same = self._files.read(target, cut) == content.tobytes()
+        with self._lock:
+            self.slices += 1
+            if not same:
+                self.differing.setdefault(target.name, []).append(cut.number)
+
+
+class Writing:
+    """Writes slices into the files of a result and notes them in the journal.
+
+    Parameters
+    ----------
+    files : ShardFiles
+    unfinished : Unfinished
+    done : dict
+        Checksums of the slices that were written before; those whose bytes do not have it are
+        written again.
+    """
+
+    def __init__(
+        self, files: ShardFiles, unfinished: Unfinished, done: dict[tuple[int, int], int]
+    ) -> None:
+        self._files, self._unfinished, self._before = files, unfinished, done
+        self.checksums: dict[tuple[int, int], int] = {}
+
+    def missing(self, target: OutputTensor, cut: Chunk) -> bool:
+        """Whether the slice is not in the file yet."""
+        key = target.number, cut.number
+        if key not in self._before:
+            return True
+        if checksum(self._files.read(target, cut)) != self._before[key]:
+            return True
+        self.checksums[key] = self._before[key]
+        return False
+
+    def write(self, target: OutputTensor, cut: Chunk, content: Array) -> None:
+        """Write a slice, then note it."""
+        self._files.write(target, cut, content)
+        digest = checksum(content)
+        self._unfinished.note(target, cut, digest)
+        self.checksums[target.number, cut.number] = digest
+
+
+SCHEMA = "lens.merge/2"
+REPRODUCE = "reproduce.json"
+# Weights in any format, and files that tell of the source and not of the result.
+_LEFT_OUT = (
+    ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf",
+    ".index.json", ".md", ".jsonl", ".log", ".png", ".jpg", ".yaml", ".yml",
+)  # fmt: skip
+_LEFT_OUT_NAMES = ("config.json", REPRODUCE, "made.json")
+_NOT_OF_THE_RESULT = ("--resume", "--force", "--quiet", "--json", "-v")
+_CARD = """---
+tags: [merge, lens]
+---
+# {title} of {count} models
+
+Made by `lens merge` {version}: {method}{paper}, {arithmetic}.
+
+{models}
+
+```yaml
+{config}```
+
+`{reproduce}` holds versions, hashes of what was read, and checksums of what was written;
+`lens verify` makes tensors again and compares.
+"""
+
+
+def identity(plan: MergePlan, shard_size: int) -> dict[str, Any]:
+    """Everything that decides the bytes of a result, in plain values."""
+    return {
+        "schema": SCHEMA,
+        "lens": lens.__version__,
+        "config": plan.config.model_dump(mode="json", exclude_defaults=True),
+        "sources": {source.reference: source.identity() for source in plan.sources},
+        "slice_elements": SLICE,
+        "shard_size": shard_size,
+    }
+
+
+def checksum_of(checksums: Sequence[int]) -> str:
+    """One checksum for the slices of a tensor: the XXH64 of their XXH64s."""
+    return f"{checksum(b''.join(n.to_bytes(8, 'little') for n in checksums)):016x}"
+
+
+def write(
+    folder: Path,
+    plan: MergePlan,
+    shards: Sequence[OutputShard],
+    decided: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    checksums: Mapping[tuple[int, int], int],
+) -> None:
+    """Write everything but the weights into the folder of a result."""
+    index = index_of(shards)
+    if index is not None:
+        (folder / INDEX).write_text(index, encoding="utf-8")
+    if plan.template is not None and plan.template.checkpoint is not None:
+        source = plan.template.checkpoint.folder
+        _copy_rest(source, folder)
+        _write_config(plan, source / "config.json", folder)
+        template = new_template(plan.config, plan.sources, source)
+        if template is not None:  # it goes before what tokenizer_config.json may have
+            (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    text = _yaml(plan)
+    (folder / "merge.yaml").write_text(text, encoding="utf-8")
+    (folder / "README.md").write_text(_card(plan, text), encoding="utf-8")
+    written = {
+        target.name: checksum_of([checksums[target.number, cut.number] for cut in target.cuts])
+        for target in plan.targets
+    }
+    content = {
+        **decided,
+        "command": [Path(sys.argv[0]).name, *_telling(sys.argv[1:])],
+        "versions": _versions(),
+        "facts": facts,
+        "checksums": written,
+    }
+    (folder / REPRODUCE).write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+def _copy_rest(source: Path, folder: Path) -> None:
+    """Copy tokenizer, template, generation settings and code byte for byte."""
+    for item in sorted(source.iterdir()):
+        if not item.is_file():
+            if item.name == "additional_chat_templates":
+                shutil.copytree(item, folder / item.name, dirs_exist_ok=True)
+            continue
+        left_out = item.name.endswith(_LEFT_OUT) or item.name in _LEFT_OUT_NAMES
+        if not left_out and not item.name.startswith("."):
+            shutil.copyfile(item, folder / item.name)
+
+
+def _write_config(plan: MergePlan, path: Path, folder: Path) -> None:
+    """Copy config.json; only a new dtype or number of blocks is written into it."""
+    if not path.is_file():
+        return
+    content = json.loads(path.read_text(encoding="utf-8"))
+    changes: dict[str, Any] = {}
+    dtype = plan.config.out_dtype or plan.config.dtype or _decoded(plan)
+    key = "torch_dtype" if "torch_dtype" in content else "dtype"
+    if dtype is not None and content.get(key) != dtype:
+        changes[key] = dtype
+    if plan.config.slices and plan.targets:
+        for key in ("num_hidden_layers", "n_layer", "num_layers"):
+            if key in content:
+                changes |= _each_layer(plan, content, int(content[key]))
+                changes[key] = plan.targets[0].n_blocks
+        changes = {key: value for key, value in changes.items() if content.get(key) != value}
+    if not changes:
+        shutil.copyfile(path, folder / "config.json")
+        return
+    text = json.dumps({**content, **changes}, indent=2, ensure_ascii=False) + "\n"
+    (folder / "config.json").write_text(text, encoding="utf-8")
+
+
+def _decoded(plan: MergePlan) -> str | None:
+    """Name what 8-bit floats became: results are not rounded to them."""
+    if plan.template is None or not any(is_8_bit(x.kind) for x in plan.template.tensors.values()):
+        return None
+    return "float32"
+
+
+def _each_layer(plan: MergePlan, content: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """Put lists that say something of each layer, as layer_types does, in the result's order."""
+    blocks: list[int] = []
+    for part in plan.config.slices:
+        base = part.base_model or plan.config.base_model
+        taken = next((s for s in part.sources if s.model == base), part.sources[0])
+        blocks += range(*taken.layer_range)
+    if max(blocks) >= count:
+        return {}
+    lists = {key: x for key, x in content.items() if isinstance(x, list) and "layer" in key}
+    return {key: [x[n] for n in blocks] for key, x in lists.items() if len(x) == count}
+
+
+def _yaml(plan: MergePlan) -> str:
+    import yaml
+
+    values = plan.config.model_dump(mode="json", exclude_defaults=True)
+    text: str = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    return text
+
+
+def _card(plan: MergePlan, config: str) -> str:
+    method = plan.method
+    names = [Path(source.reference).name for source in plan.sources]
+    return _CARD.format(
+        title=method.title,
+        count=len(names),
+        version=lens.__version__,
+        method=method.title,
+        paper=f" ({method.paper})" if method.paper else "",
+        arithmetic="calculated in float32 and rounded once",
+        models="\n".join(f"- {name}" for name in names),
+        config=config,
+        reproduce=REPRODUCE,
+    )
+
+
+def _telling(arguments: Sequence[str]) -> list[str]:
+    """Arguments without those that change nothing in the result."""
+    return [argument for argument in arguments if argument not in _NOT_OF_THE_RESULT]
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"lens": lens.__version__, "python": platform.python_version()}
+    for package in ("numpy", "pydantic", "pyyaml"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found

@@ -1,0 +1,471 @@
+"""The whole MAEC recipe: from corpora to a merged model by one config, stage by stage."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from lens import __version__
+from lens.arrays import to_dict
+from lens.errors import InputError
+from lens.merging.config import MergeConfig, OutDtype, Parameters, parse_config
+from lens.merging.operations import extract, merge
+from lens.merging.sources import locate, read_key_neurons
+from lens.models.loading import load
+from lens.training.finetune import (
+    Examples,
+    FinetuneSettings,
+    _Frozen,
+    examples,
+    finetune_corpus,
+    read_rows,
+    read_text,
+)
+from lens.utils.config import problems, read_yaml
+from lens.utils.files import write_text
+from lens.utils.progress import say
+
+How = Literal["mask", "revert", "all"]
+
+
+class RecipeSource(_Frozen):
+    """A model made from the base by tuning.
+
+    Attributes
+    ----------
+    rows : str or None
+        JSONL of ``{"prompt": …, "answer": …}``: answers are learnt, prompts only read.
+    text : str or None
+        Plain text instead, one document a line, or JSONL of ``{"text": …}``.
+    replay : str or None
+        General text, of which ``training.replay`` says the share.
+    training : dict
+        Settings of `Tuning` that differ from the recipe's own.
+    """
+
+    rows: str | None = None
+    text: str | None = None
+    replay: str | None = None
+    training: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        if (self.rows is None) == (self.text is None):
+            raise ValueError("expected exactly one of 'rows' and 'text'")
+        return self
+
+
+class AbilitySource(RecipeSource):
+    """The ability, taught in the pivot language.
+
+    Attributes
+    ----------
+    locate : dict
+        Settings of the brief training that says which neurons are the ability's own (θ').
+    how : {"mask", "revert", "all"}
+        Train key neurons only; train all and put the others back; or train all and leave it to
+        the merge to take the key neurons alone.
+    """
+
+    locate: dict[str, Any] = {}
+    how: How = "mask"
+
+
+class LanguageSource(RecipeSource):
+    """A language: continued pre-training on its text, and its factor μ in the merge."""
+
+    name: str
+    mu: float = Field(1.0, allow_inf_nan=False)
+
+
+class Recipe(_Frozen):
+    """Everything from corpora to a merged model.
+
+    Attributes
+    ----------
+    base_model : str
+        θ_o: folder, hub id or ``id@revision``.
+    training : Tuning
+        Settings of every tuning, unless a source says otherwise.
+    ability : AbilitySource
+        θ', its key neurons and θ_A.
+    pivot : Source or None
+        θ_c, the base tuned on general text in the pivot language; needed where β is not 0.
+    languages : tuple of LanguageSource
+        θ_l, one each.
+    parameters : dict
+        Of the merge: k1, unit, scope, alpha, beta, mask_pivot, k2, gamma, eta, preset.
+    dtype : str
+        Dtype of the tuned models. A change of a weight in 16 bits is lost in rounding, so float32.
+    out_dtype : str or None
+        Dtype of the merged model; that of the base by default.
+    """
+
+    base_model: str
+    training: FinetuneSettings = FinetuneSettings()
+    ability: AbilitySource
+    pivot: RecipeSource | None = None
+    languages: tuple[LanguageSource, ...] = Field(min_length=1)
+    parameters: Parameters = {}
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
+    out_dtype: OutDtype | None = None
+    device: str = "cpu"
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        names = [language.name for language in self.languages]
+        if len(set(names)) < len(names) or any(not _is_name(name) for name in names):
+            raise ValueError(
+                f"languages are called {', '.join(map(repr, names))}; expected different names "
+                "that can be names of folders, such as swh_Latn"
+            )
+        for source in self.sources:
+            if source.replay is None and self.tuning(source).replay:
+                raise ValueError("training.replay is a share of a text; name it by replay")
+        if self.ability.how == "mask" and self.keyless:
+            raise ValueError("ability.how is mask, but k1 is 1: lower it, or how: all")
+        self.tuning(self.ability, self.ability.locate)
+        return self
+
+    @property
+    def sources(self) -> tuple[RecipeSource, ...]:
+        """Ability, pivot if there is one, and languages."""
+        pivot = () if self.pivot is None else (self.pivot,)
+        return (self.ability, *pivot, *self.languages)
+
+    @property
+    def keyless(self) -> bool:
+        """Whether every weight counts as a key neuron."""
+        preset = self.parameters.get("preset") == "paper"
+        return float(self.parameters.get("k1", 0.05 if preset else 1.0)) >= 1
+
+    def tuning(
+        self, source: RecipeSource, further: dict[str, Any] | None = None
+    ) -> FinetuneSettings:
+        """Return the settings of one tuning."""
+        values = {**self.training.model_dump(), **source.training, **(further or {})}
+        try:
+            return FinetuneSettings.model_validate(values)
+        except ValidationError as error:  # this is asked while the recipe itself is validated
+            raise ValueError(
+                "training: " + "; ".join(problems(error, FinetuneSettings, values))
+            ) from None
+
+
+def read_recipe(path: str | Path) -> Recipe:
+    """Read a recipe from YAML; paths in it are relative to the working folder.
+
+    Raises
+    ------
+    InputError
+        With one line per key that is unknown, missing or out of range.
+    """
+    return parse_recipe(read_yaml(path), where=str(path))
+
+
+def parse_recipe(values: Any, *, where: str = "the recipe") -> Recipe:
+    """Turn plain values into a recipe.
+
+    Raises
+    ------
+    InputError
+        As `read_recipe`.
+    """
+    if isinstance(values, Recipe):
+        return values
+    if not isinstance(values, dict):
+        raise InputError(f"{where} holds a {type(values).__name__}; expected keys with values")
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        found = problems(error, Recipe, values)
+        raise InputError("\n".join(f"{where}: {line}" for line in found)) from None
+
+
+def _is_name(name: str) -> bool:
+    return bool(name) and name not in (".", "..") and not set(name) & set("/\\\0")
+
+
+RECORD = "stages.json"
+_SCHEMA = "lens.merging-recipe/1"
+_DECIDING = (".safetensors", ".json", ".jinja", ".model", ".bin", ".txt")
+_TELLING = ("reproduce.json", "made.json")  # of how a model was made
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeStage:
+    """One step of a recipe.
+
+    Attributes
+    ----------
+    name : str
+        ``located``, ``keys``, ``ability``, ``pivot``, ``languages/NAME`` or ``merged``.
+    out : str
+        File or folder it made.
+    kept : bool
+        Whether it was finished before.
+    seconds : float
+        Time it took, 0 where it was kept.
+    """
+
+    name: str
+    out: str
+    kept: bool
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeResult:
+    """A finished recipe.
+
+    Attributes
+    ----------
+    out : str
+        Folder of all stages.
+    merged : str
+        The merged model.
+    stages : tuple of Stage
+        In order.
+    """
+
+    out: str
+    merged: str
+    stages: tuple[RecipeStage, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain Python values."""
+        return to_dict(self)
+
+
+def run_recipe(
+    recipe: Recipe | Mapping[str, Any], out: str | Path, *, max_memory: int | str = "1GiB"
+) -> RecipeResult:
+    """Locate, extract, train and merge as a recipe says.
+
+    Parameters
+    ----------
+    recipe : Recipe or mapping
+        What is learnt from what, and how it is merged.
+    out : path
+        Folder of all stages: ``located``, ``keys.safetensors``, ``ability``, ``pivot``,
+        ``languages/NAME``, ``merged``. A stage found there is kept if settings, corpora, base and
+        the stages it builds on are the same and its files are as they were written.
+    max_memory : int or str
+        Of extracting and merging.
+
+    Returns
+    -------
+    RunResult
+
+    Raises
+    ------
+    InputError
+        If a corpus or model cannot be used, or ``out`` holds something else.
+
+    Notes
+    -----
+    Each stage is what `train`, `lens.merging.extract` or `lens.merging.merge` make by themselves of the
+    same settings, bit for bit.
+
+    References
+    ----------
+    MAEC, arXiv:2410.07825.
+    """
+    made = parse_recipe(dict(recipe) if isinstance(recipe, Mapping) else recipe)
+    return _RecipeRun(made, Path(out), max_memory).go()
+
+
+class _RecipeRun:
+    """State of one run: what is recorded as finished, and hashes of what it is built on."""
+
+    def __init__(self, recipe: Recipe, out: Path, max_memory: int | str) -> None:
+        self.recipe, self.out, self.max_memory = recipe, out, max_memory
+        self.record = _read_record(out)
+        self.stages: list[RecipeStage] = []
+        self.base = _contents(locate(recipe.base_model, fetch=True))
+        self.corpora: dict[str, Any] = {}
+
+    def go(self) -> RecipeResult:
+        recipe = self.recipe
+        for source in (
+            recipe.ability,
+            *recipe.languages,
+            *([recipe.pivot] if recipe.pivot else []),
+        ):
+            self._read(source)  # every unreadable corpus is told before anything is trained
+        self.out.mkdir(parents=True, exist_ok=True)
+        write_text(self.out / "recipe.yaml", _yaml(recipe.model_dump(mode="json")))
+        ability = recipe.ability
+        keys = None
+        if not recipe.keyless:
+            self._tuned("located", ability, recipe.tuning(ability, ability.locate))
+            keys = self.out / "keys.safetensors"
+            self._extracted(keys)
+        self._tuned("ability", ability, recipe.tuning(ability), keys=keys)
+        if recipe.pivot is not None:
+            self._tuned("pivot", recipe.pivot, recipe.tuning(recipe.pivot))
+        for language in recipe.languages:
+            self._tuned(f"languages/{language.name}", language, recipe.tuning(language))
+        self._merged()
+        return RecipeResult(str(self.out), str(self.out / "merged"), tuple(self.stages))
+
+    def _tuned(
+        self,
+        name: str,
+        source: RecipeSource,
+        settings: FinetuneSettings,
+        *,
+        keys: Path | None = None,
+    ) -> None:
+        recipe, out = self.recipe, self.out / name
+        how = recipe.ability.how if keys is not None else "all"
+        rows, replay = self._read(source)
+        decided = {
+            "base": self.base, "settings": settings.model_dump(mode="json"), "rows": rows[1],
+            "replay": replay and settings.replay and replay[1], "seed": recipe.seed,
+            "dtype": recipe.dtype, "how": how,
+            "keys": None if how == "all" else self.record["keys"]["files"],
+        }  # fmt: skip
+
+        def make() -> None:
+            model, tokenizer = load(recipe.base_model, dtype=recipe.dtype, device=recipe.device)
+            learnt = examples(tokenizer, rows[0], row_tokens=settings.row_tokens)
+            general: Examples | None = None
+            if replay and settings.replay:
+                general = examples(tokenizer, replay[0], row_tokens=settings.row_tokens)
+            found = finetune_corpus(
+                model, tokenizer, learnt, settings=settings, replay=general, seed=recipe.seed,
+                keys=None if keys is None or how == "all" else read_key_neurons(keys),
+                how="revert" if how == "revert" else "mask",
+            )  # fmt: skip
+            found.save(out, force=True)
+
+        self._stage(name, out, decided, make)
+
+    def _extracted(self, out: Path) -> None:
+        chosen = {k: v for k, v in self.recipe.parameters.items() if k in ("k1", "unit", "scope")}
+        if "k1" not in chosen:  # the preset's
+            chosen["preset"] = self.recipe.parameters["preset"]
+        config = parse_config({
+            "merge_method": "maec", "base_model": self.recipe.base_model,
+            "abilities": [{"trained": str(self.out / "located")}],
+            "parameters": {**chosen, "alpha": 1.0, "beta": 0.0},
+        })  # fmt: skip
+        decided = {"parameters": config.parameters, "located": self.record["located"]["files"]}
+        self._stage("keys", out, decided, lambda: _ignore(
+            extract(config, out, max_memory=self.max_memory, force=True)
+        ))  # fmt: skip
+
+    def _merged(self) -> None:
+        config = self.merge_config()
+        built_on = {k: v["files"] for k, v in self.record.items() if k != "merged"}
+        decided = {"config": config.model_dump(mode="json"), "on": built_on, "base": self.base}
+        out = self.out / "merged"
+        self._stage("merged", out, decided, lambda: _ignore(
+            merge(config, out, max_memory=self.max_memory, force=True)
+        ))  # fmt: skip
+
+    def merge_config(self) -> MergeConfig:
+        """Return the merge at the end."""
+        recipe = self.recipe
+        ability = {"trained": str(self.out / "ability")}
+        if not recipe.keyless:
+            ability["located"] = str(self.out / "located")
+        if recipe.pivot is not None:
+            ability["pivot"] = str(self.out / "pivot")
+        values: dict[str, Any] = {
+            "merge_method": "maec", "base_model": recipe.base_model, "abilities": [ability],
+            "languages": [
+                {"name": x.name, "model": str(self.out / "languages" / x.name), "mu": x.mu}
+                for x in recipe.languages
+            ],
+            "parameters": recipe.parameters, "out_dtype": recipe.out_dtype, "seed": recipe.seed,
+        }  # fmt: skip
+        return parse_config(values)
+
+    def _stage(self, name: str, out: Path, decided: dict[str, Any], make: Any) -> None:
+        """Make a stage, unless the same was made before and is still there."""
+        text = json.dumps([__version__, name, decided], sort_keys=True, default=str)
+        key = hashlib.sha256(text.encode()).hexdigest()
+        known = self.record.get(name)
+        if known is not None and known["key"] == key and _contents(out) == known["files"]:
+            self.stages.append(RecipeStage(name, str(out), True, 0.0))
+            return
+        say(f"{name} …")
+        started = time.perf_counter()
+        self.record.pop(name, None)
+        make()
+        self.record[name] = {"key": key, "files": _contents(out)}
+        _write_record(self.out, self.record)
+        self.stages.append(RecipeStage(name, str(out), False, time.perf_counter() - started))
+
+    def _read(self, source: RecipeSource) -> tuple[tuple[Any, str], tuple[Any, str] | None]:
+        """Corpus and replay of a source, each with its hash."""
+        main = self._corpus(source.rows or str(source.text), answers=source.rows is not None)
+        return main, None if source.replay is None else self._corpus(source.replay, answers=False)
+
+    def _corpus(self, path: str, *, answers: bool) -> tuple[Any, str]:
+        place = f"{path} {answers}"
+        if place not in self.corpora:
+            rows = read_rows(path) if answers else read_text(path)
+            digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+            self.corpora[place] = (rows, digest)
+        found: tuple[Any, str] = self.corpora[place]
+        return found
+
+
+def _contents(path: Path) -> dict[str, str]:
+    """SHA-256 of a file, or of every file of a folder that decides a model."""
+    files = [path] if path.is_file() else sorted(path.glob("*"))
+    kept = (".safetensors", ".json", ".jinja", ".model", ".bin", ".txt")
+    return {
+        file.name: _sha256(file)
+        for file in files
+        if file.is_file()
+        and file.suffix in kept
+        and file.name not in ("reproduce.json", "made.json")
+    }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_record(out: Path) -> dict[str, Any]:
+    path = out / RECORD
+    if not path.exists():
+        if out.exists() and any(p.name != "recipe.yaml" for p in out.iterdir()):
+            raise InputError(f"'{out}' exists and is no folder of lens maec run; choose another")
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["schema"] != _SCHEMA:
+            raise ValueError
+        return dict(content["stages"])
+    except (ValueError, KeyError, TypeError, OSError):
+        raise InputError(
+            f"{path} is no record of this version's stages; move '{out}' away to start again"
+        ) from None
+
+
+def _write_record(out: Path, stages: dict[str, Any]) -> None:
+    write_text(out / RECORD, json.dumps({"schema": _SCHEMA, "stages": stages}, indent=1) + "\n")
+
+
+def _yaml(values: dict[str, Any]) -> str:
+    text: str = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    return text
+
+
+def _ignore(_made: object) -> None:
+    """Take a result that is on the disk as well."""

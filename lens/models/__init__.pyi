@@ -1,0 +1,17 @@
+from .architecture import DecoderParts as DecoderParts
+from .architecture import Description as Description
+from .architecture import describe as describe
+from .architecture import locate as locate
+from .generation import generate as generate
+from .generation import strip_thinking as strip_thinking
+from .hidden_states import CaptureResult as CaptureResult
+from .hidden_states import capture as capture
+from .layers import resolve_layers as resolve_layers
+from .layers import resolve_sites as resolve_sites
+from .loading import load as load
+from .tokenization import Batch as Batch
+from .tokenization import ChatOptions as ChatOptions
+from .tokenization import EncodedRow as EncodedRow
+from .tokenization import encode as encode
+from .tokenization import encode_prompts as encode_prompts
+from .tokenization import pad as pad

@@ -1,0 +1,1224 @@
+"""Run rows through a model and keep statistics of their pooled hidden states."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Literal, Protocol, Self, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from lens import pooling
+from lens.arrays import host
+from lens.errors import InputError
+from lens.models.architecture import (
+    DecoderParts,
+    block_output,
+    device_of,
+    evaluating,
+    forward_arguments,
+    locate,
+    looks_ahead,
+    site_module,
+    text_config,
+)
+from lens.models.batching import (
+    WINDOW,
+    BatchLimit,
+    batch_limit,
+    require_room_for,
+    tokens_within,
+    windows,
+)
+from lens.models.fingerprint import model_fingerprint, sha256_json
+from lens.models.layers import FINAL, SiteSpec, block_index, block_site, resolve_sites
+from lens.models.offload import first_output, passing_through, replace_hidden, store_of
+from lens.models.tokenization import Batch, ChatOptions, EncodedRow, Role, encode, pad, pad_id_of
+from lens.pooling import StreamingMoments
+from lens.utils.files import reserve, size_in_bytes, write_at, write_bytes, write_text
+from lens.utils.progress import say, shown
+
+Pooling: TypeAlias = Literal["last", "mean", "weighted"]
+Pooled: TypeAlias = dict[str, NDArray[np.float64]]
+
+# Fewer numbers than this are pooled by one thread (the bits are the same): that takes milliseconds,
+# and a second would have to wait for a core, as torch's own threads spin after a product.
+_ALONE = 1 << 22
+
+POOLINGS: tuple[Pooling, ...] = ("last", "mean", "weighted")
+
+
+class NonFiniteStateError(InputError):
+    """A state has NaN or infinity; says at which site and in which row of the batch."""
+
+    def __init__(self, site: str, row: int) -> None:
+        super().__init__(f"the state at {site} for row {row} of the batch is not finite")
+        self.site = site
+        self.row = row
+
+
+class _StopAfterSite(Exception):
+    """Ends a forward pass early."""
+
+
+class SiteReader:
+    """Hooks on block outputs (and the final norm) that pool each state as soon as it appears.
+
+    A context manager: hooks exist only inside it, and only pooled states are ever kept.
+
+    Parameters
+    ----------
+    parts : DecoderParts
+        Parts of the model.
+    sites : sequence of str
+        Canonical site names.
+    pooling : str
+        ``"last"``, ``"mean"`` or ``"weighted"``.
+    n_threads : int, optional
+        Threads of the C core.
+    """
+
+    def __init__(
+        self,
+        parts: DecoderParts,
+        sites: Sequence[str],
+        *,
+        pooling: Pooling,
+        n_threads: int | None = None,
+    ) -> None:
+        check_pooling(pooling)
+        self.sites = tuple(sites)
+        self._modules = [(site, site_module(parts, site)) for site in sites]
+        self._pooling: Pooling = pooling
+        self._n_threads = n_threads
+        self._handles: list[Any] = []
+        self._mask: torch.Tensor | None = None
+        self._pooled: Pooled = {}
+
+    def __enter__(self) -> Self:
+        """Register the hooks."""
+        for site, module in self._modules:
+            # The last block can also stand for "final" in a model without a final norm.
+            self._handles.append(module.register_forward_hook(self._hook(site)))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Remove the hooks, whatever happened."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def read(self, model: Any, batch: Batch) -> Pooled:
+        """Run one batch and return its pooled states.
+
+        Parameters
+        ----------
+        model : torch.nn.Module
+            The model that the parts belong to.
+        batch : Batch
+            Padded rows.
+
+        Returns
+        -------
+        dict
+            Site to (n, d) float64.
+
+        Raises
+        ------
+        InputError
+            When a site was not reached by the forward pass.
+        """
+        self._pooled, self._mask = {}, batch.pool_mask
+        tensors = {
+            "input_ids": batch.input_ids,
+            "attention_mask": batch.attention_mask,
+            "position_ids": batch.position_ids,
+        }
+        try:
+            model(**forward_arguments(model, tensors))
+        except _StopAfterSite:
+            pass
+        missing = [site for site, _ in self._modules if site not in self._pooled]
+        if missing:
+            raise InputError(f"the forward pass did not reach {', '.join(missing)}")
+        return self._pooled
+
+    def _hook(self, site: str) -> Callable[[Any, Any, Any], None]:
+        def read_state(_module: Any, _args: Any, output: Any) -> None:
+            if self._mask is None:
+                raise InputError("SiteReader hooks ran outside read()")
+            state = block_output(output).detach()
+            pooled = pool_finite(
+                state, self._mask, site, mode=self._pooling, n_threads=self._n_threads
+            )
+            self._pooled[site] = pooled
+            if len(self._pooled) == len(self._modules):
+                raise _StopAfterSite
+
+        return read_state
+
+
+def pool_finite(
+    states: torch.Tensor,
+    mask: torch.Tensor,
+    site: str,
+    *,
+    mode: Pooling,
+    n_threads: int | None = None,
+) -> NDArray[np.float64]:
+    """Pool as `pool_states` does; a state that is not finite names site and row."""
+    try:
+        pooled = pool_states(states, mask, mode=mode, n_threads=n_threads)
+    except InputError:
+        _raise_non_finite(states, mask, site)
+        raise
+    if not np.isfinite(pooled).all():
+        _raise_non_finite(states, mask, site)
+    return pooled
+
+
+def _raise_non_finite(state: torch.Tensor, mask: torch.Tensor, site: str) -> None:
+    """Name the first row with a bad state, if there is one."""
+    bad = (~torch.isfinite(state).all(dim=-1)) & mask.to(state.device)
+    rows = torch.nonzero(bad.any(dim=1))
+    if len(rows):
+        raise NonFiniteStateError(site, int(rows[0]))
+
+
+def check_pooling(pooling: str) -> None:
+    """Refuse a pooling that does not exist."""
+    if pooling not in POOLINGS:
+        raise InputError(f"unknown pooling {pooling!r}; expected one of: {', '.join(POOLINGS)}")
+
+
+def pool_states(
+    states: torch.Tensor, mask: torch.Tensor, *, mode: Pooling, n_threads: int | None = None
+) -> NDArray[np.float64]:
+    """Pool token states to one vector per row, on the device they are on.
+
+    Parameters
+    ----------
+    states : torch.Tensor
+        (n, t, d), any floating dtype.
+    mask : torch.Tensor
+        (n, t) bool, at least one True in each row.
+    mode : str
+        ``"last"``, ``"mean"`` or ``"weighted"`` (the i-th real token weighs i).
+    n_threads : int, optional
+        Threads of the C core, for states on the CPU.
+
+    Returns
+    -------
+    ndarray
+        (n, d) float64.
+
+    Notes
+    -----
+    `lens.pooling.pool`: the C core on the CPU, torch elsewhere; only the result leaves the device.
+    """
+    if n_threads is None and states.numel() < _ALONE:
+        n_threads = 1
+    found = pooling.pool(states.contiguous(), mask, mode=mode, n_threads=n_threads)
+    return np.asarray(host(found), dtype=np.float64)
+
+
+SCHEMA = "lens.journal/1"
+ABOUT, BATCHES, DONE = "about.json", "batches", "done"
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A batch that was finished before: which rows, their pooled states, and the size after it."""
+
+    label: str
+    rows: list[int]
+    pooled: dict[str, NDArray[np.float64]]
+    size: int
+
+
+class CaptureJournal:
+    """Finished work of one probe in a folder.
+
+    Parameters
+    ----------
+    folder : Path
+        Working folder; made when the probe begins, removed by `remove`.
+    resume : bool
+        Go on with what is in it, if it is of the same probe.
+    force : bool
+        Without ``resume``, discard what is in it.
+
+    Raises
+    ------
+    InputError
+        If there is an unfinished probe in the folder and neither was said.
+    """
+
+    def __init__(self, folder: Path, *, resume: bool = False, force: bool = False) -> None:
+        self.folder, self.resume = folder, resume
+        if (folder / ABOUT).exists() and not resume and not force:
+            raise InputError(
+                f"an unfinished probe is in {folder}; go on with it by --resume (in Python "
+                "resume=True), or discard it with --force"
+            )
+        self._file: IO[bytes] | None = None
+        self._end = 0
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether there is finished work of an earlier run."""
+        return (self.folder / ABOUT).exists()
+
+    def __enter__(self) -> Self:
+        """Return the journal."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the file of batches; what was finished stays."""
+        self.close()
+
+    def begin(self, identity: Mapping[str, Any]) -> bool:
+        """Start, or go on; True when finished work was found.
+
+        Parameters
+        ----------
+        identity : mapping
+            Everything that decides the result, as plain data.
+
+        Raises
+        ------
+        InputError
+            If the folder holds another probe (every difference is named), or cannot be written.
+        """
+        path = self.folder / ABOUT
+        text = json.dumps({"schema": SCHEMA, **identity}, indent=1, sort_keys=True, default=str)
+        if self.resume and path.exists():
+            found, wanted = json.loads(path.read_text(encoding="utf-8")), json.loads(text)
+            keys = sorted(found.keys() | wanted.keys())
+            other = [k for k in keys if found.get(k) != wanted.get(k)]
+            if other:
+                listed = "\n".join(f"  {k}: {found.get(k)} and {wanted.get(k)}" for k in other)
+                raise InputError(
+                    f"the unfinished probe in {self.folder} is another one (its values, then "
+                    f"yours):\n{listed}\nrepeat its command with --resume, or discard it with "
+                    "--force"
+                )
+            return True
+        shutil.rmtree(self.folder, ignore_errors=True)
+        write_text(path, text + "\n")
+        return False
+
+    def finished(self, name: str) -> tuple[Arrays, dict[str, Any]] | None:
+        """Statistics written under a name, with what was noted beside them; None if there are none.
+
+        Raises
+        ------
+        InputError
+            If the file is damaged.
+        """
+        path = self.folder / DONE / f"{name}.safetensors"
+        if not path.exists():
+            return None
+        try:
+            with safe_open(path, framework="numpy") as file:
+                about = json.loads((file.metadata() or {})["about"])
+                return {key: file.get_tensor(key) for key in file.keys()}, about
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            raise InputError(
+                f"{path} is damaged ({error}); discard the unfinished probe with --force"
+            ) from None
+
+    def open_unit(self, unit: str) -> Iterator[Finished]:
+        """Begin a unit; give the batches of it that were finished before, in their order."""
+        self.close()
+        path = self.folder / BATCHES
+        end = 0
+        if path.exists():
+            end = max((place for _, place in _records(path, unit)), default=0)
+        try:
+            self._file = path.open("r+b" if end else "w+b", buffering=0)
+            self._file.truncate(end)
+            self._end = end
+            if not end:
+                self._append({"unit": unit, "boot": _boot()}, b"")
+        except OSError as error:
+            raise self._full(error) from None
+        return (record for record, _ in _records(path, unit, end))
+
+    def note(
+        self, label: str, rows: Sequence[int], pooled: Mapping[str, NDArray[np.float64]], size: int
+    ) -> None:
+        """Record a finished batch of the unit at hand.
+
+        Raises
+        ------
+        InputError
+            If the disk is full; what was recorded before stays good.
+        """
+        payload = b"".join(np.ascontiguousarray(values).tobytes() for values in pooled.values())
+        widths = {site: values.shape[1] for site, values in pooled.items()}
+        about = {"label": label, "rows": list(rows), "widths": widths, "size": size}
+        try:
+            self._append(about, payload)
+        except OSError as error:
+            raise self._full(error) from None
+
+    def finish(self, name: str, arrays: Arrays, about: Mapping[str, Any]) -> None:
+        """Write the statistics of a finished unit in one step."""
+        content = save(arrays, metadata={"about": json.dumps(dict(about))})
+        try:
+            write_bytes(self.folder / DONE / f"{name}.safetensors", content)
+        except InputError as error:
+            raise InputError(f"{error}; finished batches are kept: go on with --resume") from None
+
+    def close(self) -> None:
+        """Close the file of batches."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def remove(self) -> None:
+        """Discard everything: the probe is complete."""
+        self.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _append(self, about: Mapping[str, Any], payload: bytes) -> None:
+        if self._file is None:
+            raise InputError("a batch was noted outside a unit")
+        content = {**about, "bytes": len(payload), "crc": zlib.crc32(payload)}
+        head = json.dumps(content).encode()
+        sealed = head + b"\n" + payload
+        write_at(self._file, self._end, len(head).to_bytes(8, "little") + sealed)
+        self._end += 8 + len(sealed)
+
+    def _full(self, error: OSError) -> InputError:
+        return InputError(
+            f"cannot write to '{self.folder}': {error.strerror}; free some space and go on with "
+            "--resume: finished batches are kept"
+        )
+
+
+def _records(path: Path, unit: str, end: int | None = None) -> Iterator[tuple[Finished, int]]:
+    """Whole records of a file of batches up to a place, each with the place behind it.
+
+    Nothing, if they are of another unit, or the system was started anew since: then what they
+    speak of may not have reached the disk.
+    """
+    with path.open("rb") as file:
+        first = _record(file)
+        if first is None or first[0].get("unit") != unit or first[0].get("boot") != _boot():
+            return
+        while file.tell() != end and (found := _record(file)) is not None:
+            about, payload = found
+            values = np.frombuffer(payload, np.float64)
+            pooled, at, n = {}, 0, len(about["rows"])
+            for site, width in about["widths"].items():
+                pooled[site] = values[at : at + n * width].reshape(n, width)
+                at += n * width
+            yield Finished(about["label"], about["rows"], pooled, about["size"]), file.tell()
+
+
+def _record(file: IO[bytes]) -> tuple[dict[str, Any], bytes] | None:
+    """Read the next record; None at the end, or where a killed process left one cut short."""
+    length = int.from_bytes(file.read(8), "little")
+    head = file.read(length + 1)
+    if not length or len(head) != length + 1:
+        return None
+    try:
+        about = json.loads(head)
+    except ValueError:
+        return None
+    payload = file.read(about["bytes"])
+    whole = len(payload) == about["bytes"] and zlib.crc32(payload) == about["crc"]
+    return (about, payload) if whole else None
+
+
+def _boot() -> str:
+    """Name of this start of the system, or another one every time where there is none."""
+    try:
+        return _BOOT.read_text(encoding="ascii").strip()
+    except OSError:
+        return np.random.default_rng().bytes(8).hex()
+
+
+@dataclass(frozen=True, slots=True)
+class RowSet:
+    """Encoded rows under one label, usually a language.
+
+    Attributes
+    ----------
+    label : str
+        For messages and records.
+    rows : list of EncodedRow
+        In their own order.
+    offset : int
+        Id of the first row.
+    """
+
+    label: str
+    rows: list[EncodedRow]
+    offset: int
+
+    def windows(self) -> Iterator[range]:
+        """Positions of the rows, a window at a time."""
+        return windows(len(self.rows))
+
+    def by_length(self, window: range) -> list[int]:
+        """Positions of a window, the shortest rows first."""
+        return sorted(window, key=lambda i: (len(self.rows[i].ids), i))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of any allocator, ours, NumPy's, torch's or a device's, means no memory."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+        said in text for said in ("out of memory", "can't allocate memory", "not enough memory")
+    )
+
+
+def check_rows(
+    rows: list[EncodedRow], parts: DecoderParts, model: Any, *, advice: str = ""
+) -> None:
+    """Refuse rows the model cannot take before anything is run; say how to make them shorter."""
+    if not rows:
+        raise InputError("there are no rows to capture; expected at least one")
+    longest = getattr(text_config(model), "max_position_embeddings", None)
+    too_long = [i for i, row in enumerate(rows) if longest and len(row.ids) > longest]
+    if too_long:
+        raise InputError(
+            f"{len(too_long)} row(s) are longer than the {longest} positions of the model "
+            f"(first: row {too_long[0]}, {len(rows[too_long[0]].ids)} tokens); "
+            + (advice or f"set max_tokens={longest} to cut them")
+        )
+    weight = getattr(parts.embedding, "weight", None)
+    largest = max(max(row.ids) for row in rows)
+    if isinstance(weight, torch.Tensor) and largest >= weight.shape[0]:
+        raise InputError(
+            f"the tokenizer gives token id {largest}, but the model has {weight.shape[0]} "
+            "embeddings; use the tokenizer that belongs to the model"
+        )
+
+
+Step = Callable[[Batch, RowSet, list[int]], Pooled]
+
+
+class Keeper(Protocol):
+    """Where pooled states are kept, such as `lens.space.state_store.StateStoreWriter`."""
+
+    def write(self, language: str, site: str, start: int, values: NDArray[np.float64]) -> None:
+        """Keep consecutive rows of a language."""
+
+    def flush(self) -> None:
+        """Wait until they are on the disk."""
+
+
+@dataclass(slots=True)
+class Gathered:
+    """Statistics per label and site, and pooled states where they are wanted."""
+
+    moments: dict[str, dict[str, StreamingMoments]]
+    keeper: Keeper | None = None
+    states: dict[str, dict[str, NDArray[np.float64]]] | None = None
+
+    def take(self, group: RowSet, start: int, pooled: Mapping[str, NDArray[np.float64]]) -> None:
+        """Add the states of consecutive rows."""
+        for site, values in pooled.items():
+            self.moments[group.label][site].update(values, group.offset + start)
+            if self.keeper is not None:
+                self.keeper.write(group.label, site, start, values)
+            if self.states is not None:
+                self.states[group.label][site][start : start + len(values)] = values
+
+    def arrays(self, labels: Sequence[str], sites: Sequence[str]) -> Arrays:
+        """Statistics as arrays, for the journal."""
+        return {
+            f"{label}/{site}/{name}": array
+            for label in labels
+            for site in sites
+            for name, array in self.moments[label][site].to_arrays().items()
+        }
+
+    def restore(self, arrays: Arrays) -> None:
+        """Take back what `arrays` gave."""
+        grouped: dict[tuple[str, str], Arrays] = {}
+        for key, array in arrays.items():
+            label, site, name = key.split("/")
+            grouped.setdefault((label, site), {})[name] = array
+        for (label, site), parts in grouped.items():
+            self.moments[label][site] = StreamingMoments.from_arrays(parts)
+
+
+@dataclass(slots=True)
+class Job:
+    """What stays the same over a capture, and the batch size, which may shrink."""
+
+    model: Any
+    limit: BatchLimit
+    pad_id: int
+    side: Literal["left", "right"]
+    gathered: Gathered
+    bar: Any
+    journal: CaptureJournal | None = None
+    _pending: Iterator[Finished] = field(default_factory=lambda: iter(()))
+    _next: Finished | None = None
+
+    def begin(self, unit: str) -> None:
+        """Start a unit of the journal; what it finished before is used by `window`."""
+        if self.journal is not None:
+            self._pending = self.journal.open_unit(unit)
+            self._next = next(self._pending, None)
+
+    def end(self, name: str, labels: Sequence[str], sites: Sequence[str]) -> None:
+        """Write the statistics of a unit that is done."""
+        if self.journal is None:
+            return
+        if self.gathered.keeper is not None:
+            self.gathered.keeper.flush()
+        arrays = self.gathered.arrays(labels, sites)
+        self.journal.finish(name, arrays, {"size": self.limit.rows})
+
+    def window(self, group: RowSet, window: range, step: Step) -> Pooled:
+        """Pooled states of the rows of a window, in their order."""
+        order = group.by_length(window)
+        lengths = [len(group.rows[i].ids) for i in order]
+        pooled: Pooled = {}
+        done = 0
+        while done < len(order):
+            states: Pooled | None
+            found = self._found(group, order, done)
+            if found is not None:
+                chosen, states, self.limit.rows = found.rows, found.pooled, found.size
+            else:
+                chosen = order[done : done + self.limit.count(lengths, done)]
+                states = self._attempt(group, chosen, step)
+                if states is None:
+                    continue
+                if self.journal is not None:
+                    self.journal.note(group.label, chosen, states, self.limit.rows)
+            places = np.asarray(chosen) - window.start
+            for site, values in states.items():
+                if site not in pooled:
+                    pooled[site] = np.empty((len(window), values.shape[1]))
+                pooled[site][places] = values
+            done += len(chosen)
+            self.bar.update(len(chosen))
+        return pooled
+
+    def _found(self, group: RowSet, order: list[int], done: int) -> Finished | None:
+        """Return the next batch of the journal, if it is the one that would be run now."""
+        found = self._next
+        if found is None:
+            return None
+        if found.label != group.label or found.rows != order[done : done + len(found.rows)]:
+            return None
+        self._next = next(self._pending, None)
+        return found
+
+    def _attempt(self, group: RowSet, chosen: list[int], step: Step) -> Pooled | None:
+        """Run one batch; on running out of memory halve the batch size and return None."""
+        longest = max(len(group.rows[i].ids) for i in chosen)
+        try:
+            batch = pad(
+                [group.rows[i] for i in chosen],
+                pad_id=self.pad_id,
+                side=self.side,
+                device=device_of(self.model),
+            )
+            return step(batch, group, chosen)
+        except NonFiniteStateError as error:
+            where = f" of {group.label}" if group.label else ""
+            raise InputError(
+                f"the state at {error.site} for row {chosen[error.row]}{where} is not finite (NaN "
+                "or infinity); load the model in float32 or bfloat16, or check its weights"
+            ) from error
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(chosen) == 1:
+                raise InputError(
+                    f"out of memory with a single row of {longest} tokens; use max_tokens, a "
+                    "smaller dtype, another device, or load the model layer by layer"
+                ) from error
+        # Outside the handler: the traceback would keep the failed batch's tensors alive.
+        self.limit.rows = max(len(chosen) // 2, 1)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return None
+
+
+def run_whole(job: Job, sets: Sequence[RowSet], reader: SiteReader) -> None:
+    """Send every set through the whole model, all sites at once."""
+
+    def step(batch: Batch, _group: RowSet, _chosen: list[int]) -> Pooled:
+        return reader.read(job.model, batch)
+
+    with reader:
+        for group in sets:
+            counted = 0
+            found = job.journal.finished(group.label) if job.journal is not None else None
+            if found is not None:
+                job.gathered.restore(found[0])
+                job.limit.rows = found[1]["size"]
+                counted = job.gathered.moments[group.label][reader.sites[0]].count
+                job.bar.update(counted)
+            for window in group.windows():
+                if window.start < counted:
+                    continue
+                job.begin(f"{group.label}:{window.start}")
+                job.gathered.take(group, window.start, job.window(group, window, step))
+                job.end(group.label, [group.label], reader.sites)
+
+
+class _StopAtBlock(Exception):
+    """Ends a forward pass after the block it is for."""
+
+
+class SpilledStates:
+    """Hidden states of the real tokens of all rows, in two files that take turns.
+
+    Parameters
+    ----------
+    sets : sequence of RowSet
+        Rows, one set after the other.
+    width : int
+        Width of a state.
+    dtype : torch.dtype
+        Of the hidden states.
+    folder : Path or None
+        Keep the files here, to go on later; None uses temporary files that vanish with the
+        process.
+    """
+
+    def __init__(
+        self, sets: Sequence[RowSet], *, width: int, dtype: torch.dtype, folder: Path | None
+    ) -> None:
+        self.dtype, self.width = dtype, width
+        self._row = width * dtype.itemsize
+        self._starts: dict[str, np.ndarray[Any, np.dtype[np.int64]]] = {}
+        total = 0
+        for group in sets:
+            ends = total + np.cumsum([len(row.ids) for row in group.rows])
+            self._starts[group.label] = np.concatenate([[total], ends[:-1]])
+            total = int(ends[-1])
+        self.nbytes = total * self._row
+        self._files = [self._open(folder, turn) for turn in range(2)]
+
+    def read(self, turn: int, group: RowSet, chosen: list[int], places: Tensor) -> Tensor:
+        """States of some rows, padded: (n, t, d) with zeros where ``places`` is False."""
+        out = torch.zeros(*places.shape, self.width, dtype=self.dtype)
+        for i, row in enumerate(chosen):
+            states = torch.empty(len(group.rows[row].ids), self.width, dtype=self.dtype)
+            view: Any = states.view(torch.uint8).numpy().reshape(-1)
+            at = int(self._starts[group.label][row]) * self._row
+            if os.preadv(self._files[turn % 2].fileno(), [view], at) != view.nbytes:
+                raise InputError("a file of hidden states was cut short; probe again")
+            out[i, places[i]] = states
+        return out
+
+    def write(
+        self, turn: int, group: RowSet, chosen: list[int], places: Tensor, states: Tensor
+    ) -> None:
+        """Store what `read` of the same turn will give."""
+        for i, row in enumerate(chosen):
+            content = states[i, places[i]].contiguous().view(torch.uint8).numpy()
+            at = int(self._starts[group.label][row]) * self._row
+            try:
+                write_at(self._files[turn % 2], at, content)
+            except OSError as error:
+                raise self._no_room(error, None) from None
+
+    def flush(self, turn: int) -> None:
+        """Wait until what was written for a turn is on the disk."""
+        os.fsync(self._files[turn % 2].fileno())
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in self._files:
+            file.close()
+
+    def _open(self, folder: Path | None, turn: int) -> IO[bytes]:
+        if folder is None:
+            file: IO[bytes] = tempfile.TemporaryFile(prefix="lens-hidden-", buffering=0)
+        else:
+            path = folder / f"hidden.{turn}"
+            file = path.open("r+b" if path.exists() else "w+b", buffering=0)
+        try:
+            reserve(file, 0, self.nbytes)
+        except OSError as error:
+            file.close()
+            raise self._no_room(error, folder) from None
+        return file
+
+    def _no_room(self, error: OSError, folder: Path | None) -> InputError:
+        where = folder or tempfile.gettempdir()
+        return InputError(
+            f"no room for two files of {self.nbytes / 1e6:.0f} MB of hidden states in '{where}': "
+            f"{error.strerror}; free some space (TMPDIR names another place) and go on with "
+            "--resume, or probe fewer rows"
+        )
+
+
+def run_layers(
+    job: Job,
+    sets: Sequence[RowSet],
+    parts: DecoderParts,
+    *,
+    sites: Sequence[str],
+    pooling: Pooling,
+    n_threads: int | None,
+) -> None:
+    """Send every set through block after block, up to the last one needed."""
+    store = store_of(job.model)
+    hold = store.block if store is not None else lambda _index: nullcontext()
+    folder = job.journal.folder if job.journal is not None else None
+    labels = [group.label for group in sets]
+    with hold(0):
+        form, dtype = first_output(job.model, parts)
+    spilled = SpilledStates(sets, width=parts.width, dtype=dtype, folder=folder)
+    last = max(_needed(site, parts) for site in sites)
+    steps = [*range(last + 1), *([None] if _norm_needed(sites, parts) else [])]
+    try:
+        for turn, index in enumerate(steps):
+            name = FINAL if index is None else block_site(index)
+            wanted = _sites_after(index, sites, parts)
+            found = job.journal.finished(name) if job.journal is not None else None
+            if found is not None:
+                job.gathered.restore(found[0])
+                job.limit.rows = found[1]["size"]
+                job.bar.update(sum(len(group.rows) for group in sets))
+                continue
+            layer = _Layer(job.model, parts, index, form, spilled, turn, wanted, pooling, n_threads)
+            job.begin(name)
+            with hold(index) if index is not None else nullcontext(), layer.running():
+                for group in sets:
+                    for window in group.windows():
+                        pooled = job.window(group, window, layer.step)
+                        job.gathered.take(group, window.start, pooled)
+            spilled.flush(turn + 1)
+            job.end(name, labels, wanted)
+    finally:
+        spilled.close()
+
+
+class _Layer:
+    """One block, or the final norm, run by itself."""
+
+    def __init__(
+        self,
+        model: Any,
+        parts: DecoderParts,
+        index: int | None,
+        form: Any,
+        spilled: SpilledStates,
+        turn: int,
+        sites: Sequence[str],
+        pooling: Pooling,
+        n_threads: int | None,
+    ) -> None:
+        self.model, self.parts, self.index, self.form = model, parts, index, form
+        self.spilled, self.turn, self.sites = spilled, turn, sites
+        self.pooling, self.n_threads = pooling, n_threads
+        self._entry: Tensor | None = None
+        self._state: Tensor | None = None
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Let every other block pass its input on, and stop behind this one."""
+        norm = self.parts.final_norm
+        module = norm if self.index is None else self.parts.blocks[self.index]
+        if module is None:
+            raise InputError("the model has no final norm to run")
+        before = list(self.parts.blocks)[: self.index]
+        handles = [
+            module.register_forward_pre_hook(self._put_in, with_kwargs=True),
+            module.register_forward_hook(self._take_out),
+        ]
+        try:
+            with passing_through(before, self.form):
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def step(self, batch: Batch, group: RowSet, chosen: list[int]) -> Pooled:
+        """Run a batch, store what comes out, and pool it."""
+        places = batch.attention_mask.bool().cpu()
+        self._entry = self._state = None
+        if self.turn:
+            entry = self.spilled.read(self.turn, group, chosen, places)
+            self._entry = entry.to(batch.input_ids.device)
+        tensors = {
+            "input_ids": batch.input_ids,
+            "attention_mask": batch.attention_mask,
+            "position_ids": batch.position_ids,
+        }
+        try:
+            self.model(**forward_arguments(self.model, tensors))
+        except _StopAtBlock:
+            pass
+        state: Tensor | None = self._state
+        if state is None:
+            raise InputError("the forward pass did not reach the block it was for")
+        pooled: Pooled = {}
+        if self.sites:
+            values = pool_finite(
+                state, batch.pool_mask, self.sites[0], mode=self.pooling, n_threads=self.n_threads
+            )
+            pooled = dict.fromkeys(self.sites, values)
+        if self.index is not None:
+            self.spilled.write(self.turn + 1, group, chosen, places, state.cpu())
+        return pooled
+
+    def _put_in(
+        self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        return None if self._entry is None else replace_hidden(args, kwargs, self._entry)
+
+    def _take_out(self, _module: nn.Module, _args: Any, output: Any) -> None:
+        self._state = block_output(output).detach()
+        raise _StopAtBlock
+
+
+def _needed(site: str, parts: DecoderParts) -> int:
+    """Last block that decides the state at a site."""
+    index = block_index(site)
+    return len(parts.blocks) - 1 if index is None else index
+
+
+def _norm_needed(sites: Sequence[str], parts: DecoderParts) -> bool:
+    return FINAL in sites and parts.final_norm is not None
+
+
+def _sites_after(index: int | None, sites: Sequence[str], parts: DecoderParts) -> list[str]:
+    """Sites whose state is what comes out of a block, or of the final norm."""
+    if index is None:
+        return [FINAL]
+    found = [block_site(index)] if block_site(index) in sites else []
+    without_norm = parts.final_norm is None and index == len(parts.blocks) - 1
+    return [*found, FINAL] if FINAL in sites and without_norm else found
+
+
+Side = Literal["left", "right"]
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureResult:
+    """Statistics of the pooled states of one set of rows.
+
+    Attributes
+    ----------
+    sites : tuple of str
+        Where states were read.
+    moments : dict
+        Site to `lens.pooling.StreamingMoments`.
+    n_rows, n_tokens, n_truncated : int
+        Rows read, tokens run, and rows that were cut to ``max_tokens``.
+    batch_size : int
+        Batch size at the end (smaller than asked for after running out of memory).
+    states : dict or None
+        Site to (n, d) float64 pooled states in the order of the rows, when they were asked for.
+    """
+
+    sites: tuple[str, ...]
+    moments: dict[str, StreamingMoments]
+    n_rows: int
+    n_tokens: int
+    n_truncated: int
+    batch_size: int
+    states: dict[str, NDArray[np.float64]] | None = None
+
+
+def capture(
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[str],
+    *,
+    sites: SiteSpec = "all",
+    pooling: Pooling = "mean",
+    role: Role = "text",
+    prompts: Sequence[str] | None = None,
+    chat: ChatOptions | None = None,
+    batch_size: int | Literal["auto"] = "auto",
+    max_tokens: int | None = None,
+    max_memory: str | int | None = None,
+    row_offset: int = 0,
+    keep_states: bool = False,
+    label: str = "",
+    blocks: str | None = None,
+    padding_side: Side = "right",
+    layer_by_layer: bool | None = None,
+    n_threads: int | None = None,
+    progress: bool | None = None,
+) -> CaptureResult:
+    """Run rows through a model and keep the moments of their pooled states.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        A decoder.
+    tokenizer : transformers.PreTrainedTokenizerBase
+        Its tokenizer.
+    rows : sequence of str
+        Text, one row each.
+    sites : str, int or sequence
+        Where to read, see `lens.models.resolve_sites`.
+    pooling : str
+        ``"mean"``, ``"last"`` or ``"weighted"`` over the positions of the role.
+    role : str
+        ``"text"``, ``"user"`` or ``"assistant"``, see `lens.models.encode`.
+    prompts : sequence of str, optional
+        User prompts that assistant rows follow.
+    chat : ChatOptions, optional
+        Template options.
+    batch_size : int or "auto"
+        Rows at once; halved, keeping finished work, when memory runs out.
+    max_tokens : int, optional
+        Longest row in tokens; longer ones are cut and counted.
+    max_memory : str or int, optional
+        Limit for weights, activations and pooled states, such as ``"12GB"``: batches are made
+        smaller to keep it, by an estimate (`lens.models.batching.tokens_within`).
+    row_offset : int
+        Id of the first row, when the rows are one shard of a larger set.
+    keep_states : bool
+        Return the pooled states too, for measures that need every row.
+    label : str
+        Language name for the progress bar and for messages.
+    blocks : str, optional
+        Dotted name of the block list, when `lens.models.locate` cannot find it.
+    padding_side : str
+        ``"right"`` or ``"left"``; the result is the same to rounding.
+    layer_by_layer : bool, optional
+        Run all rows through one block, then through the next, with the states between them in a
+        temporary file. By default only for a model that was loaded so; the result is the same.
+    n_threads : int, optional
+        Threads of the C core.
+    progress : bool, optional
+        Show a progress bar; by default only on a terminal.
+
+    Returns
+    -------
+    CaptureResult
+        Moments per site.
+
+    Raises
+    ------
+    InputError
+        When a site does not exist, a row cannot be used, or a state is not finite.
+    """
+    return capture_sets(
+        model,
+        tokenizer,
+        {label: rows},
+        sites=sites,
+        pooling=pooling,
+        role=role,
+        prompts=None if prompts is None else {label: prompts},
+        chat=chat,
+        batch_size=batch_size,
+        max_tokens=max_tokens,
+        max_memory=max_memory,
+        row_offset=row_offset,
+        keep_states=keep_states,
+        blocks=blocks,
+        padding_side=padding_side,
+        layer_by_layer=layer_by_layer,
+        n_threads=n_threads,
+        progress=progress,
+    )[label]
+
+
+def capture_sets(
+    model: Any,
+    tokenizer: Any,
+    rows: Mapping[str, Sequence[str]],
+    *,
+    sites: SiteSpec = "all",
+    pooling: Pooling = "mean",
+    role: Role = "text",
+    prompts: Mapping[str, Sequence[str]] | None = None,
+    chat: ChatOptions | None = None,
+    batch_size: int | Literal["auto"] = "auto",
+    max_tokens: int | None = None,
+    max_memory: str | int | None = None,
+    row_offset: int = 0,
+    keep_states: bool = False,
+    keeper: Keeper | None = None,
+    journal: CaptureJournal | None = None,
+    blocks: str | None = None,
+    padding_side: Side = "right",
+    layer_by_layer: bool | None = None,
+    n_threads: int | None = None,
+    progress: bool | None = None,
+) -> dict[str, CaptureResult]:
+    """Capture several sets of rows, usually one a language; parameters as in `capture`.
+
+    Parameters
+    ----------
+    rows, prompts : mapping
+        Label to what `capture` takes.
+    keeper : Keeper, optional
+        Gets every pooled state, in the order of the rows.
+    journal : Journal, optional
+        Keeps finished batches on disk; a run that was killed goes on where it was, to the same
+        bits.
+
+    Returns
+    -------
+    dict
+        Label to result.
+
+    Raises
+    ------
+    InputError
+        As `capture`; or when the journal is of another run, or the disk is full.
+    """
+    check_pooling(pooling)
+    parts = locate(model, blocks=blocks)
+    names = resolve_sites(sites, len(parts.blocks))
+    if padding_side == "left" and looks_ahead(model):
+        raise InputError("an encoder counts positions from the left: use padding_side='right'")
+    sets = [
+        _encoded(tokenizer, label, texts, parts, model, role, (prompts or {}).get(label), chat,
+                 max_tokens, row_offset)
+        for label, texts in rows.items()
+    ]  # fmt: skip
+    by_layer = store_of(model) is not None if layer_by_layer is None else layer_by_layer
+    if store_of(model) is not None and not by_layer:
+        raise InputError("the model was loaded layer by layer, and can only be run so")
+    limit = _limit(batch_size, max_memory, model, parts, sets, names)
+    gathered = Gathered(
+        {group.label: {site: StreamingMoments(parts.width) for site in names} for group in sets},
+        keeper,
+        {g.label: {s: np.empty((len(g.rows), parts.width)) for s in names} for g in sets}
+        if keep_states
+        else None,
+    )
+    drawn = shown() if progress is None else progress
+    total = sum(len(group.rows) for group in sets)
+    desc = f"Capturing {sets[0].label if len(sets) == 1 else ''}".strip()
+    bar = tqdm(total=None if by_layer else total, desc=desc, unit="row", disable=not drawn)
+    job = Job(model, limit, pad_id_of(tokenizer), padding_side, gathered, bar, journal)
+    if journal is not None:
+        identity = _identity(model, sets, names, pooling, limit, padding_side, by_layer)
+        if journal.begin(identity):
+            say(f"going on with the unfinished probe in {journal.folder}")
+    with bar, evaluating(model), journal or nullcontext():
+        if by_layer:
+            run_layers(job, sets, parts, sites=names, pooling=pooling, n_threads=n_threads)
+        else:
+            run_whole(job, sets, SiteReader(parts, names, pooling=pooling, n_threads=n_threads))
+    return {group.label: _result(group, names, job) for group in sets}
+
+
+def _encoded(
+    tokenizer: Any,
+    label: str,
+    texts: Sequence[str],
+    parts: DecoderParts,
+    model: Any,
+    role: Role,
+    prompts: Sequence[str] | None,
+    chat: ChatOptions | None,
+    max_tokens: int | None,
+    row_offset: int,
+) -> RowSet:
+    try:
+        rows = encode(
+            tokenizer,
+            texts,
+            role=role,
+            prompts=prompts,
+            chat=chat,
+            max_tokens=max_tokens,
+            whole=looks_ahead(model),
+        )
+        check_rows(rows, parts, model)
+    except InputError as error:
+        raise InputError(f"{label}: {error}" if label else str(error)) from None
+    return RowSet(label, rows, row_offset)
+
+
+def _limit(
+    batch_size: int | Literal["auto"],
+    max_memory: str | int | None,
+    model: Any,
+    parts: DecoderParts,
+    sets: Sequence[RowSet],
+    names: Sequence[str],
+) -> BatchLimit:
+    if max_memory is None:
+        return batch_limit(batch_size)
+    window = min(WINDOW, max(len(group.rows) for group in sets))
+    tokens = tokens_within(size_in_bytes(max_memory), model, parts, sites=len(names), rows=window)
+    require_room_for(max(len(row.ids) for group in sets for row in group.rows), tokens)
+    return batch_limit(batch_size, tokens)
+
+
+def _identity(
+    model: Any,
+    sets: Sequence[RowSet],
+    names: Sequence[str],
+    pooling: str,
+    limit: BatchLimit,
+    side: str,
+    by_layer: bool,
+) -> dict[str, Any]:
+    """Everything that decides the bits of the result."""
+    return {
+        "rows": {
+            group.label: sha256_json([(r.ids, r.pool_start, r.pool_stop) for r in group.rows])
+            for group in sets
+        },
+        "row_offset": sets[0].offset,
+        "sites": list(names),
+        "pooling": pooling,
+        "batch": [limit.rows, limit.tokens],
+        "padding_side": side,
+        "layer_by_layer": by_layer,
+        "model": model_fingerprint(model)["weights_sha256"],
+        "dtype": str(model.dtype),
+        "device": device_of(model).type,
+        "attention": getattr(text_config(model), "_attn_implementation", None),
+        "versions": {name: version(name) for name in ("torch", "transformers")},
+    }
+
+
+def _result(group: RowSet, names: tuple[str, ...], job: Job) -> CaptureResult:
+    kept = job.gathered.states
+    return CaptureResult(
+        sites=names,
+        moments=job.gathered.moments[group.label],
+        n_rows=len(group.rows),
+        n_tokens=sum(len(row.ids) for row in group.rows),
+        n_truncated=sum(row.truncated for row in group.rows),
+        batch_size=job.limit.rows,
+        states=None if kept is None else kept[group.label],
+    )

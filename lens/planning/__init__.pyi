@@ -1,0 +1,9 @@
+from .checkpoints import CheckpointInfo as CheckpointInfo
+from .checkpoints import read_checkpoint as read_checkpoint
+from .cost import Rates as Rates
+from .memory import Phase as Phase
+from .model import Structure as Structure
+from .plan import plan_probing as plan_probing
+from .plan import plan_training as plan_training
+from .results import Plan as Plan
+from .results import Problem as Problem

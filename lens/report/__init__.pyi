@@ -1,0 +1,17 @@
+from .console import print_rows as print_rows
+from .console import print_table as print_table
+from .figures import plot_grid as plot_grid
+from .figures import plot_languages as plot_languages
+from .figures import plot_losses as plot_losses
+from .figures import plot_spectra as plot_spectra
+from .html import render as render
+from .inspection import render_inspection as render_inspection
+from .io import read_run as read_run
+from .io import write_run as write_run
+from .record import Example as Example
+from .record import GridCell as GridCell
+from .record import LossCurve as LossCurve
+from .record import RunRecord as RunRecord
+from .record import SpectrumCurve as SpectrumCurve
+from .record import System as System
+from .tables import finding as finding

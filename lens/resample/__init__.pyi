@@ -1,0 +1,11 @@
+from .bootstrap import BootstrapResult as BootstrapResult
+from .bootstrap import StabilityCurve as StabilityCurve
+from .bootstrap import bootstrap as bootstrap
+from .bootstrap import stability_curve as stability_curve
+from .gram import Gram as Gram
+from .gram import gram as gram
+from .gram import gram_batch as gram_batch
+from .permutation import NullSpectrum as NullSpectrum
+from .permutation import permutation_spectrum as permutation_spectrum
+from .rank import RankChoice as RankChoice
+from .rank import choose_rank as choose_rank

@@ -1,0 +1,10 @@
+from .hooks import steer as steer
+from .policy import Policy as Policy
+from .policy import PolicyRule as PolicyRule
+from .policy import Rule as Rule
+from .vectors import carry as carry
+from .vectors import diffmean_rules as diffmean_rules
+from .vectors import project_rules as project_rules
+from .vectors import random_basis as random_basis
+from .vectors import random_rules as random_rules
+from .vectors import random_subspace as random_subspace

@@ -1,0 +1,272 @@
+"""Training data: prompts checked, encoded, and sent through the frozen prefix once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+from torch import nn
+
+from lens.data.languages import canonical
+from lens.errors import InputError
+from lens.models.fingerprint import rows_sha256
+from lens.models.hidden_states import check_rows
+from lens.models.prefix_cache import PrefixCache
+from lens.models.tokenization import ChatOptions, Role, encode
+from lens.space.space import Space
+from lens.training.optimizer import Processes
+from lens.utils.files import said, size_in_bytes
+from lens.utils.progress import say
+
+
+def held_out(
+    validation: Mapping[str, Sequence[str]] | None, space: Space, trained: Mapping[str, list[str]]
+) -> dict[str, list[str]]:
+    """Return validation prompts in the languages that are trained, or none."""
+    if validation is None:
+        return {}
+    rows = checked_prompts(validation, space)
+    missing = [lang for lang in trained if lang not in rows]
+    if missing:
+        raise InputError(
+            f"the validation prompts lack {', '.join(missing)}; give them in every language trained"
+        )
+    again = set(rows[space.pivot]) & set(trained[space.pivot])
+    if again:
+        say(f"{len(again)} validation prompts are training prompts too")
+    return {lang: rows[lang] for lang in trained}
+
+
+def checked_prompts(prompts: Mapping[str, Sequence[str]], space: Space) -> dict[str, list[str]]:
+    """Prompts by canonical language, the pivot first, or one error that lists every problem."""
+    rows = {canonical(lang): list(texts) for lang, texts in prompts.items()}
+    problems = []
+    if space.pivot not in rows:
+        problems.append(f"the pivot {space.pivot} has no prompts")
+    if len(rows) < 2:
+        problems.append("prompts in at least one language besides the pivot are needed")
+    absent = [lang for lang in rows if lang not in space.languages]
+    if absent:
+        problems.append(
+            f"the space has no {', '.join(absent)} (it has {', '.join(space.languages)})"
+        )
+    if len({len(texts) for texts in rows.values()}) > 1 or not all(rows.values()):
+        counts = ", ".join(f"{lang}: {len(texts)}" for lang, texts in rows.items())
+        problems.append(f"prompts are not parallel, row counts are {counts}")
+    if problems:
+        raise InputError("cannot train on these prompts: " + "; ".join(problems))
+    pivot = space.pivot
+    return {pivot: rows[pivot]} | {lang: rows[lang] for lang in rows if lang != pivot}
+
+
+# Beside the weights, in float32: the copy that undoes training, gradients, and two moments. With
+# 16-bit weights copy and gradients are smaller, and a float32 copy for the optimizer is added.
+_PER_TRAINED = 4
+
+
+def memory_for_states(
+    model: nn.Module,
+    *,
+    trained_bytes: int,
+    idle: Iterable[nn.Module] = (),
+    max_memory: str | int | None,
+) -> int | None:
+    """Bytes of memory left for cached states; None when there is no limit.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Its weights in main memory count, those on other devices do not.
+    trained_bytes : int
+        Size of what is trained, in float32; gradients, optimizer state and a copy come to four
+        times that.
+    idle : iterable of torch.nn.Module
+        Modules whose weights are in files, and in memory one at a time while they are used.
+    max_memory : str, int or None
+        The limit. Activations and the libraries themselves are not counted.
+
+    Raises
+    ------
+    InputError
+        If weights and optimizer alone pass the limit.
+    """
+    if max_memory is None:
+        return None
+    limit = size_in_bytes(max_memory)
+    weights = _bytes_of([model])
+    idle = list(idle)
+    largest = max((_bytes_of([module]) for module in idle), default=0)
+    needed = weights - _bytes_of(idle) + max(largest, _PER_TRAINED * trained_bytes)
+    if needed > limit:
+        raise InputError(
+            f"max_memory is {said(limit)}, but the weights take {said(weights)} and training "
+            f"what was chosen another {said(_PER_TRAINED * trained_bytes)}; train fewer blocks, "
+            "use lora, load the model in 16 or 8 bit, or allow more"
+        )
+    return limit - needed
+
+
+def _bytes_of(modules: Iterable[nn.Module]) -> int:
+    """Bytes of parameters in main memory, each counted once."""
+    found = {id(p): p for module in modules for p in module.parameters()}
+    return sum(p.numel() * p.element_size() for p in found.values() if p.device.type == "cpu")
+
+
+# Where the cache has row i of a language: all rows, or those this process owns.
+CacheIndices = range | dict[int, int]
+
+
+class CachedPrompts:
+    """Prompts, plain text and answers in one cache, and where in it they are.
+
+    Parameters
+    ----------
+    cache : PrefixCache
+        Of the model that is trained.
+    tokenizer
+        Its tokenizer.
+    pivot : str
+        Its rows are kept whole.
+    count : int
+        Number of parallel training prompts.
+    references : {"last", "all"}
+        Frozen states to keep of every other prompt.
+    chat : ChatOptions or None
+        Chat template flags.
+    batch_size : int
+        Rows per forward pass.
+    processes : Processes
+        Those that share the prompts.
+
+    Attributes
+    ----------
+    about : dict
+        Number and hash of the rows of every kind and language.
+    texts, text_tokens : dict
+        Per language: where the cache has its text, and the number of tokens of each row.
+    answers, answer_tokens : dict
+        Per language, one entry per prompt: where the cache has its answer or None, and how many
+        tokens are predicted.
+    pivot_answer_lengths : list of int
+        Tokens of the pivot's prompts with their answers.
+    predicting : dict of int to range
+        Per row of the cache: positions before a target.
+    """
+
+    def __init__(
+        self,
+        cache: PrefixCache,
+        tokenizer: Any,
+        *,
+        pivot: str,
+        count: int,
+        references: Literal["last", "all"],
+        chat: ChatOptions | None,
+        batch_size: int,
+        processes: Processes,
+    ) -> None:
+        self.cache, self.tokenizer, self.pivot, self.count = cache, tokenizer, pivot, count
+        self.references, self.chat = references, chat
+        self.batch_size, self.processes = batch_size, processes
+        self.about: dict[str, Any] = {}
+        self.texts: dict[str, CacheIndices] = {}
+        self.text_tokens: dict[str, list[int]] = {}
+        self.answers: dict[str, list[int | None]] = {}
+        self.answer_tokens: dict[str, list[int]] = {}
+        self.pivot_answer_lengths: list[int] = []
+        self.predicting: dict[int, range] = {}
+
+    def add_prompts(
+        self,
+        what: str,
+        prompts: Mapping[str, Sequence[str]],
+    ) -> tuple[dict[str, CacheIndices], dict[str, list[int]]]:
+        """Cache this process's share of parallel prompts.
+
+        Returns where the cache has them, and the number of tokens of all of them, per language.
+        """
+        found: dict[str, CacheIndices] = {}
+        tokens: dict[str, list[int]] = {}
+        for lang, texts in prompts.items():
+            ids = self._encoded(texts, "user")
+            self._note(what, lang, ids)
+            mine = self.processes.own(range(len(ids)))
+            added = self.cache.add(
+                [ids[i] for i in mine],
+                keep="all" if lang == self.pivot else self.references,
+                batch_size=self.batch_size,
+                label=f"Caching {what} {lang}",
+            )
+            found[lang] = added if len(mine) == len(ids) else dict(zip(mine, added, strict=True))
+            tokens[lang] = [len(row) for row in ids]
+        return found, tokens
+
+    def add_text(self, lang: str, plain: Sequence[str]) -> None:
+        """Cache text; every process keeps all of it, since any prompt may meet any text."""
+        ids = self._encoded(plain, "text")
+        self._note("texts", lang, ids)
+        found = self.cache.add(
+            ids, keep="all", batch_size=self.batch_size, label=f"Caching text {lang}"
+        )
+        self.texts[lang] = found
+        self.text_tokens[lang] = [len(row) for row in ids]
+        self.predicting.update((i, range(len(row) - 1)) for i, row in zip(found, ids, strict=True))
+
+    def add_answers(
+        self,
+        lang: str,
+        answers: Sequence[str | None],
+        prompts: Mapping[str, Sequence[str]],
+    ) -> None:
+        """Cache a language's answers in the assistant's turn, with the end of the turn."""
+        if lang not in prompts or len(answers) != self.count:
+            given = f"{len(answers)} answers for {lang}"
+            known = ", ".join(prompts)
+            raise InputError(
+                f"answers: got {given}, expected one (or None) for each of the {self.count} "
+                f"prompts, in languages that have prompts ({known})"
+            )
+        pairs = [(i, text) for i, text in enumerate(answers) if text is not None]
+        said = [text for _, text in pairs]
+        asked = [prompts[lang][i] for i, _ in pairs]
+        turns = (
+            encode(self.tokenizer, said, role="assistant", prompts=asked, chat=self.chat)
+            if said
+            else []
+        )
+        end = self.tokenizer.eos_token_id
+        ids = [(*row.ids, end) if end is not None else row.ids for row in turns]
+        self._note("answers", lang, ids)
+        # positions that predict the answer, and the one that predicts the end of the turn
+        predicting = [
+            range(turn.pool_start, min(turn.pool_stop + 1, len(row) - 1))
+            for turn, row in zip(turns, ids, strict=True)
+        ]
+        targets = {i: len(found) for (i, _), found in zip(pairs, predicting, strict=True)}
+        self.answer_tokens[lang] = [targets.get(i, 0) for i in range(self.count)]
+        mine = [k for k, (i, _) in enumerate(pairs) if self.processes.own([i])]
+        keep: Literal["last", "all"] = "last"
+        if lang == self.pivot:
+            keep, lengths = "all", {i: len(row) for (i, _), row in zip(pairs, ids, strict=True)}
+            self.pivot_answer_lengths = [lengths.get(i, 0) for i in range(self.count)]
+        added = self.cache.add(
+            [ids[k] for k in mine], keep=keep, batch_size=self.batch_size,
+            label=f"Caching answers {lang}",
+        )  # fmt: skip
+        places: list[int | None] = [None] * self.count
+        for k, row in zip(mine, added, strict=True):
+            places[pairs[k][0]], self.predicting[row] = row, predicting[k]
+        self.answers[lang] = places
+
+    def _encoded(self, rows: Sequence[Any], role: Role) -> list[Sequence[int]]:
+        """Token ids of rows; rows that are token ids already stay as they are."""
+        if rows and not isinstance(rows[0], str):
+            return list(rows)
+        encoded = encode(self.tokenizer, rows, role=role, chat=self.chat)
+        check_rows(encoded, self.cache.parts, self.cache.model)
+        return [row.ids for row in encoded]
+
+    def _note(self, what: str, lang: str, ids: Sequence[Sequence[int]]) -> None:
+        """Remember which rows a run was given."""
+        about = {"rows": len(ids), "sha256": rows_sha256(ids)}
+        self.about.setdefault(what, {})[lang] = about

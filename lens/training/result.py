@@ -1,0 +1,226 @@
+"""The result of a training run, and how it is saved."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+import lens
+from lens.errors import InputError
+from lens.models.checkpoint import SourceCheckpoint
+from lens.models.fingerprint import tokenizer_sha256
+from lens.models.loading import quiet_bars
+from lens.training import parameters
+from lens.training.config import LensConfig
+from lens.training.run import RunFolder
+from lens.utils.files import new_folder
+from lens.utils.versions import versions
+
+_CARD = """# Lens-trained model
+
+Blocks {layers} of `{source}` were trained with Lens (arXiv 2410.04407) by lens {version}, on
+{prompts} parallel prompts in {languages} (pivot {pivot}). {answers}
+{tuning}
+`reproduce.json` holds every setting, `metrics.jsonl` the losses of every step.
+"""
+
+
+def reproduction(result: TrainResult) -> dict[str, Any]:
+    """Collect settings, hashes, versions and command of a run, ready for JSON."""
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "versions": versions(),
+        "seed": result.seed,
+        "layers": list(result.layers),
+        "strength": result.strength,
+        "losses": result.config.model_dump(),
+        "seconds": round(result.seconds, 3),
+        **result.about,
+    }
+
+
+def save(result: TrainResult, out: str | Path, *, force: bool = False) -> None:
+    """Write ``result`` to the new folder ``out``: complete, or not at all.
+
+    Files of the source checkpoint that training did not change are taken over as they are. The
+    working folder of the run, if it had one, is removed at the end.
+
+    Raises
+    ------
+    InputError
+        If ``out`` exists and ``force`` is false, or there is no room; a run with a working folder
+        can then be resumed, and is only saved again.
+    """
+    facts = reproduction(result)
+    tuning = facts.get("tuning")
+    if tuning is not None:  # the trials have a file of their own
+        facts["tuning"] = tuning | {"trials": len(tuning["trials"]), "file": "trials.json"}
+    work = result.unfinished
+    place = Path(out).resolve().parent
+    beside = work is not None and work.is_dir() and work.resolve().parent == place
+    try:
+        with new_folder(out, force=force, inside=work if beside else None) as folder:
+            facts["checkpoint"] = _write_model(result, folder)
+            lines = "".join(json.dumps(entry) + "\n" for entry in result.log)
+            (folder / "metrics.jsonl").write_text(lines, encoding="utf-8")
+            (folder / "reproduce.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+            (folder / "README.md").write_text(_card(result), encoding="utf-8")
+            if tuning is not None:
+                (folder / "trials.json").write_text(json.dumps(tuning, indent=1), encoding="utf-8")
+            if result.unfinished is not None and (result.unfinished / "tensorboard").is_dir():
+                shutil.copytree(result.unfinished / "tensorboard", folder / "tensorboard")
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        kept = ""
+        if result.unfinished is not None:
+            kept = (
+                f"; the finished training is kept in {result.unfinished}: make room, then run the "
+                "same command with --resume"
+            )
+        raise InputError(f"cannot write {out}: {reason}{kept}") from None
+    if result.unfinished is not None:
+        RunFolder(result.unfinished).discard()
+
+
+def _write_model(result: TrainResult, folder: Path) -> dict[str, Any]:
+    """Write weights, configuration and tokenizer; say where each came from."""
+    if result.adapter is not None:
+        with quiet_bars():
+            parameters.write(result.adapter, folder)
+        result.tokenizer.save_pretrained(folder)
+        return {"form": "adapter"}
+    return write_checkpoint(result.model, result.tokenizer, folder, band=result.band)
+
+
+def write_checkpoint(
+    model: Any, tokenizer: Any, folder: Path, *, band: Mapping[str, Tensor], widen: bool = False
+) -> dict[str, Any]:
+    """Write a model of which only ``band`` was changed since it was loaded, and its tokenizer.
+
+    Files of the source checkpoint are taken over where they can be. ``widen`` writes the model's
+    own dtype where the source has another: a small change is lost in 16 bits.
+    """
+    source = SourceCheckpoint.of(model, band)
+    if source is not None and widen and not source.stores(model, band):
+        source = None
+    if source is None:
+        with quiet_bars():
+            model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return {"form": "whole"}
+    written = source.write(folder, model, band)
+    source.write_rest(folder)
+    if not _same_tokenizer(tokenizer, folder):
+        tokenizer.save_pretrained(folder)
+    return {
+        "form": "changed files",
+        "rewritten": written,
+        "taken_over": sorted(file.name for file in source.files if file.name not in written),
+    }
+
+
+def _same_tokenizer(tokenizer: Any, folder: Path) -> bool:
+    """Whether the files in a folder are this tokenizer, with its template."""
+    from transformers import AutoTokenizer
+
+    try:
+        found: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError):
+        return False
+    same_template = getattr(found, "chat_template", None) == tokenizer.chat_template
+    return same_template and tokenizer_sha256(found) == tokenizer_sha256(tokenizer)
+
+
+def _card(result: TrainResult) -> str:
+    return _CARD.format(
+        layers=", ".join(map(str, result.layers)),
+        source=Path(result.model.name_or_path or "an unnamed model").name,
+        version=lens.__version__,
+        prompts=result.about.get("prompts", "?"),
+        languages=", ".join(result.strength),
+        pivot=result.about.get("pivot", "?"),
+        answers=_answers_used(result),
+        tuning=_tuned(result.about.get("tuning")),
+    )
+
+
+def _tuned(tuning: dict[str, Any] | None) -> str:
+    if tuning is None:
+        return ""
+    best = tuning["best"]
+    strength = ", ".join(f"{lang} {value:.3g}" for lang, value in best["strength"].items())
+    return (
+        f"\nLayers, losses and strengths (λ: {strength}) are those of trial {best['number']} of "
+        f"{len(tuning['trials'])}, chosen by {tuning['metric']} on validation questions "
+        f"({best['quality']:.3f}) under a bound on the pivot's drift (KL {best['drift']:.4f} of at "
+        f"most {tuning['max_drift']:g} nats). `trials.json` holds every trial.\n"
+    )
+
+
+def _answers_used(result: TrainResult) -> str:
+    used = any(getattr(term, "rows", None) == "answers" for term in result.config.active)
+    if not used:
+        return "No answers were used."
+    return "Answers given to training were used, see `reproduce.json` for their hashes."
+
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """A finished Lens run.
+
+    Attributes
+    ----------
+    model : PreTrainedModel
+        The model given to training, its band now trained.
+    band : dict of str to Tensor
+        Trained parameters by name, as they are in ``model``.
+    log : list of dict
+        One entry per step: every loss, learning rate, movement along and across the language step.
+    config, strength, seed, layers
+        What decided the run.
+    seconds : float
+        Wall time of the steps, without the prefix pass.
+    adapter : peft.PeftModel or None
+        PEFT's view of the model when adapters were trained.
+    original : dict of str to Tensor
+        The same parameters before training.
+    unfinished : Path or None
+        Working folder of the run, which `save` removes.
+    """
+
+    model: Any
+    tokenizer: Any
+    band: State
+    log: list[dict[str, float]]
+    config: LensConfig
+    strength: dict[str, float]
+    seed: int
+    layers: tuple[int, ...]
+    seconds: float
+    about: dict[str, Any] = field(default_factory=dict)
+    adapter: Any = None
+    original: State = field(default_factory=dict)
+    unfinished: Path | None = None
+
+    def save(self, out: Any, *, force: bool = False) -> None:
+        """Write a Hugging Face checkpoint, the log and ``reproduce.json`` to a new folder."""
+
+        save(self, out, force=force)
+
+    @torch.no_grad()
+    def load(self, band: State) -> None:
+        """Copy a band's weights, ``band`` or ``original``, into the model."""
+        for name, weights in band.items():
+            self.model.get_parameter(name).copy_(weights)

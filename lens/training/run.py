@@ -1,0 +1,708 @@
+"""One training run: identity, checkpoints, resume, trackers, stop on signals."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import json
+import re
+import shutil
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Protocol
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from lens.errors import InputError, MissingExtraError
+from lens.models.fingerprint import _sha256_of_parts, tokenizer_sha256
+from lens.training.config import LensConfig
+from lens.training.losses import SiteGeometry
+from lens.training.objective import BatchObjective, ValidationMonitor
+from lens.training.optimizer import DivergedError, Entry, Optimization
+from lens.utils.files import to_disk, write_text
+from lens.utils.progress import progress, say
+from lens.utils.signals import StoppedError, StopRequest, stop_requests
+from lens.utils.versions import versions
+
+if TYPE_CHECKING:
+    from lens.training.trainer import LensTrainer
+
+_SHOWN = 8
+# What a run is given besides its settings and its rows.
+INPUTS = ("model", "dtype", "tokenizer", "subspaces", "processes")
+
+
+def identity(
+    trainer: LensTrainer,
+    config: LensConfig,
+    *,
+    strength: dict[str, float],
+    seed: int,
+    geometry: Mapping[str, SiteGeometry] | None,
+) -> dict[str, Any]:
+    """Collect what decides a run's result, as plain JSON values.
+
+    The model must hold the weights that training starts from. ``geometry`` is the one given in
+    place of the space's own, if any.
+    """
+    return {
+        "model": trainer.fingerprint,
+        "dtype": str(trainer.model.dtype).removeprefix("torch."),
+        "tokenizer": None if trainer.tokenizer is None else tokenizer_sha256(trainer.tokenizer),
+        "space": trainer.space.sha256,
+        **trainer.trainable.to_dict(),
+        "parameters": _sha256_of_parts(name.encode() for name in trainer.parameters),
+        "losses": config.model_dump(mode="json"),
+        "strength": strength,
+        "seed": seed,
+        **trainer.inputs,
+        "subspaces": None if geometry is None else _geometry_sha256(geometry),
+        "processes": trainer.processes.count,
+    }
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Say which values of two identities differ, one line each."""
+    old, new = dict(_flat(before)), dict(_flat(now))
+    lines = []
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) == new.get(key):
+            continue
+        is_hash = "sha256" in key or key in ("space", "tokenizer", "parameters", "subspaces")
+        change = "another one" if is_hash else f"was {old.get(key)}, is now {new.get(key)}"
+        lines.append(f"{key.removesuffix('.sha256').removesuffix('.weights_sha256')}: {change}")
+    lines = list(dict.fromkeys(lines))
+    if len(lines) > _SHOWN:
+        lines = [*lines[:_SHOWN], f"and {len(lines) - _SHOWN} more"]
+    return lines
+
+
+def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _flat(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        for i, inner in enumerate(value):
+            yield from _flat(inner, f"{key}.{i}")
+    else:
+        yield key, value
+
+
+def _geometry_sha256(geometry: Mapping[str, SiteGeometry]) -> str:
+    def parts() -> Iterator[bytes]:
+        for site, at in sorted(geometry.items()):
+            yield site.encode()
+            for tensor in (at.basis, at.agnostic, *(at.step[lang] for lang in sorted(at.step))):
+                yield _bytes(tensor)
+
+    return _sha256_of_parts(parts())
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    content: bytes = tensor.detach().cpu().contiguous().numpy().tobytes()
+    return content
+
+
+TRACKERS = ("tensorboard", "wandb", "trackio")
+LogEntry = dict[str, float]
+
+
+class Tracker(Protocol):
+    """Somewhere that log entries go."""
+
+    def log(self, entry: LogEntry) -> None:
+        """Take the entry of one step."""
+
+    def close(self) -> None:
+        """Write what is left."""
+
+
+class _TensorBoard:
+    """Event files in ``tensorboard/`` of the run's folder."""
+
+    def __init__(self, folder: Path, start: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        # Entries of an earlier process after its last checkpoint are hidden.
+        self.writer: Any = SummaryWriter(str(folder / "tensorboard"), purge_step=start or None)
+
+    def log(self, entry: LogEntry) -> None:
+        for name, value in entry.items():
+            if name != "step":
+                self.writer.add_scalar(name, value, int(entry["step"]))
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class _Service:
+    """Weights & Biases, or trackio, which has the same functions."""
+
+    def __init__(self, run: Any) -> None:
+        self.run = run
+
+    def log(self, entry: LogEntry) -> None:
+        values = {name: value for name, value in entry.items() if name != "step"}
+        self.run.log(values, step=int(entry["step"]))
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+def check(names: Sequence[str]) -> None:
+    """Refuse unknown trackers, and those whose package is missing, before anything is run.
+
+    Raises
+    ------
+    InputError
+        For an unknown name.
+    MissingExtraError
+        For a package that is not installed.
+    """
+    for name in names:
+        if name not in TRACKERS:
+            raise InputError(f"unknown tracker '{name}'; expected one of: {', '.join(TRACKERS)}")
+        if importlib.util.find_spec(name) is None:
+            raise MissingExtraError(name, name, f"reporting to {name}")
+
+
+@contextmanager
+def tracking(
+    names: Sequence[str], *, folder: Path, name: str, start: int, settings: dict[str, Any]
+) -> Iterator[list[Tracker]]:
+    """Open the trackers of a run and close them at its end, however it ends.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Out of `TRACKERS`; empty for none.
+    folder : Path
+        Folder of the run.
+    name : str
+        Name of the run where there are many.
+    start : int
+        Number of the first step, above zero after a resume.
+    settings : dict
+        What the run is, shown beside its curves.
+    """
+    check(names)
+    with ExitStack() as stack:
+        trackers = []
+        for kind in names:
+            tracker = _opened(kind, folder=folder, name=name, start=start, settings=settings)
+            stack.callback(tracker.close)
+            trackers.append(tracker)
+        yield trackers
+
+
+def _opened(kind: str, *, folder: Path, name: str, start: int, settings: dict[str, Any]) -> Tracker:
+    if kind == "tensorboard":
+        return _TensorBoard(folder, start)
+    if kind == "wandb":
+        import wandb
+
+        return _Service(wandb.init(project="lens", name=name, config=settings, dir=str(folder)))
+    import trackio
+
+    resume = "allow" if start else "never"
+    return _Service(trackio.init(project="lens", name=name, config=settings, resume=resume))
+
+
+SCHEMA = "lens.run/1"
+_KEPT = 2
+_NAME = re.compile(r"step-(\d+)")
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class RunCheckpoint:
+    """State of a run after ``step`` steps.
+
+    Attributes
+    ----------
+    step : int
+        Steps taken.
+    tensors : dict of str to dict of str to Tensor
+        Files of tensors: ``band``, ``optimizer``, and ``best`` when validation chose one.
+    state : dict
+        Plain values, the log so far among them.
+    """
+
+    step: int
+    tensors: dict[str, Tensors]
+    state: dict[str, Any]
+
+
+class RunFolder:
+    """Working folder of one run, beside its output.
+
+    Parameters
+    ----------
+    path : Path
+        Where it is, or will be once `begin` is called.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._metrics: IO[str] | None = None
+
+    @property
+    def metrics(self) -> Path:
+        """The log so far, one JSON object per line."""
+        return self.path / "metrics.jsonl"
+
+    def checkpoints(self) -> list[tuple[int, Path]]:
+        """Complete checkpoints, oldest first."""
+        if not self.path.is_dir():
+            return []
+        named = [(_NAME.fullmatch(item.name), item) for item in self.path.iterdir()]
+        return sorted((int(match[1]), item) for match, item in named if match)
+
+    def begin(self, identity: dict[str, Any], machine: dict[str, Any]) -> None:
+        """Make the folder for a new run; what an earlier one left is removed."""
+        if self.metrics.exists():
+            self._locked().close()
+        self.discard()
+        content = {"schema": SCHEMA, "run": identity, "machine": machine}
+        try:
+            with self._told(f"the run in {self.path}"):
+                self.path.mkdir(parents=True)
+                write_text(self.path / "run.json", json.dumps(content, indent=1))
+            self._follow([])
+        except InputError:
+            self.discard()
+            raise
+
+    def resume(self, identity: dict[str, Any]) -> RunCheckpoint | None:
+        """Read the last checkpoint of the same run; None when there is nothing to go on from.
+
+        Raises
+        ------
+        InputError
+            If the folder is another run's; the message names what differs.
+        """
+        found = self.checkpoints()
+        if not found:
+            return None
+        changes = differences(self.about()["run"], identity)
+        if changes:
+            raise InputError(
+                f"cannot resume the run in {self.path}, it is another one:\n  "
+                + "\n  ".join(changes)
+                + "\ngive the settings it began with, or start anew with --force"
+            )
+        step, path = found[-1]
+        try:
+            state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+            tensors = {file.stem: load_file(file) for file in path.glob("*.safetensors")}
+        except (OSError, ValueError, SafetensorError) as error:
+            raise InputError(
+                f"checkpoint {path} cannot be read: {error}; remove this folder to resume from "
+                "the one before"
+            ) from None
+        return RunCheckpoint(step, tensors, state)
+
+    def about(self) -> dict[str, Any]:
+        """Read what the folder belongs to: ``run``, its identity, and ``machine``."""
+        path = self.path / "run.json"
+        try:
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            if found["schema"] != SCHEMA:
+                raise ValueError(f"its schema is {found['schema']}, not {SCHEMA}")
+            found = {"run": dict(found["run"]), "machine": dict(found["machine"])}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path} does not describe a run: {error}") from None
+        return found
+
+    def go_on(self, log: list[dict[str, Any]]) -> None:
+        """Take over from an earlier process, whose log up to its checkpoint is ``log``."""
+        for item in self.path.glob(".*"):
+            shutil.rmtree(item, ignore_errors=True)
+        self._follow(log)
+
+    def note(self, entry: dict[str, Any]) -> None:
+        """Append a log entry for whoever watches the file."""
+        if self._metrics is not None:
+            with self._told(f"the log {self.metrics}"):
+                self._metrics.write(json.dumps(entry) + "\n")
+                self._metrics.flush()
+
+    def write(self, checkpoint: RunCheckpoint) -> Path:
+        """Write a checkpoint completely or not at all, then remove those before the last two.
+
+        Raises
+        ------
+        InputError
+            If it cannot be written; earlier ones are as they were.
+        """
+        path = self.path / f"step-{checkpoint.step:06d}"
+        temporary = self.path / f".{path.name}"
+        with self._told(f"the checkpoint of step {checkpoint.step}"):
+            try:
+                temporary.mkdir()
+                for name, tensors in checkpoint.tensors.items():
+                    kept = {key: value.contiguous() for key, value in tensors.items()}
+                    save_file(kept, temporary / f"{name}.safetensors", {"format": "pt"})
+                text = json.dumps(checkpoint.state)
+                (temporary / "state.json").write_text(text, encoding="utf-8")
+                for item in (*temporary.iterdir(), temporary):
+                    to_disk(item)
+                if path.exists():  # the same step again, after a resume
+                    shutil.rmtree(path)
+                temporary.rename(path)
+                to_disk(self.path)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+        for _, old in self.checkpoints()[:-_KEPT]:
+            shutil.rmtree(old, ignore_errors=True)
+        return path
+
+    def drop_after(self, step: int) -> Path | None:
+        """Remove checkpoints of ``step`` steps and more; return the last that is left."""
+        for at, path in self.checkpoints():
+            if at >= step:
+                shutil.rmtree(path, ignore_errors=True)
+        left = self.checkpoints()
+        return left[-1][1] if left else None
+
+    def close(self, *, keep: bool) -> None:
+        """Stop writing; unless ``keep``, remove the folder when it holds nothing to go on from."""
+        if self._metrics is not None:
+            self._metrics.close()
+            self._metrics = None
+        if not keep and not self.checkpoints():
+            self.discard()
+
+    def discard(self) -> None:
+        """Remove the folder."""
+        if self.path.exists():
+            shutil.rmtree(self.path)
+
+    def _follow(self, log: list[dict[str, Any]]) -> None:
+        """Hold the log open, starting with ``log``."""
+        with self._told(f"the log {self.metrics}"):
+            self._metrics = self._locked()
+            self._metrics.truncate(0)
+            self._metrics.write("".join(json.dumps(entry) + "\n" for entry in log))
+            self._metrics.flush()
+
+    def _locked(self) -> IO[str]:
+        """Open the log for this process alone; the lock goes with the process, however it ends."""
+        file = self.metrics.open("a", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise InputError(
+                f"another process is writing {self.path}; wait until it ends"
+            ) from None
+        return file
+
+    @contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        """Turn a write error into one message that says what is kept."""
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            kept = "make room and start again"
+            if self.checkpoints():
+                kept = (
+                    f"the checkpoints in {self.path} are complete: make room, then continue with "
+                    "--resume"
+                )
+            raise InputError(f"cannot write {what}: {reason}; {kept}") from None
+
+
+SUFFIX = ".unfinished"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """How a run is carried out; no setting here changes its result.
+
+    Attributes
+    ----------
+    folder : Path or None
+        Working folder for checkpoints and the log so far; `TrainResult.save` removes it. None
+        keeps nothing on disk before the run is saved.
+    checkpoint_every : int or None
+        Steps from one checkpoint to the next. None writes one only when the run is stopped by
+        Ctrl-C or SIGTERM, and when it has ended.
+    resume : bool
+        Go on from the last checkpoint in ``folder``, if there is one, to the same result.
+    force : bool
+        Without ``resume``, discard an unfinished run in ``folder``.
+    gradient_checkpointing : bool
+        Compute the band's activations again in the backward pass instead of keeping them.
+    shard : bool
+        Divide gradients, master weights and moments among the processes that train together.
+    report_to : tuple of str
+        Trackers besides ``metrics.jsonl``: "tensorboard", "wandb", "trackio".
+    """
+
+    folder: Path | None = None
+    checkpoint_every: int | None = None
+    resume: bool = False
+    force: bool = False
+    gradient_checkpointing: bool = False
+    shard: bool = False
+    report_to: tuple[str, ...] = ()
+
+    @classmethod
+    def beside(cls, out: Path) -> Path:
+        """Working folder of the run that will become ``out``."""
+        return out.with_name(out.name + SUFFIX)
+
+    def check(self) -> None:
+        """Refuse what cannot work, before anything is computed.
+
+        Raises
+        ------
+        InputError
+            If something needs a folder and there is none, or an unfinished run is in the way.
+        MissingExtraError
+            If the package of a tracker is not installed.
+        """
+        check(self.report_to)
+        if self.folder is None:
+            if self.checkpoint_every or self.resume or self.report_to:
+                raise InputError("checkpoints, resuming and trackers need a working folder")
+            return
+        found = RunFolder(self.folder).checkpoints()
+        if found and not self.resume and not self.force:
+            raise InputError(
+                f"an unfinished run, {found[-1][0]} steps long, is in {self.folder}; go on with it "
+                "by --resume, or discard it with --force"
+            )
+
+
+class TrainingRun:
+    """One run of an optimization, from its first step or its last checkpoint to its end.
+
+    Parameters
+    ----------
+    optimization : Optimization
+        At its first step.
+    parameters : mapping of str to Tensor
+        What it trains, by name.
+    step : Step
+        Loss and log entry of the drawn prompts.
+    running : Running
+        How it is carried out.
+    identity : dict
+        What decides its result.
+    watch : Watch or None
+        Validation.
+    """
+
+    def __init__(
+        self,
+        optimization: Optimization,
+        parameters: Mapping[str, Tensor],
+        step: BatchObjective,
+        *,
+        running: RunOptions,
+        identity: dict[str, Any],
+        watch: ValidationMonitor | None,
+    ) -> None:
+        self.optimization, self.parameters, self.step = optimization, parameters, step
+        self.running, self.identity, self.watch = running, identity, watch
+        self.processes = optimization.processes
+        self.folder = None if running.folder is None else RunFolder(running.folder)
+        self.log: list[Entry] = []
+
+    def go(self) -> list[Entry]:
+        """Take all steps and return their log; the parameters hold the result.
+
+        Raises
+        ------
+        DivergedError
+            If the loss is not finite; checkpoints from before it are kept and named.
+        StoppedError
+            If a signal asked for a stop; a checkpoint was written.
+        InputError
+            If there is another run in the folder, or no room.
+        """
+        finished = self._open()
+        diverged = False
+        try:
+            if not finished:
+                guard = stop_requests() if self.folder else nullcontext(StopRequest())
+                with guard as request, self._trackers() as trackers:
+                    self._steps(request, trackers)
+                self._finish()
+        except DivergedError as error:
+            diverged = True
+            raise DivergedError(f"{error}{self._kept(error)}", error.step) from None
+        except KeyboardInterrupt:  # a second Ctrl-C: not even this step is finished
+            left = self.folder.checkpoints() if self.folder else []
+            if not left:
+                raise
+            raise StoppedError(
+                f"stopped at once; the last checkpoint is {left[-1][1]}; continue with the same "
+                "command and --resume",
+                signal.SIGINT,
+            ) from None
+        finally:
+            if self.folder and self.processes.main:
+                self.folder.close(keep=diverged)
+        return self.log
+
+    def _open(self) -> bool:
+        """Begin, or go on from the last checkpoint; True when the steps are all done."""
+        self.running.check()
+        if self.folder is None:
+            return False
+        found = self.folder.resume(self.identity) if self.running.resume else None
+        self.processes.wait()
+        if found is None:
+            if self.running.resume and self.processes.main:
+                say(f"nothing to resume in {self.folder.path}; starting from the first step")
+            if self.processes.main:
+                self.folder.begin(self.identity, _machine())
+            self.processes.wait()
+            return False
+        self._load(found)
+        if self.processes.main:
+            say(f"resuming after step {found.step} of {self.optimization.config.steps}")
+            changes = differences(self.folder.about()["machine"], _machine())
+            if changes:
+                say(f"the last bits may differ from those of one run: {'; '.join(changes)}")
+            self.folder.go_on(self.log)
+        return bool(found.state["finished"])
+
+    def _steps(self, request: StopRequest, trackers: list[Tracker]) -> None:
+        optimization, watch = self.optimization, self.watch
+        steps = optimization.config.steps
+        for _ in progress(range(optimization.done, steps), "Training", unit="step"):
+            self.step.number = optimization.done
+            entry = optimization.step(self.step)
+            done = optimization.done
+            if watch is not None and watch.due(done):
+                entry |= watch.measure(done)
+            self.log.append(entry)
+            if self.folder and self.processes.main:
+                self.folder.note(entry)
+            for tracker in trackers:
+                tracker.log(entry)
+            if done == steps or (watch is not None and watch.exhausted):
+                return
+            self._keep(request)
+
+    def _keep(self, request: StopRequest) -> None:
+        """Write a checkpoint when one is due or a stop was asked for."""
+        every, done = self.running.checkpoint_every, self.optimization.done
+        asked = max(self.processes.gather(request.signal_number))
+        if not asked and not (every and done % every == 0):
+            return
+        checkpoint = self._checkpoint()  # by all of them: each may hold a part
+        if self.folder and self.processes.main:
+            self.folder.write(checkpoint)
+        if asked and self.folder:
+            raise StoppedError(
+                f"stopped after step {done} of {self.optimization.config.steps}; its checkpoint is "
+                f"in {self.folder.path}; continue with the same command and --resume",
+                asked,
+            )
+
+    def _finish(self) -> None:
+        """Take the best weights, and keep the result until it is saved."""
+        if self.watch is not None:
+            self._put(self.watch.best)
+        if self.folder and self.processes.main:
+            self.folder.write(self._checkpoint(finished=True))
+
+    def _checkpoint(self, *, finished: bool = False) -> RunCheckpoint:
+        files = {"band": {name: p.detach() for name, p in self.parameters.items()}}
+        state: dict[str, Any] = {"finished": finished, "log": self.log}
+        if not finished:
+            files["optimizer"], state["optimization"] = self.optimization.state()
+        if self.watch is not None:
+            state["validation"] = self.watch.state()
+            if self.watch.best and not finished:
+                files["best"] = self.watch.best
+        return RunCheckpoint(self.optimization.done, files, state)
+
+    def _load(self, found: RunCheckpoint) -> None:
+        self._put(found.tensors["band"])
+        self.log = list(found.state["log"])
+        if not found.state["finished"]:
+            self.optimization.load(found.tensors["optimizer"], found.state["optimization"])
+        if self.watch is not None:
+            device = next(iter(self.parameters.values())).device
+            best = found.tensors.get("best", {})
+            self.watch.load(
+                found.state["validation"], {name: t.to(device) for name, t in best.items()}
+            )
+
+    @torch.no_grad()
+    def _put(self, band: Mapping[str, Tensor]) -> None:
+        for name, parameter in self.parameters.items():
+            parameter.copy_(band[name])
+
+    def _kept(self, error: DivergedError) -> str:
+        """Drop the checkpoint whose weights gave the bad loss; say which one is left."""
+        if self.folder is None:
+            return ""
+        left = self.folder.drop_after(error.step) if self.processes.main else None
+        if left is None:
+            return f"; the log is in {self.folder.metrics}"
+        return f"; the last good weights are in {left / 'band.safetensors'}"
+
+    @contextmanager
+    def _trackers(self) -> Iterator[list[Tracker]]:
+        if not self.running.report_to or self.folder is None or not self.processes.main:
+            yield []
+            return
+        folder = self.folder.path
+        with tracking(
+            self.running.report_to,
+            folder=folder,
+            name=folder.name.removesuffix(SUFFIX),
+            start=self.optimization.done,
+            settings=self.identity,
+        ) as trackers:
+            yield trackers
+
+
+def _machine() -> dict[str, Any]:
+    """Return what else decides the last bits: versions, threads, processor."""
+    return {
+        **versions(),
+        "threads": torch.get_num_threads(),
+        "processor": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+@contextmanager
+def recomputing(blocks: list[nn.Module]) -> Iterator[None]:
+    """Let blocks compute their activations again in the backward pass instead of keeping them.
+
+    The library's own switch acts in training mode alone, and Lens trains in evaluation mode.
+    """
+    before = [block.__dict__.get("forward") for block in blocks]
+
+    def around(forward: Any) -> Any:
+        def again(*args: Any, **kwargs: Any) -> Any:
+            return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+        return again
+
+    for block in blocks:
+        block.forward = around(block.forward)
+    try:
+        yield
+    finally:
+        for block, forward in zip(blocks, before, strict=True):
+            if forward is None:
+                del block.forward
+            else:
+                block.forward = forward

@@ -1,0 +1,482 @@
+"""Lens training of the last blocks from cached prefix states (arXiv 2410.04407)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from lens.data.languages import canonical
+from lens.errors import InputError
+from lens.models.architecture import evaluating, locate
+from lens.models.fingerprint import model_fingerprint
+from lens.models.layers import resolve_layers, resolve_sites
+from lens.models.offload import held_briefly, release, require_whole, set_aside, spill
+from lens.models.prefix_cache import PrefixCache
+from lens.models.tokenization import ChatOptions
+from lens.space.space import Space
+from lens.training.config import LensConfig, resolve
+from lens.training.data import CachedPrompts, checked_prompts, held_out, memory_for_states
+from lens.training.losses import SiteGeometry, geometries
+from lens.training.objective import BatchObjective, ValidationMonitor
+from lens.training.optimizer import DivergedError, Optimization, Processes, only_trainable
+from lens.training.parameters import Lora, Trainable
+from lens.training.result import State, TrainResult
+from lens.training.run import INPUTS, RunOptions, TrainingRun, identity, recomputing
+
+
+class LensTrainer:
+    """Prompts, frozen prefix and references of one model, ready for any number of runs.
+
+    Parameters
+    ----------
+    model, tokenizer
+        A Hugging Face decoder and its tokenizer. The model is changed in place by `run`.
+    space : Space
+        Language space of this model.
+    prompts : mapping of str to sequence of str, or of token id sequences
+        Parallel user prompts: row i says the same in every language. Must hold the pivot.
+    layers : str
+        Blocks to train, such as ``"-2:"``, or a set of bands, ``"2:4,-2:"``; what is cached
+        enters the lowest, and blocks in between run but are not trained.
+    train : str
+        What of these blocks: ``"full"``, ``"attention"``, ``"mlp"``, ``"bias"``, ``"norm"`` or
+        a name inside them, see `lens.training.parameters.Trainable`.
+    lora : int or Lora, optional
+        Train adapters of this rank on their linear layers instead, through PEFT.
+    sites : sequence of str
+        Sites that any later run may read.
+    texts : mapping of str to sequence of str, optional
+        Plain text per language, for terms with ``rows="text"``.
+    answers : mapping of str to sequence of str or None, optional
+        Answers to the prompts for `LanguageModel` terms, one per prompt, in any of the languages;
+        None where a prompt has none.
+    references : {"last", "all"}
+        Frozen states to keep of every prompt; "all" for losses that look at more than its last
+        token (`LensConfig.references`). The pivot's are kept whole in any case.
+    chat : ChatOptions, optional
+        Chat template flags for the prompts.
+    cache_batch : int
+        Rows per forward pass while the prefix is cached.
+    low_memory : bool
+        Keep the weights that training does not need (embedding, blocks below the band, output
+        head) in the checkpoint's file or a temporary one; each is in memory while it is used.
+    cache : str or Path, optional
+        Folder that keeps cached states; later runs over the same model and rows read them there.
+    max_memory : str or int, optional
+        Limit such as ``"12GB"`` for weights, optimizer and cached states together; states that
+        would pass it go to temporary files.
+    validation : mapping of str to sequence of str, optional
+        Held-out prompts in the same languages: the run's objective is measured on them, and the
+        weights that do best are kept. `LanguageModel` terms on answers do not take part.
+
+    Raises
+    ------
+    InputError
+        If prompts are not parallel, a language is not in the space, or the space is another
+        model's.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        space: Space,
+        prompts: Mapping[str, Sequence[str]],
+        *,
+        layers: str = "-2:",
+        train: str = "full",
+        lora: int | Lora | None = None,
+        sites: Sequence[str] = ("final",),
+        texts: Mapping[str, Sequence[str]] | None = None,
+        answers: Mapping[str, Sequence[str | None]] | None = None,
+        references: Literal["last", "all"] = "last",
+        chat: ChatOptions | None = None,
+        cache_batch: int = 32,
+        low_memory: bool = False,
+        cache: str | Path | None = None,
+        max_memory: str | int | None = None,
+        validation: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        space.check_model(model)
+        self.fingerprint = model_fingerprint(model)  # now: later, weights may be in a file
+        self.processes = Processes.current()
+        self.model, self.tokenizer, self.space = model, tokenizer, space
+        rows = checked_prompts(prompts, space)
+        self.pivot = space.pivot
+        self.languages = tuple(lang for lang in rows if lang != self.pivot)
+        self.count = len(rows[self.pivot])
+        self.references = references
+        require_whole(model)
+        brief = partial(held_briefly, [model], active=low_memory)
+        with brief():
+            self.parts = parts = locate(model)
+        self.layers = resolve_layers(layers, len(parts.blocks))
+        self.trainable = Trainable(model, parts, self.layers, train=train, lora=lora)
+        first = min(self.layers)
+        unused = (parts.embedding, *parts.blocks[:first], parts.lm_head)
+        self.idle = [module for module in unused if module is not None and low_memory]
+        memory = memory_for_states(
+            model, trained_bytes=self.trainable.nbytes, idle=self.idle, max_memory=max_memory
+        )
+        places = resolve_sites(list(sites), len(parts.blocks))
+        spill(self.idle)
+        with brief():
+            self.cache = PrefixCache(
+                model, parts, first_block=first, sites=places, folder=cache, memory=memory,
+                low_memory=low_memory,
+            )  # fmt: skip
+        given = CachedPrompts(
+            self.cache, tokenizer, pivot=self.pivot, count=self.count, references=references,
+            chat=chat, batch_size=cache_batch, processes=self.processes,
+        )  # fmt: skip
+        with evaluating(model), brief():
+            self.rows, self.tokens = given.add_prompts("prompts", rows)
+            watched = given.add_prompts("validation", held_out(validation, space, rows))
+            for lang, plain in (texts or {}).items():
+                given.add_text(canonical(lang), plain)
+            for lang, said in (answers or {}).items():
+                given.add_answers(canonical(lang), said, rows)
+        self.validation, self.validation_tokens = watched
+        self.texts, self.text_tokens = given.texts, given.text_tokens
+        self.answers, self.answer_tokens = given.answers, given.answer_tokens
+        self.pivot_answer_lengths = given.pivot_answer_lengths
+        self.predicting, self.inputs = given.predicting, given.about
+        self.parameters = self.trainable.activate()
+        self.original = set_aside(self.parameters, in_files=low_memory)
+
+    def restore(self) -> None:
+        """Put the original weights back."""
+        self.load(self.original)
+        release(self.original.values())
+
+    def release(self) -> None:
+        """Put the original weights back and take adapters off until the next `run`."""
+        self.restore()
+        self.trainable.release()
+
+    @torch.no_grad()
+    def load(self, band: State) -> None:
+        """Copy a band's weights, such as ``TrainResult.band``, into the model."""
+        for name, parameter in self.parameters.items():
+            parameter.copy_(band[name])
+
+    def run(
+        self,
+        losses: str | LensConfig | dict[str, Any] = "pinned",
+        *,
+        strength: float | Mapping[str, float] = 1.0,
+        seed: int = 0,
+        geometry: dict[str, SiteGeometry] | None = None,
+        running: RunOptions | None = None,
+    ) -> TrainResult:
+        """Train the band from its original weights.
+
+        Parameters
+        ----------
+        losses : str, LensConfig or dict
+            Preset name or settings.
+        strength : float or mapping
+            λ, the length of the language step, for all languages or per language.
+        seed : int
+            Decides which prompts form each step.
+        geometry : dict, optional
+            Subspaces to use instead of the space's own (controls).
+        running : Running, optional
+            Checkpoints, resuming, activation checkpointing, trackers.
+
+        Raises
+        ------
+        InputError
+            For settings that do not fit, another run in the working folder, or a loss that is not
+            finite (the original weights are put back and the term is named).
+        StoppedError
+            If Ctrl-C or SIGTERM stopped a run that has a working folder; it can be resumed.
+        """
+        config = resolve(losses).placed(len(self.parts.blocks))
+        missing = [site for site in config.sites if site not in self.cache.sites]
+        if missing:
+            raise InputError(
+                f"the losses read {', '.join(missing)}, but the cache holds "
+                f"{', '.join(self.cache.sites)}; name all sites when making the trainer"
+            )
+        if config.references == "all" and self.references != "all":
+            raise InputError(
+                "the losses look at more than the last token of a prompt, but only its state was "
+                'kept; make the trainer with references="all"'
+            )
+        strengths, running = self.strengths(strength), running or RunOptions()
+        where = geometry or geometries(self.space, config.subspace_sites, config)
+        self.parameters = self.trainable.activate()
+        self.restore()
+        is_run = identity(self, config, strength=strengths, seed=seed, geometry=geometry)
+        started = time.perf_counter()
+        try:
+            log, watch = self._carried_out(
+                config, where, strengths, seed=seed, running=running, identity=is_run
+            )
+        except DivergedError as error:
+            self.restore()
+            message = f"{error} (the original weights were put back)"
+            raise DivergedError(message, error.step) from None
+        except BaseException:
+            self.restore()
+            raise
+        seconds = time.perf_counter() - started
+        band = {name: p.detach().clone() for name, p in self.parameters.items()}
+        about = {
+            "space": {"sha256": self.space.sha256, **self.space.to_dict()},
+            "pivot": self.pivot,
+            "prompts": self.count,
+            "trained": self.trainable.to_dict(),
+            "inputs": {name: is_run[name] for name in (*INPUTS, *self.inputs)},
+        }
+        if watch is not None:
+            about["validation"] = {"best_step": watch.best_step, "loss": watch.best_loss}
+        return TrainResult(
+            self.model, self.tokenizer, band, log, config, strengths, seed, self.layers, seconds,
+            about, self.trainable.adapter, original=self.original, unfinished=running.folder,
+        )  # fmt: skip
+
+    def _carried_out(
+        self,
+        config: LensConfig,
+        where: dict[str, SiteGeometry],
+        strengths: dict[str, float],
+        *,
+        seed: int,
+        running: RunOptions,
+        identity: dict[str, Any],
+    ) -> tuple[list[dict[str, float]], ValidationMonitor | None]:
+        """Take the steps of a run; return its log and what validation found."""
+        parameters = list(self.parameters.values())
+        blocks = list(self.parts.blocks[min(self.layers) :])
+        step = BatchObjective(self, config, where, strengths)
+        watch = ValidationMonitor(self, config, where, strengths) if self.validation else None
+        was_training = self.model.training
+        self.model.eval()  # no dropout: the references were made without
+        try:
+            with (
+                only_trainable(self.model, parameters),
+                held_briefly(self.idle),
+                recomputing(blocks if running.gradient_checkpointing else []),
+            ):
+                optimization = Optimization(
+                    parameters, config, count=self.count, seed=seed, dtype=self.model.dtype,
+                    processes=self.processes, shard=running.shard,
+                )  # fmt: skip
+                run = TrainingRun(
+                    optimization, self.parameters, step, running=running, identity=identity,
+                    watch=watch,
+                )  # fmt: skip
+                return run.go(), watch
+        finally:
+            self.model.train(was_training)
+
+    def strengths(self, strength: float | Mapping[str, float]) -> dict[str, float]:
+        """Return λ per trained language.
+
+        Raises
+        ------
+        InputError
+            If a mapping lacks one.
+        """
+        if not isinstance(strength, Mapping):
+            return dict.fromkeys(self.languages, float(strength))
+        given = {canonical(lang): float(value) for lang, value in strength.items()}
+        missing = [lang for lang in self.languages if lang not in given]
+        if missing:
+            raise InputError(
+                f"no strength for {', '.join(missing)}; give one number for all languages, or one "
+                f"for each of {', '.join(self.languages)}"
+            )
+        return {lang: given[lang] for lang in self.languages}
+
+
+def train(
+    model: Any,
+    tokenizer: Any,
+    space: Space,
+    prompts: Mapping[str, Sequence[str]],
+    *,
+    layers: str = "-2:",
+    train: str = "full",
+    lora: int | Lora | None = None,
+    losses: str | LensConfig | dict[str, Any] = "pinned",
+    strength: float | Mapping[str, float] = 1.0,
+    texts: Mapping[str, Sequence[str]] | None = None,
+    answers: Mapping[str, Sequence[str | None]] | None = None,
+    chat: ChatOptions | None = None,
+    steps: int | None = None,
+    learning_rate: float | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+    low_memory: bool = False,
+    cache: str | Path | None = None,
+    max_memory: str | int | None = None,
+    validation: Mapping[str, Sequence[str]] | None = None,
+    running: RunOptions | None = None,
+) -> TrainResult:
+    """Train a band of blocks with Lens, from prompts alone.
+
+    Parameters
+    ----------
+    model, tokenizer
+        A Hugging Face decoder and its tokenizer; the model is trained in place.
+    space : Space
+        Language space of this model, from `lens.probe`.
+    prompts : mapping of str to sequence of str
+        Parallel prompts per language, the pivot among them; no answers.
+    layers : str
+        Blocks to train: half-open slices such as ``"-2:"`` or ``"2:4,-2:"``.
+    train : str
+        What of them: ``"full"``, ``"attention"``, ``"mlp"``, ``"bias"``, ``"norm"``, a name
+        inside them, or several separated by commas.
+    lora : int or Lora, optional
+        Train adapters of this rank on their linear layers instead; the result is saved as a PEFT
+        adapter.
+    losses : str, LensConfig or dict
+        ``"pinned"`` (the corrected losses, and the pivot's predictions are held), ``"corrected"``
+        (without that), ``"lens-v1"`` (as published) or settings of one's own.
+    strength : float or mapping
+        λ per language: length of the language step in units of m_l − m_c.
+    texts : mapping, optional
+        Plain text per language, for terms with ``rows="text"``.
+    answers : mapping, optional
+        Answers to the prompts, for `LanguageModel` terms; None where a prompt has none.
+    chat : ChatOptions, optional
+        Chat template flags.
+    steps, learning_rate, batch_size : optional
+        Override the config's.
+    seed : int
+        Decides the order of prompts.
+    low_memory : bool
+        Keep weights that training does not need in a temporary file, see `LensTrainer`.
+    cache : str or Path, optional
+        Folder that keeps cached states for later runs over the same model and prompts.
+    max_memory : str or int, optional
+        Limit such as ``"12GB"``; cached states that would pass it go to temporary files.
+    validation : mapping of str to sequence of str, optional
+        Held-out prompts in the same languages; the weights that do best on them are kept.
+    running : Running, optional
+        Checkpoints, resuming, activation checkpointing, trackers.
+
+    Returns
+    -------
+    TrainResult
+        With ``.model``, ``.log`` and ``.save(folder)``.
+
+    Raises
+    ------
+    InputError
+        For prompts, languages, layers, losses or a space that do not fit the model.
+
+    References
+    ----------
+    Lens, arXiv 2410.04407.
+    """
+    config = resolve(losses)
+    given = {"steps": steps, "learning_rate": learning_rate, "batch_size": batch_size}
+    changed = {key: value for key, value in given.items() if value is not None}
+    config = resolve(config.model_dump() | changed)
+    trainer = LensTrainer(
+        model,
+        tokenizer,
+        space,
+        prompts,
+        layers=layers,
+        train=train,
+        lora=lora,
+        sites=config.sites,
+        texts=texts,
+        answers=answers,
+        references=config.references,
+        chat=chat,
+        low_memory=low_memory,
+        cache=cache,
+        max_memory=max_memory,
+        validation=validation,
+    )
+    return trainer.run(config, strength=strength, seed=seed, running=running)
+
+
+@dataclass(frozen=True, slots=True)
+class StrengthTrial:
+    """What one language got from one grid value, on validation.
+
+    Attributes
+    ----------
+    language : str
+        FLORES code.
+    strength : float
+        λ of the run.
+    quality : float
+        What is maximised: share of answers correct and in the language.
+    fidelity : float
+        Share of answers in the language.
+    drift : float
+        Mean KL of the pivot's next-token distribution from the frozen model's, nats.
+    """
+
+    language: str
+    strength: float
+    quality: float
+    fidelity: float
+    drift: float
+
+
+@dataclass(frozen=True, slots=True)
+class StrengthChoice:
+    """The chosen strength per language, and every trial it was chosen from."""
+
+    strength: dict[str, float]
+    trials: tuple[StrengthTrial, ...]
+    max_drift: float
+
+
+def choose_strengths(
+    trial: Callable[[float], Sequence[StrengthTrial]],
+    grid: Sequence[float],
+    *,
+    max_drift: float = 0.02,
+) -> StrengthChoice:
+    """Run ``trial`` for each λ of ``grid`` and keep the best λ per language.
+
+    Parameters
+    ----------
+    trial : callable
+        Trains and validates at one λ for all languages; returns one `Trial` per language.
+    grid : sequence of float
+        Values of λ.
+    max_drift : float
+        Largest pivot drift allowed, nats. When no value stays below it, the one with the least
+        drift is taken.
+
+    Returns
+    -------
+    Choice
+        Ties go to fidelity, then to the smaller λ.
+
+    Raises
+    ------
+    InputError
+        If the grid is empty.
+    """
+    if not grid:
+        raise InputError("the grid of strengths is empty; give at least one value")
+    trials = [one for value in grid for one in trial(value)]
+    languages = dict.fromkeys(one.language for one in trials)
+    strength = {}
+    for language in languages:
+        mine = [one for one in trials if one.language == language]
+        allowed = [one for one in mine if one.drift <= max_drift]
+        if not allowed:
+            allowed = [min(mine, key=lambda one: (one.drift, one.strength))]
+        best = max(allowed, key=lambda one: (one.quality, one.fidelity, -one.strength))
+        strength[language] = best.strength
+    return StrengthChoice(strength, tuple(trials), max_drift)

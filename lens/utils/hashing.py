@@ -1,0 +1,39 @@
+"""XXH64 of bytes, in memory and of samples of files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lens import _core
+
+_BLOCKS, _BLOCK = 64, 4096  # of a file that is told by a sample
+
+
+def checksum(x: Any) -> int:
+    """XXH64 with seed 0 of the bytes of a C-contiguous array, or of a buffer.
+
+    At about 20 GB/s it costs a small part of reading or writing the same bytes. It finds accidents,
+    not forgeries.
+    """
+    raw = x.reshape(-1).view(np.uint8) if isinstance(x, np.ndarray) else np.frombuffer(x, np.uint8)
+    return _core.checksum(raw)
+
+
+def checksum_of_sample(path: Path) -> str:
+    """XXH64 in hexadecimal of 64 blocks of 4 KiB spread evenly over a file; of a small one, of all.
+
+    Milliseconds at any size. Trained weights change everywhere, so two checkpoints of one
+    architecture, whose headers are equal, are told apart.
+    """
+    size = path.stat().st_size
+    with path.open("rb", buffering=0) as file:
+        if size <= _BLOCKS * _BLOCK:
+            return f"{checksum(file.read()):016x}"
+        parts = []
+        for i in range(_BLOCKS):
+            file.seek(i * (size - _BLOCK) // (_BLOCKS - 1))
+            parts.append(file.read(_BLOCK))
+    return f"{checksum(b''.join(parts)):016x}"

@@ -1,0 +1,19 @@
+"""Versions of Python and of the packages that can change a result."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+import lens
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that can change a result."""
+    found = {"lens": lens.__version__, "python": platform.python_version()}
+    for package in ("numpy", "torch", "transformers", "tokenizers", "safetensors"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
