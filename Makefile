@@ -152,8 +152,8 @@ test-py-asan: build/py-asan/.built ## Python tests on a core with both sanitizer
 	$(ALONE:%=--deselect tests/unit/test_packaging.py::test_%) $(PYTEST_ARGS)
 
 # Tests of the numerics and of the glue, without models; seconds, also under a sanitizer.
-NUMERICS := $(addprefix tests/test_,core.py core_rules.py ops_bits.py ops_hold.py ops_refuse.py \
-	refusals.py threads.py stats.py subspace.py losses.py metrics.py neurons.py weights.py)
+NUMERICS := $(addprefix tests/unit/,$(addprefix core/test_,core.py core_rules.py ops_bits.py ops_hold.py ops_refuse.py \
+	threads.py) $(addprefix test_,refusals.py pooling.py subspace.py losses.py metrics.py neurons.py weights.py))
 test-py-asan-core: ## the same, tests of the numerics only
 	@$(MAKE) --no-print-directory test-py-asan PYTEST_ARGS='$(NUMERICS) $(PYTEST_ARGS)'
 
