@@ -1,0 +1,88 @@
+"""Measure the package as a place to work in: ``python -m tests.house``.
+
+Prints one row per figure: files and lines, import circles (imports for type checkers and inside
+functions included) and imports of upper layers, functions with more than 8 parameters, class names
+used twice, modules named by a gerund, ``# fmt: skip`` comments. The same rules are tests in
+``tests/unit/test_house_rules.py``.
+"""
+
+import ast
+from collections import defaultdict
+
+from tests.unit import test_house_rules as rules
+
+LIMIT = 8
+
+
+def parameters(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Count the parameters of a function, ``self`` and ``cls`` left out."""
+    args = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+    names = [arg.arg for arg in args]
+    extra = (node.args.vararg is not None) + (node.args.kwarg is not None)
+    return len(names) - (bool(names) and names[0] in ("self", "cls")) + extra
+
+
+def wide_functions() -> list[str]:
+    """Name the functions with more than 8 parameters."""
+    found = []
+    for module, path in sorted(rules.MODULES.items()):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                if (count := parameters(node)) > LIMIT:
+                    found.append(f"{module}.{node.name} ({count})")
+    return found
+
+
+def class_names() -> dict[str, list[str]]:
+    """Where every class name is defined."""
+    homes: dict[str, list[str]] = defaultdict(list)
+    for module, path in rules.MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                homes[node.name].append(module)
+    return homes
+
+
+def upward() -> list[str]:
+    """Imports of a module in an upper layer."""
+    found = []
+    for path in rules.FILES:
+        here = rules.top_level(path)
+        for item in rules.imports_of(path):
+            if item.module.startswith("lens.") and here != "__init__":
+                there = item.module.split(".")[1]
+                if rules.LEVEL.get(there, 0) > rules.LEVEL[here]:
+                    found.append(f"{path.relative_to(rules.PACKAGE)}:{item.line}")
+    return found
+
+
+def main() -> None:
+    """Print the figures."""
+    texts = [path.read_text(encoding="utf-8") for path in rules.FILES]
+    folders: dict[str, set[str]] = defaultdict(set)
+    for module, imported in rules.GRAPH.items():
+        here = ".".join(module.split(".")[:2])
+        folders[here] |= {".".join(name.split(".")[:2]) for name in imported} - {here}
+    wide = wide_functions()
+    twice = [name for name, where in class_names().items() if len(where) > 1]
+    stems = {path.stem for path in rules.FILES} | {path.parent.name for path in rules.FILES}
+    gerunds = {stem for stem in stems if stem.endswith("ing")} - rules.FIELD_WORDS
+    rows = {
+        "Python files in lens/": len(texts),
+        "lines in them": sum(len(text.splitlines()) for text in texts),
+        "import circles between files": len(rules.circles(rules.GRAPH)),
+        "import circles between folders": len(rules.circles(folders)),
+        "imports of an upper layer": len(upward()),
+        f"functions with more than {LIMIT} parameters": len(wide),
+        "class names used twice": len(twice),
+        "modules named by a gerund": len(gerunds),
+        "# fmt: skip": sum(text.count("# fmt: skip") for text in texts),
+    }
+    for name, value in rows.items():
+        print(f"{name:<42} {value:>7,}")
+    for name in (*wide, *twice, *sorted(gerunds)):
+        print(f"  {name}")
+
+
+if __name__ == "__main__":
+    main()
