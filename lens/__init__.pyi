@@ -18,7 +18,7 @@ from . import space as space
 from . import stats as stats
 from . import steering as steering
 from . import subspace as subspace
-from . import tensors as tensors
+from . import torch_ops as torch_ops
 from . import training as training
 from . import weights as weights
 from .analysis.inspect import inspect_space as inspect_space

@@ -1,8 +1,9 @@
-"""Arrays as the C core wants them: checked, never copied silently.
+"""Arrays as the C core expects them: checked, never copied silently.
 
-NumPy arrays and CPU torch tensors are accepted. torch is found through ``sys.modules`` and never
-imported: a tensor can only be there if the caller imported it. Tensors on other devices go to the
-same operation in torch, a function of the same name in ``lens.tensors`` (see `anywhere`).
+NumPy arrays and CPU torch tensors are accepted. torch is looked up in ``sys.modules`` and never
+imported here: a tensor can only exist if the caller imported it. Pooling and the losses compute on
+other devices as well, through functions of the same name in ``lens.torch_ops`` (see `anywhere`);
+everything else refuses a tensor that is not on the CPU.
 """
 
 import os
@@ -64,41 +65,40 @@ def _is_far(tensor: Any) -> bool:
 
 
 def is_elsewhere(x: object) -> bool:
-    """Whether x is a tensor on another device than the CPU, or a collection that holds one."""
-    if isinstance(x, Mapping):
-        x = tuple(x.values())
-    if isinstance(x, tuple | list):
-        return any(is_tensor(item) and _is_far(item) for item in x)
+    """Whether x is a tensor on another device than the CPU."""
     return is_tensor(x) and _is_far(x)
 
 
-def twin(family: str, name: str) -> Any:
-    """Return the torch operation that does the same as one of the C core.
-
-    ``lens.tensors`` is built on the numerics and so lies above them; they must not import it, nor
-    torch through it. It is looked up by name when the first tensor on another device comes, which
-    can only be when the caller has torch.
-    """
-    return getattr(import_module(f"lens.tensors.{family}"), name)
+def torch_op(name: str) -> Any:
+    """Look up an operation of ``lens.torch_ops``, which builds on the numerics, by its name."""
+    return getattr(import_module("lens.torch_ops"), name)
 
 
 def anywhere(function: Callable[P, R]) -> Callable[P, R]:
     """Let a public function take tensors on any device; its first argument decides.
 
-    NumPy arrays and CPU tensors stay with the function, which calls the C core. Others go to the
-    twin of the same name and signature, in the module of ``lens.tensors`` named as its family;
-    what was an array in the result is then a tensor on that device.
+    NumPy arrays and CPU tensors go to the function, which calls the C core; tensors on another
+    device go to the function of the same name and signature in ``lens.torch_ops``, which returns
+    tensors on that device.
     """
-    family, name = function.__module__.split(".")[1], function.__name__
-    first = function.__code__.co_varnames[0]
+    name, first = function.__name__, function.__code__.co_varnames[0]
 
     @wraps(function)
     def dispatch(*args: P.args, **kwargs: P.kwargs) -> R:
         if is_elsewhere(args[0] if args else kwargs.get(first)):
-            return cast(R, twin(family, name)(*args, **kwargs))
+            return cast(R, torch_op(name)(*args, **kwargs))
         return function(*args, **kwargs)
 
     return dispatch
+
+
+def require_cpu(x: object, name: str) -> None:
+    """Refuse a tensor on another device than the CPU."""
+    if is_elsewhere(x):
+        raise InputError(
+            f"{name}: the tensor is on device '{cast(Any, x).device}', expected 'cpu'; move it to "
+            f"the CPU: {name}.cpu()"
+        )
 
 
 def host(x: ArrayIn) -> Array:
@@ -109,11 +109,7 @@ def host(x: ArrayIn) -> Array:
 
 def _from_tensor(x: Any, name: str) -> tuple[Array, str | None]:
     torch = sys.modules["torch"]
-    if _is_far(x):
-        raise InputError(
-            f"{name}: the tensor is on device '{x.device}', expected 'cpu', where the first "
-            "argument is; move one of them"
-        )
+    require_cpu(x, name)
     x = x.detach()
     if x.dtype is torch.bfloat16:
         return x.view(torch.uint16).numpy(), "bfloat16"
@@ -174,7 +170,7 @@ def storage(
 ) -> tuple[Any, int]:
     """Return what `block` holds, or the checked tensor and FAR for one on another device."""
     if is_elsewhere(x):
-        return twin("checks", "tensor")(x, name, ndim=ndim, dtype=dtype), FAR
+        return torch_op("tensor")(x, name, ndim=ndim, dtype=dtype), FAR
     found = block(x, name, ndim=ndim, dtype=dtype)
     return found.data, found.code
 
@@ -225,7 +221,8 @@ def float64(
     ``finite=False`` leaves the search for NaN to the core.
     """
     if is_tensor(x):
-        x = host(x.cpu().double())
+        require_cpu(x, name)
+        x = host(x.double())
     _check_real(x, name)
     try:
         out: Float64 = np.ascontiguousarray(x, dtype=np.float64).reshape(np.shape(x))
@@ -246,7 +243,8 @@ def float64(
 def rows_of(basis: ArrayIn, name: str, d: int, dtype: np.dtype[Any]) -> Array:
     """Turn a (d, r) basis into the (r, d) rows of the core; no copy if it is column-major."""
     if is_tensor(basis):
-        basis = host(basis.cpu().double())
+        require_cpu(basis, name)
+        basis = host(basis.double())
     if not isinstance(basis, np.ndarray) or basis.ndim != 2 or basis.shape[0] != d:
         raise ShapeError(f"{name}: shape {np.shape(basis)}, expected ({d}, r)")
     _check_real(basis, name)

@@ -1,9 +1,9 @@
 """The three losses of Lens, each a value and its gradient in one call.
 
-NumPy arrays or CPU torch tensors in, NumPy arrays out; tensors on another device stay there (see
-`lens.tensors`), where a value is a tensor that autograd can differentiate. Gradients have the dtype
-and shape of the states; a bfloat16 gradient comes as its raw bits in uint16. Names follow ``docs``:
-the released code calls ``separate`` "pull" and ``align`` "push", the paper the reverse.
+NumPy arrays or CPU torch tensors in, NumPy arrays out. Tensors on another device stay there (see
+`lens.torch_ops`), and a value is then a tensor that autograd can differentiate. Gradients have the
+dtype and shape of the states; a bfloat16 gradient comes as its raw bits in uint16. Names follow
+``docs``: the released code calls ``separate`` "pull" and ``align`` "push", the paper the reverse.
 """
 
 from dataclasses import dataclass

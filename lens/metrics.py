@@ -1,7 +1,7 @@
 """Measures of pooled states: alignment of translations, and separability of languages.
 
 The two look at the same states from opposite sides. Neither is a measure of a model's answers.
-Tensors on another device than the CPU are compared there (see `lens.tensors`).
+NumPy arrays or CPU torch tensors in; tensors on another device are refused.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,6 @@ from lens.arrays import (
     ArrayIn,
     Block,
     Float64,
-    anywhere,
     block,
     core_errors,
     same,
@@ -96,7 +95,6 @@ def _check_directions(x: Block, name: str) -> None:
         )
 
 
-@anywhere
 def mexa(
     pivot: ArrayIn,
     other: ArrayIn,
@@ -324,7 +322,6 @@ def _states(states: Mapping[str, ArrayIn], dtype: str | None) -> dict[str, Block
     return blocks
 
 
-@anywhere
 def separability(
     states_by_language: Mapping[str, ArrayIn],
     *,

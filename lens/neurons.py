@@ -2,7 +2,7 @@
 
 Language activation probability entropy (LAPE). A neuron here is one gate of an MLP, after the
 activation function; it is open on a token when its value is above zero. Tensors on another device
-than the CPU are counted there (see `lens.tensors`).
+than the CPU are refused.
 """
 
 from collections.abc import Sequence
@@ -14,18 +14,15 @@ from numpy.typing import NDArray
 
 from lens import _core
 from lens.arrays import (
-    FAR,
     Array,
     ArrayIn,
     Float64,
-    anywhere,
+    block,
     core_errors,
-    host,
     mask01,
-    storage,
+    require_cpu,
     threads,
     to_dict,
-    twin,
 )
 from lens.errors import DtypeError, InputError, ShapeError
 
@@ -115,18 +112,13 @@ class Counts:
             If a real token holds NaN; the message names the token, counted through all rows of
             the batch, and the neuron. Infinity is above zero.
         """
-        data, code = storage(gates, "gates", dtype=dtype)
-        shape = tuple(data.shape)
+        x = block(gates, "gates", dtype=dtype)
+        data, code, shape = x.data, x.code, x.data.shape
         if len(shape) not in (2, 3) or shape[-1] != self.neurons:
             raise ShapeError(
                 f"gates: shape {shape}, expected (tokens, {self.neurons}) or (rows, tokens, "
                 f"{self.neurons})"
             )
-        if code == FAR:
-            tokens, positive = twin("neurons", "count")(data, mask)
-            self._positive = self._positive + positive
-            self._tokens += tokens
-            return
         m = None if mask is None else mask01(mask, "mask", shape[:-1]).reshape(-1)
         rows = data.reshape(-1, self.neurons)
         out = np.empty_like(self._positive)
@@ -173,7 +165,7 @@ class LapeResult:
     @property
     def indices(self) -> tuple[Array, ...]:
         """Neurons of each language, one array (number, dimensions) each; it may be empty."""
-        return tuple(np.argwhere(mine) for mine in host(self.members))
+        return tuple(np.argwhere(mine) for mine in self.members)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain Python values, arrays as nested lists."""
@@ -181,6 +173,7 @@ class LapeResult:
 
 
 def _whole(x: ArrayIn, name: str) -> UInt64:
+    require_cpu(x, name)
     data = np.asarray(x)
     if data.dtype.kind not in "iu":
         raise DtypeError(f"{name}: dtype {data.dtype}, expected whole numbers")
@@ -189,7 +182,6 @@ def _whole(x: ArrayIn, name: str) -> UInt64:
     return np.ascontiguousarray(data, dtype=np.uint64).reshape(data.shape)
 
 
-@anywhere
 def lape(
     counts: ArrayIn,
     tokens: ArrayIn | Sequence[int],

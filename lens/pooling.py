@@ -2,7 +2,7 @@
 
 Everything is accumulated in float64 in an order that depends on the data only, so that batches,
 padding, shards and threads change no bit. Tensors on another device than the CPU are pooled and
-summed there, to tolerance (see `lens.tensors`).
+summed there, to tolerance (see `lens.torch_ops`).
 """
 
 from collections.abc import Iterable, Mapping
@@ -26,7 +26,7 @@ from lens.arrays import (
     storage,
     threads,
     to_dict,
-    twin,
+    torch_op,
 )
 from lens.errors import InputError, ShapeError
 
@@ -248,7 +248,7 @@ class StreamingMoments:
         self, tail: _Part | None, rows: Array, row: int, code: int, n: int | None, offset: int
     ) -> _Part:
         if code == FAR:
-            part = _Part(row, len(rows), *twin("stats", "block_moments")(rows, offset))
+            part = _Part(row, len(rows), *torch_op("block_moments")(rows, offset))
             return _join(tail, part) if tail else part
         mean, m2 = np.empty(self.d), np.empty(self.d)
         count = tail.count if tail else 0

@@ -1,6 +1,7 @@
 """Language subspaces: fit, choice of rank, principal angles, projection, thin factorisations.
 
-NumPy arrays or CPU torch tensors in, NumPy arrays out; tensors on another device stay there."""
+NumPy arrays or CPU torch tensors in, NumPy arrays out; tensors on another device are refused.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,6 @@ from lens.arrays import (
     Array,
     ArrayIn,
     Float64,
-    anywhere,
     block,
     core_errors,
     float64,
@@ -81,7 +81,6 @@ class ThinQr:
         return to_dict(self)
 
 
-@anywhere
 def thin_svd(X: ArrayIn, *, rank: int | None = None) -> ThinSvd:
     """Singular values and vectors of a matrix, or the first of them.
 
@@ -127,7 +126,6 @@ def thin_svd(X: ArrayIn, *, rank: int | None = None) -> ThinSvd:
     return ThinSvd(left[:, :rank], sigma[:rank], right[:rank].T)
 
 
-@anywhere
 def thin_qr(X: ArrayIn) -> ThinQr:
     """Orthonormal columns that span at least what the columns of a matrix span.
 
@@ -291,7 +289,6 @@ class SubspaceResult:
         return to_dict(self)
 
 
-@anywhere
 def fit(
     means: ArrayIn,
     *,
@@ -358,7 +355,6 @@ def fit(
     )[0]
 
 
-@anywhere
 def fit_batch(
     means: ArrayIn,
     *,
@@ -469,7 +465,6 @@ def _check_agnostic(m_a: Float64, size: float, site: str) -> None:
         )
 
 
-@anywhere
 def principal_angles(A: ArrayIn, B: ArrayIn) -> Float64:
     """Angles between two subspaces.
 
@@ -518,7 +513,6 @@ def principal_angles(A: ArrayIn, B: ArrayIn) -> Float64:
     return angles
 
 
-@anywhere
 def project(
     X: ArrayIn,
     basis: ArrayIn,

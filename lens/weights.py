@@ -3,14 +3,15 @@
 A delta is a - b of two tensors of one shape and dtype, taken in float32 (float64 for float64) and
 never stored unless it is the result; b = None stands for zeros. NumPy arrays or CPU torch tensors
 in, NumPy arrays out; bfloat16 results come as their raw bits in uint16. Tensors on another device
-stay there, and results are tensors of their dtype."""
+are refused.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,16 +22,12 @@ from lens.arrays import (
     F32,
     Array,
     ArrayIn,
-    anywhere,
     block,
     core_errors,
     float64,
-    host,
-    is_elsewhere,
     same,
     threads,
     to_dict,
-    twin,
 )
 from lens.errors import DtypeError, InputError, ShapeError
 
@@ -125,7 +122,6 @@ def output(out: Array | None, shape: tuple[int, ...], dtype: np.dtype[Any]) -> A
     return out
 
 
-@anywhere
 def delta(
     a: ArrayIn,
     b: ArrayIn = None,
@@ -194,7 +190,6 @@ def _dots(first: Pair, second: Pair | None, n_threads: int, dtype: str | None) -
     return [float(x) for x in sums]
 
 
-@anywhere
 def sum_of_squares(
     a: ArrayIn, b: ArrayIn = None, *, n_threads: int = 1, dtype: str | None = None
 ) -> float:
@@ -229,7 +224,6 @@ def sum_of_squares(
     return _dots((a, b), None, n_threads, dtype)[0]
 
 
-@anywhere
 def compare(
     first: Pair, second: Pair, *, n_threads: int = 1, dtype: str | None = None
 ) -> Comparison:
@@ -285,7 +279,6 @@ def comparison(xx: float, yy: float, xy: float) -> Comparison:
     return Comparison((xx, yy), xy, cosine)
 
 
-@anywhere
 def histogram(
     a: ArrayIn, b: ArrayIn = None, *, n_threads: int = 1, dtype: str | None = None
 ) -> NDArray[np.uint64]:
@@ -322,7 +315,6 @@ def histogram(
     return counts
 
 
-@anywhere
 def count_nonfinite(x: ArrayIn, *, n_threads: int = 1, dtype: str | None = None) -> NonFinite:
     """Count NaN and infinite elements.
 
@@ -367,7 +359,6 @@ _OUT: dict[str, tuple[int, Any]] = {
 }
 
 
-@anywhere
 def combine(
     sources: Sequence[ArrayIn],
     weights: ArrayIn,
@@ -488,8 +479,6 @@ class TopKResult:
             If it does not hold as many open marks as it was given.
         """
         keep = self.settled.get(name, np.empty(0, np.uint8))
-        if is_elsewhere(marks):
-            return cast(NDArray[np.bool_], twin("weights", "settle")(marks, keep, name))
         if not isinstance(marks, np.ndarray) or marks.dtype != np.uint8:
             kind = getattr(marks, "dtype", type(marks).__name__)
             raise DtypeError(f"marks: got {kind}, expected the uint8 array of TopK.select")
@@ -584,7 +573,7 @@ class TopK:
                 f"name: '{name}' came after '{self._names[-1]}', expected each once in sorted order"
             )
         counts = histogram(a, b, n_threads=self._threads, dtype=dtype)
-        self._counts += host(counts).astype(np.uint64, copy=False)
+        self._counts += counts.astype(np.uint64, copy=False)
         self._names.append(name)
         self._sizes.append(math.prod(np.shape(a)))
 
@@ -609,7 +598,7 @@ class TopK:
         Returns
         -------
         numpy.ndarray, uint8
-            In the shape of a: 1 selected, 0 not, 2 open. A tensor where a is one on another device.
+            In the shape of a: 1 selected, 0 not, 2 open.
 
         Raises
         ------
@@ -625,20 +614,13 @@ class TopK:
                 f"select: tensor '{name}' of {size} elements, expected the tensors of add in the "
                 f"same order; the next is {expected!r}"
             )
-        if is_elsewhere(a):
-            split = twin("weights", "select")
-            marks, *found = split(a, b, self._low, self._high, dtype=dtype)
-            self._remember(*found)
-        else:
-            x, y, code = flat(a, b, "ab", dtype)
-            marks = np.empty(np.shape(a), np.uint8)
-            for start in range(0, x.size, _PIECE):
-                piece = slice(start, start + _PIECE)
-                self._mark(
-                    marks.reshape(-1)[piece], x[piece], None if y is None else y[piece], code
-                )
+        x, y, code = flat(a, b, "ab", dtype)
+        marks = np.empty(np.shape(a), np.uint8)
+        for start in range(0, x.size, _PIECE):
+            piece = slice(start, start + _PIECE)
+            self._mark(marks.reshape(-1)[piece], x[piece], None if y is None else y[piece], code)
         self._next += 1
-        return cast(NDArray[np.uint8], marks)
+        return marks
 
     def _mark(self, marks: NDArray[np.uint8], x: Array, y: Array | None, code: int) -> None:
         if self._room.size < x.size:
@@ -785,8 +767,6 @@ def importance(
     [[0.5, 2.0]]
     """
     _check_unit(unit)
-    if is_elsewhere(a):  # the difference comes to the CPU; what is left of it is small
-        a, b, dtype = host(delta(a, b, dtype=dtype)), None, None
     x, y, code = flat(a, b, "ab", dtype)
     shape = tuple(np.shape(a))
     if unit == "element" or len(shape) < 2:

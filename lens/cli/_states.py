@@ -94,7 +94,7 @@ def state_options(function: F) -> F:
                      help="Token ids of dumped requests that are not pooled."),
         click.option("--states", type=click.Path(path_type=Path),
                      help="States made elsewhere instead of --model and --data: folder of "
-                     "CODE.npy, .safetensors, .pkl, .pt, or CODE/ of requests that vLLM dumped."),
+                     "CODE.npy, .safetensors, .pt, or CODE/ of requests that vLLM dumped."),
     ):  # fmt: skip
         made = decorate(made)
     result: F = made

@@ -14,7 +14,6 @@ from lens.arrays import (
     Float64,
     block,
     core_errors,
-    is_elsewhere,
     is_tensor,
     threads,
     to_dict,
@@ -113,7 +112,6 @@ def gram(
     [2.5, -0.5, 0.5, -2.5]
     """
     names: Sequence[str] | None = languages
-    _refuse_elsewhere(states)
     if isinstance(states, Mapping):
         if languages is not None:
             raise InputError("languages: given, but states is a mapping that names them already")
@@ -164,21 +162,12 @@ def gram_batch(
     ShapeError, DtypeError, InputError
         As in `gram`; the message names the site by its index.
     """
-    _refuse_elsewhere(states)
     x = block(states, "states", ndim=4, dtype=dtype)
     S, L, n, d = x.data.shape
     counts = np.full(L, n, dtype=np.int64)
     named = _names(languages, L)
     _check(counts, named)
     return _grams(x.data.reshape(S, L * n, d), x.code, counts, named, n_threads)
-
-
-def _refuse_elsewhere(states: Any) -> None:
-    if is_elsewhere(states):
-        raise InputError(
-            "states: on another device than the CPU, where resampling runs; pass states.cpu(), "
-            "which for pooled states is little to copy"
-        )
 
 
 def _names(languages: Sequence[str] | None, L: int) -> tuple[str, ...]:

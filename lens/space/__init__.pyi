@@ -1,6 +1,5 @@
 from .importers import ImportedStates as ImportedStates
 from .importers import as_states as as_states
-from .importers import read_bases as read_bases
 from .importers import read_states as read_states
 from .provenance import Provenance as Provenance
 from .provenance import SpaceShard as SpaceShard

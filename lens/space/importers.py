@@ -1,12 +1,8 @@
-"""Import states made elsewhere: arrays of any library, files, dumps of a server, published artifacts."""
+"""Import states made elsewhere: arrays of any library, files, and dumps of a server."""
 
-import io
-import pickle
 import re
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,139 +15,6 @@ from lens.data.languages import canonical, is_language
 from lens.errors import DtypeError, InputError, MissingExtraError, ShapeError
 from lens.models.layers import FINAL, block_site
 from lens.pooling import pool
-
-_MULTIARRAY = ("numpy.core.multiarray", "numpy._core.multiarray")
-_NUMERIC = ("numpy.core.numeric", "numpy._core.numeric")
-
-
-class _Refused(Exception):
-    """A pickle asked for something that is no array."""
-
-
-class _RestrictedUnpickler(pickle.Unpickler):
-    """An unpickler that can build arrays and nothing else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Return what builds arrays; refuse the rest by name."""
-        if module in _MULTIARRAY and name in ("_reconstruct", "scalar"):
-            return getattr(import_module("numpy._core.multiarray"), name)
-        if module in _NUMERIC and name == "_frombuffer":
-            return _frombuffer
-        if (module, name) == ("numpy", "ndarray"):
-            return np.ndarray
-        if (module, name) == ("numpy", "dtype"):
-            return np.dtype
-        if module == "numpy.dtypes" and name.endswith("DType"):
-            return getattr(np.dtypes, name)
-        if (module, name) == ("_codecs", "encode"):
-            return _encode
-        if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
-        if module in ("builtins", "__builtin__") and name in ("set", "frozenset"):
-            return {"set": set, "frozenset": frozenset}[name]
-        if (module, name) == ("torch.storage", "_load_from_bytes"):
-            return _tensor_storage
-        if module == "torch._utils" and name in ("_rebuild_tensor", "_rebuild_tensor_v2"):
-            return _torch_function(name)
-        raise _Refused(f"{module}.{name}")
-
-    def persistent_load(self, pid: Any) -> Any:
-        """Refuse references to objects outside the file."""
-        raise _Refused(f"a persistent object {pid!r}")
-
-
-def read_pickle(path: Path) -> Any:
-    """Read a pickle of arrays, tensors, numbers, text and plain containers.
-
-    Parameters
-    ----------
-    path : Path
-        File.
-
-    Returns
-    -------
-    object
-        Its content.
-
-    Raises
-    ------
-    InputError
-        When the pickle names anything else, which is then not run, or is damaged.
-    MissingExtraError
-        When it holds tensors and torch is not installed.
-    """
-    try:
-        return _RestrictedUnpickler(io.BytesIO(path.read_bytes())).load()
-    except _Refused as error:
-        raise InputError(
-            f"'{path.name}' asks for {error}, which builds no array: it may run code and was not "
-            "loaded; save its arrays as .npy or safetensors where it was made"
-        ) from None
-    except MissingExtraError:
-        raise
-    except Exception as error:  # a damaged pickle fails in any way
-        raise InputError(
-            f"'{path.name}' cannot be read as a pickle ({_short(error)}); it is cut off or "
-            "damaged: copy it again"
-        ) from None
-
-
-def read_torch(path: Path) -> Any:
-    """Read a ``.pt`` file of tensors by ``torch.load(weights_only=True)``.
-
-    Raises
-    ------
-    InputError
-        When it holds anything but tensors and plain containers, or is damaged.
-    MissingExtraError
-        When torch is not installed.
-    """
-    torch = _torch()
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever the file leads to
-        raise InputError(
-            f"'{path.name}' cannot be read as tensors alone ({_short(error)}); save its tensors as "
-            "safetensors where it was made"
-        ) from None
-
-
-def _tensor_storage(content: bytes) -> Any:
-    """Read what torch puts inside a plain pickle, as weights alone; torch's own would run code."""
-    return _torch().load(io.BytesIO(content), map_location="cpu", weights_only=True)
-
-
-def _torch_function(name: str) -> Callable[..., Any]:
-    function: Callable[..., Any] = getattr(_torch()._utils, name)
-    return function
-
-
-def _torch() -> Any:
-    try:
-        import torch
-    except ImportError:
-        raise MissingExtraError("torch", "hf", "reading saved tensors") from None
-    return torch
-
-
-def _frombuffer(buffer: Any, dtype: Any, shape: Any, order: Any, *rest: Any) -> Any:
-    """Build an array of numbers from its bytes."""
-    if not isinstance(dtype, np.dtype) or dtype.hasobject:
-        raise _Refused(f"an array of {dtype}")
-    return np.frombuffer(buffer, dtype=dtype).reshape(shape, order=order)
-
-
-def _encode(text: str, encoding: str = "latin1") -> bytes:
-    """Bytes as old protocols write them."""
-    if encoding != "latin1":
-        raise _Refused(f"_codecs.encode to {encoding}")
-    return text.encode("latin1")
-
-
-def _short(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
 
 Float64 = NDArray[np.float64]
 
@@ -279,121 +142,24 @@ def _from_dlpack(x: Any) -> NDArray[Any]:
         return data
 
 
-_MEXA = {"weighted": "embd_weighted", "last": "embd_lasttoken"}
-
-
-def read_artifact(path: Path, *, pooling: str) -> dict[str, Float64]:
-    """Read the states of one language.
-
-    Parameters
-    ----------
-    path : Path
-        A ``.pkl`` of MEXA or Lens, or a ``.pt`` of LRD.
-    pooling : str
-        Which of MEXA's two vectors; the others hold last tokens only.
-
-    Returns
-    -------
-    dict
-        Site to (n, d) float64.
-
-    Raises
-    ------
-    InputError
-        When the file is something else, would run code, or is damaged.
-    """
-    if path.suffix == ".pt":
-        states = as_states(read_torch(path), path.name, ndim=3)
-        _only_last(pooling, path)
-        return {block_site(i): states[:, i] for i in range(states.shape[1])}
-    content = read_pickle(path)
-    if is_tensor(content) or isinstance(content, np.ndarray):
-        states = as_states(content, path.name, ndim=3)
-        _only_last(pooling, path)
-        last = len(states) - 1
-        return {FINAL if i == last else block_site(i): block for i, block in enumerate(states)}
-    if isinstance(content, dict) and content and all(isinstance(key, int) for key in content):
-        return _mexa(content, path, pooling)
-    raise InputError(
-        f"'{path.name}' holds {_described(content)}; expected states of MEXA (layer to vectors) or "
-        "of Lens, a tensor (layers, n, d)"
-    )
-
-
-def read_bases(path: str | Path) -> dict[str, Float64]:
-    """Read the subspaces that published code saved, to compare them with one's own.
-
-    Parameters
-    ----------
-    path : str or Path
-        ``lang_specific_space_last.pkl`` of Lens or ``vector.pt`` of LRD, a tensor
-        (layers, rank, d); or ``lang_shared_space_last.pkl``, (layers, d).
-
-    Returns
-    -------
-    dict
-        Site to (d, rank) float64, as `lens.subspace.principal_angles` takes them.
-
-    Raises
-    ------
-    InputError
-        When the file does not exist, is something else, would run code, or is damaged.
-
-    Notes
-    -----
-    Sites are named ``block.i`` by the order of the layers. What the published Lens code calls its
-    last layer was read after the final norm, and is named ``"final"`` for ``.pkl`` files.
-    """
-    file = Path(path)
-    if not file.is_file():
-        raise InputError(f"'{path}' does not exist; expected a .pkl of Lens or a .pt of LRD")
-    content = read_torch(file) if file.suffix == ".pt" else read_pickle(file)
-    if not is_tensor(content) and not isinstance(content, np.ndarray):
-        raise InputError(f"'{file.name}' holds {_described(content)}; expected one tensor")
-    layers = content[:, np.newaxis] if content.ndim == 2 else content
-    bases = as_states(layers, file.name, ndim=3)
-    if bases.shape[1] > bases.shape[2]:
-        raise ShapeError(f"'{file.name}': shape {bases.shape}, expected (layers, rank, d)")
-    last = len(bases) - 1 if file.suffix != ".pt" else -1
-    return {
-        FINAL if i == last else block_site(i): np.ascontiguousarray(rows.T)
-        for i, rows in enumerate(bases)
-    }
-
-
-def _mexa(content: dict[int, Any], path: Path, pooling: str) -> dict[str, Float64]:
-    if pooling not in _MEXA:
-        raise InputError(f"'{path.name}' has no {pooling} vectors; choose pooling weighted or last")
-    layers = sorted(content)
-    if layers != list(range(len(layers))) or len(layers) < 2:
-        raise InputError(f"'{path.name}' has layers {layers[:5]}...; expected 0, 1, ... in order")
-    found: dict[str, Float64] = {}
-    for layer in layers[1:]:  # layer 0 are the embeddings, where nothing has been read yet
-        site = FINAL if layer == layers[-1] else block_site(layer - 1)
-        try:
-            rows = sorted(content[layer], key=lambda row: row["id"])
-            vectors = [np.asarray(row[_MEXA[pooling]]) for row in rows]
-            stacked = np.stack(vectors)
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(
-                f"'{path.name}' layer {layer} is not as MEXA writes it ({error}); expected a list "
-                "of id, embd_weighted, embd_lasttoken"
-            ) from None
-        found[site] = as_states(stacked, f"{path.name} layer {layer}")
-    return found
-
-
-def _only_last(pooling: str, path: Path) -> None:
+def _read_torch(path: Path, pooling: str) -> dict[str, Float64]:
+    """Read a ``.pt`` file of one tensor (n, layers, d) of last tokens, without running code."""
+    try:
+        import torch
+    except ImportError:
+        raise MissingExtraError("torch", "hf", "reading saved tensors") from None
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises whatever the file leads to
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(
+            f"'{path.name}' cannot be read as tensors alone ({reason[0]}); save its tensors as "
+            "safetensors where it was made"
+        ) from None
+    states = as_states(content, path.name, ndim=3)
     if pooling != "last":
         raise InputError(f"'{path.name}' holds last tokens; choose --pooling last, not {pooling}")
-
-
-def _described(content: Any) -> str:
-    if isinstance(content, dict):
-        return f"a dict with keys {', '.join(map(repr, list(content)[:5]))}"
-    if isinstance(content, list):
-        return f"a list of {len(content)}"
-    return type(content).__name__
+    return {block_site(i): states[:, i] for i in range(states.shape[1])}
 
 
 KEYS = {"token_ids", "hidden_states"}
@@ -543,14 +309,15 @@ def read_states(
     path : str or Path
         A folder with one entry per language: ``<code>.npy`` of (n, d) or (n, sites, d);
         ``<code>.safetensors`` with one tensor per site; a folder ``<code>/`` of requests as vLLM
-        dumps them; ``<code>.pkl`` of MEXA or Lens; ``<code>.pt`` of LRD (also
+        dumps them; ``<code>.pt`` of one tensor (n, layers, d), last tokens (also
         ``<code>/acts/<code>.pt``). Or one ``.safetensors`` file with tensors ``<site>/<code>``.
+        Pickles are refused.
     sites : sequence of str, optional
         Names of the sites, ``block.N`` or ``final``, where the source does not name them.
     languages : sequence of str, optional
         Languages to read; all by default.
     pooling : str
-        How tokens of a dump become one vector, or which vectors of MEXA.
+        How tokens of a dump become one vector; ``"last"`` for ``.pt``.
     ignore_tokens, tokens_first
         As in `lens.space.importers.read_dumps`.
     parallel : bool
@@ -614,7 +381,7 @@ def _entries(folder: Path) -> dict[str, Path]:
         names = ", ".join(sorted(item.name for item in folder.iterdir())[:_SHOWN]) or "nothing"
         raise InputError(
             f"no states of a language in '{folder.name}' (it has: {names}); expected "
-            "swh_Latn.npy, .safetensors, .pkl or .pt, or a folder swh_Latn/ of dumped requests"
+            "swh_Latn.npy, .safetensors or .pt, or a folder swh_Latn/ of dumped requests"
         )
     return found
 
@@ -644,7 +411,7 @@ def _language(
         files = sorted(entry.glob("*.safetensors"), key=_natural)
         saved = entry / "acts" / f"{entry.name}.pt"
         if not files and saved.is_file():
-            return read_artifact(saved, pooling=pooling)
+            return _read_torch(saved, pooling)
         if not files:
             raise InputError(f"'{entry.name}' has no *.safetensors; expected dumped requests")
         return _dumped(files, typed, sites, pooling, ignore_tokens, tokens_first, warnings)
@@ -656,7 +423,13 @@ def _language(
             [block] = tensors.values()
             return _split_sites(as_any(block, entry.name), entry.name, sites)
         return {site: as_states(block, f"{entry.name} {site}") for site, block in tensors.items()}
-    return read_artifact(entry, pooling=pooling)
+    if entry.suffix == ".pt":
+        return _read_torch(entry, pooling)
+    raise InputError(
+        f"'{entry.name}' is a pickle, which may run code, and is not read; load it where it was "
+        f"made and save its states as {typed}.npy of (n, sites, d) by numpy.save, or as "
+        f"{typed}.safetensors with one (n, d) tensor per site"
+    )
 
 
 def _dumped(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from lens import arrays, tensors
+from lens import arrays, torch_ops
 from tests.helpers import reference as ref
 
 NARROW = ["float32", "float16", "bfloat16"]  # the dtypes of a device without float64
@@ -22,8 +22,7 @@ def elsewhere(float64=True):
     """Take every CPU tensor for one on another device, perhaps on one without float64."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(arrays, "_is_far", lambda tensor: True)
-        for module in (tensors.checks, tensors.subspace, tensors.neurons):
-            patch.setattr(module, "has_float64", lambda kind: float64)
+        patch.setattr(torch_ops, "has_float64", lambda kind: float64)
         yield
 
 
@@ -37,11 +36,6 @@ def both(function, *args, float64=True, **kwargs):
 def normal(rng, shape, dtype, scale=1.0, shift=0.0):
     x = torch.from_numpy(scale * rng.normal(size=shape) + shift)
     return x.to(getattr(torch, dtype))
-
-
-def lumpy(rng, shape, dtype):
-    """Few different values, many of them equal or zero, of both signs."""
-    return torch.from_numpy(rng.integers(-3, 4, size=shape) / 8).to(getattr(torch, dtype))
 
 
 def values(x):

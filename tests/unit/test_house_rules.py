@@ -22,7 +22,7 @@ LAYERS = (
     {"arrays"},
     {"utils"},
     {"pooling", "stats", "subspace", "losses", "metrics", "neurons", "weights", "resample"},
-    {"tensors"},  # the numerics in torch; `arrays.twin` finds them by name
+    {"torch_ops"},  # some of the numerics in torch; `arrays.anywhere` finds them by name
     {"models"},
     {"data"},
     {"steering"},
@@ -40,7 +40,7 @@ LAYERS = (
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Imported by `lens --help`, or usable without torch.
 TORCH_FREE = {"__init__", "data", "cli", "merging"}
-TORCH_FREE |= {name for name, level in LEVEL.items() if level < LEVEL["tensors"]}
+TORCH_FREE |= {name for name, level in LEVEL.items() if level < LEVEL["torch_ops"]}
 # Words of the field that happen to end in -ing.
 FIELD_WORDS = {"training", "steering", "merging", "planning", "pooling", "loading", "batching"}
 FIELD_WORDS |= {"tuning", "hashing"}

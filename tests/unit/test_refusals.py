@@ -92,12 +92,12 @@ CASES = {
         )
         for form in ("token", "token_mean")
     },
-    "stats.pool": Case(
+    "pooling.pool": Case(
         pooling.pool,
         {"states": states(B, T, D), "mask": np.ones((B, T), bool), "mode": "mean"},
         {"states": "state Btd", "mask": "mask Bt"},
     ),
-    "stats.StreamingMoments": Case(
+    "pooling.StreamingMoments": Case(
         lambda X, row_ids_start: pooling.StreamingMoments(D).update(X, row_ids_start),
         {"X": states(B, D), "row_ids_start": 0},
         {"X": "state Bd"},
@@ -328,7 +328,7 @@ def test_overflow_of_finite_numbers_is_told_from_nan():
         losses.separate(big, -big, np.eye(D)[:, :R], np.ones(R))
 
 
-@pytest.mark.parametrize("label", ["stats.pool", "losses.retain token", "losses.retain token_mean"])
+@pytest.mark.parametrize("label", ["pooling.pool", "losses.retain token", "losses.retain token_mean"])
 def test_a_mask_without_tokens_is_named(label):
     case = CASES[label]
     error, message = case.refused("mask", np.zeros((B, T), int))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 
@@ -155,29 +156,7 @@ def write_lrd(folder, states):
     return {"pooling": "last"}
 
 
-def write_lens(folder, states):
-    for code, x in states.items():
-        tensor = torch.tensor(x).transpose(0, 1).contiguous()
-        (folder / f"{code}_hidden_last.pkl").write_bytes(pickle.dumps(tensor))
-    (folder / "es_direction_last.pkl").write_bytes(pickle.dumps([torch.zeros(2)]))
-    return {"pooling": "last"}
-
-
-def write_mexa(folder, states):
-    for code, x in states.items():
-        layers = {0: [{"id": i + 1, "embd_weighted": r, "embd_lasttoken": r} for i, r in
-                      enumerate(np.zeros((N, D)))]}  # fmt: skip
-        for layer in range(len(SITES)):
-            rows = [
-                {"id": i + 1, "embd_weighted": x[i, layer], "embd_lasttoken": -x[i, layer]}
-                for i in range(N)
-            ]
-            layers[layer + 1] = rows[::-1]  # put back in order by id
-        (folder / f"{code}.pkl").write_bytes(pickle.dumps(layers, protocol=2))
-    return {"pooling": "weighted"}
-
-
-WRITERS = [write_npy, write_safetensors_each, write_lrd, write_lens, write_mexa]
+WRITERS = [write_npy, write_safetensors_each, write_lrd]
 
 
 @pytest.mark.parametrize("write", WRITERS)
@@ -204,6 +183,52 @@ def test_one_file_of_all(tmp_path, states):
     save_torch({"x": torch.zeros(2, 2)}, file)
     with pytest.raises(InputError, match=r"a tensor 'x'; expected names such as block.7/swh_Latn"):
         read_states(file)
+
+
+# ---------------------------------------------------------------- files that may run code
+
+
+class Attack:
+    def __reduce__(self):
+        return os.system, ("touch pwned",)
+
+
+@pytest.mark.parametrize("hide", [lambda x: x, lambda x: {0: [x]}, lambda x: np.array([x])])
+def test_a_file_of_tensors_cannot_run_code(tmp_path, monkeypatch, hide):
+    monkeypatch.chdir(tmp_path)
+    torch.save(hide(Attack()), tmp_path / "en.pt")
+    with pytest.raises(InputError, match=r"'en.pt' cannot be read as tensors alone .* safetensors"):
+        read_states(tmp_path, sites=["final"], pooling="last")
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("name", ["en.pkl", "en_hidden_last.pkl"])
+@pytest.mark.parametrize("content", [Attack(), np.zeros((2, 3, 4)), {0: []}])
+def test_pickles_are_refused_unread(tmp_path, monkeypatch, name, content):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_bytes(pickle.dumps(content))
+    with pytest.raises(InputError, match=rf"'{name}' is a pickle.*save its states as en\.npy"):
+        read_states(tmp_path, sites=["final"], pooling="last")
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("kept", [0, 10, 0.5, 0.99])
+def test_damaged_files_of_tensors(tmp_path, states, kept):
+    write_lrd(tmp_path, states)
+    file = tmp_path / "sw" / "acts" / "sw.pt"
+    content = file.read_bytes()
+    file.write_bytes(content[: kept if isinstance(kept, int) else int(len(content) * kept)])
+    with pytest.raises(InputError, match="'sw.pt' cannot be read as tensors alone"):
+        read_states(tmp_path, pooling="last")
+
+
+def test_files_of_tensors_of_the_wrong_kind(tmp_path):
+    torch.save(torch.zeros(2, 3, 4), tmp_path / "en.pt")
+    with pytest.raises(InputError, match="holds last tokens; choose --pooling last, not mean"):
+        read_states(tmp_path)
+    torch.save({"x": torch.zeros(2, 3, 4)}, tmp_path / "en.pt")
+    with pytest.raises(DtypeError, match="en.pt: got dict, expected an array"):
+        read_states(tmp_path, pooling="last")
 
 
 # ---------------------------------------------------------------- dumped requests
