@@ -1,18 +1,27 @@
-"""Output files that are complete or absent, never half-written; sizes as people write them."""
+"""Output files that are complete or absent, never half-written; sizes as people write them.
+
+While it is written, output has a hidden name that ends in ``.lens-part``, and its writer holds a
+lock on it. What a killed writer leaves is removed when the same output is written again.
+"""
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import glob
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from lens.errors import InputError
+
+PART = ".lens-part"
 
 
 def refuse_existing(out: Path, *, force: bool) -> None:
@@ -43,7 +52,10 @@ def new_folder(
     refuse_existing(out, force=force)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=inside or out.parent))
+        remove_leftovers(out)
+        temporary, handle = _locked(
+            lambda: tempfile.mkdtemp(PART, f".{out.name}.", inside or out.parent)
+        )
     except OSError as error:
         raise InputError(
             f"cannot write '{out}': {error.strerror}; choose a place that can be written to"
@@ -53,6 +65,7 @@ def new_folder(
         put_in_place(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        os.close(handle)
 
 
 def put_in_place(folder: Path, out: Path) -> None:
@@ -67,9 +80,72 @@ def put_in_place(folder: Path, out: Path) -> None:
         folder.rename(out)
         to_disk(out.parent)
     finally:
-        if os.path.lexists(replaced):
-            linked = replaced.is_symlink()
-            shutil.rmtree(replaced) if replaced.is_dir() and not linked else replaced.unlink()
+        remove(replaced)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link, or a folder with all that is in it; nothing if it is not there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_leftovers(out: Path) -> None:
+    """Remove what killed writers of ``out`` left; what they had moved aside comes back."""
+    for part in out.parent.glob(f".{glob.escape(out.name)}.*{PART}"):
+        if _is_abandoned(part):
+            aside = part.with_name(f"{part.name}.replaced")
+            if os.path.lexists(aside) and not os.path.lexists(out):
+                aside.rename(out)
+            remove(part)
+    for aside in out.parent.glob(f".{glob.escape(out.name)}.*{PART}.replaced"):
+        if os.path.lexists(out) and not os.path.lexists(aside.with_suffix("")):
+            remove(aside)
+
+
+def try_lock(handle: int) -> bool:
+    """Lock an open file or folder for this process; False if another one holds it.
+
+    ``flock`` and not a library: the lock must never outlive its process, and `filelock` before
+    version 4 does without ``flock`` where a file system has none.
+
+    Raises
+    ------
+    OSError
+        If the file system has no locks.
+    """
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        raise
+    return True
+
+
+def _locked(make: Callable[[], str]) -> tuple[Path, int]:
+    """Make a temporary file or folder and lock it; its path, and the handle that has the lock."""
+    while True:
+        path = Path(make())
+        handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+        try:
+            if try_lock(handle) and path.exists():
+                return path, handle
+        except OSError:  # no locks here: nothing is ever taken for abandoned
+            return path, handle
+        os.close(handle)  # taken for abandoned before it was locked
+
+
+def _is_abandoned(part: Path) -> bool:
+    """Whether the process that wrote a temporary file or folder has ended."""
+    with suppress(OSError):
+        handle = os.open(part, os.O_RDONLY)
+        try:
+            return try_lock(handle)
+        finally:
+            os.close(handle)
+    return False
 
 
 def to_disk(path: Path) -> None:
@@ -138,25 +214,42 @@ def write_bytes(path: str | Path, content: bytes) -> None:
         If it cannot be written; an older file of that name is then as it was.
     """
     path = Path(path)
-    temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        temporary = Path(name)
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
+        replace_file(path, content)
     except OSError as error:
         raise InputError(
             f"cannot write '{path}': {error.strerror}; choose a place that can be written to and "
             "has room"
         ) from error
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file completely or not at all, and wait until it is on the disk.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written; an older file of that name is then as it was.
+    """
+    remove_leftovers(path)
+
+    def make() -> str:
+        handle, name = tempfile.mkstemp(PART, f".{path.name}.", path.parent)
+        os.close(handle)
+        return name
+
+    temporary, handle = _locked(make)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            temporary.chmod(0o644)
+            temporary.replace(path)
+        to_disk(path.parent)
     finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}

@@ -1,7 +1,8 @@
-"""XXH64 of bytes, in memory and of samples of files."""
+"""Hashes of bytes in memory, of files, and of samples of files."""
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,11 @@ def checksum(x: Any) -> int:
     return _core.checksum(raw)
 
 
+def checksum_of_file(path: Path) -> int:
+    """XXH64 of a whole file."""
+    return checksum(np.memmap(path, np.uint8, "r") if path.stat().st_size else b"")
+
+
 def checksum_of_sample(path: Path) -> str:
     """XXH64 in hexadecimal of 64 blocks of 4 KiB spread evenly over a file; of a small one, of all.
 
@@ -37,3 +43,22 @@ def checksum_of_sample(path: Path) -> str:
             file.seek(i * (size - _BLOCK) // (_BLOCKS - 1))
             parts.append(file.read(_BLOCK))
     return f"{checksum(b''.join(parts)):016x}"
+
+
+def hash_of_path(path: str) -> str:
+    """Hash what a path holds; of files above 64 MiB only name, size and time."""
+    root = Path(path)
+    files = sorted(p for p in root.rglob("*") if p.is_file()) if root.is_dir() else [root]
+    digest = hashlib.sha256()
+    for file in files:
+        if not file.exists():  # a hub id
+            digest.update(path.encode())
+            continue
+        name = file.relative_to(root).as_posix() if root.is_dir() else file.name
+        digest.update(name.encode())
+        facts = file.stat()
+        if facts.st_size > 64 << 20:
+            digest.update(f"{facts.st_size} {facts.st_mtime_ns}".encode())
+        else:
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
