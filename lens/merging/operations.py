@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import random
 import signal
@@ -26,19 +25,21 @@ from lens.merging.output import (
     Checking,
     OutputShard,
     ShardFiles,
-    Unfinished,
     Writing,
+    finished_slices,
     head_of,
     identity,
     lay_out,
+    merge_folder,
 )
 from lens.merging.plan import MergePlan, plan_merge, problems_of_place
 from lens.merging.sources import SCHEMA
 from lens.merging.tensors import SLICE, Chunk, OutputTensor
 from lens.merging.worker import NonFiniteError, TensorTask
-from lens.utils.files import put_in_place, refuse_existing, size_in_bytes, to_disk
+from lens.utils.files import refuse_existing, size_in_bytes, to_disk
 from lens.utils.hashing import checksum
 from lens.utils.signals import StoppedError, StopRequest, stop_requests
+from lens.utils.workdir import DamagedError, WorkDir
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,17 +123,23 @@ def merge(
     MAEC, arXiv:2410.07825.
     """
     started, out = time.monotonic(), Path(out)
-    unfinished = Unfinished(out)
-    begun = resume and unfinished.exists  # its room on the disk is taken already
+    work = merge_folder(out)
+    work.check(resume=resume, force=force)
+    begun = resume and work.begun  # its room on the disk is taken already
     if not begun:
         refuse_existing(out, force=force)
-        _refuse_unfinished(unfinished, force=force)
     plan = plan_merge(config, max_memory=max_memory, out=None if begun else out, fetch=True)
     try:
         plan.check()
         identity = output.identity(plan, size_in_bytes(shard_size))
-        with stop_requests("slice") as stop, _told(unfinished):
-            found = _carry_out(plan, unfinished, identity, resume=resume, force=force, stop=stop)
+        with work, stop_requests("slice") as stop, _interruptible(work), work.writing(str(out)):
+            _open(work, identity, resume=resume, force=force)
+            if work.is_finished(work.path / "model", out):  # killed after the last rename
+                found = _facts(work) or {}, 0
+                work.discard()
+            else:
+                refuse_existing(out, force=force)
+                found = _carry_out(plan, work, identity, out, stop)
     finally:
         plan.files.close()
     facts, resumed = found
@@ -142,51 +149,57 @@ def merge(
     )  # fmt: skip
 
 
+def _open(work: WorkDir, identity: dict[str, Any], *, resume: bool, force: bool) -> None:
+    """Begin or resume; damage to what was kept costs time alone."""
+    try:
+        work.open(identity, resume=resume, force=force)
+    except DamagedError:
+        work.open(identity, force=True)
+
+
 def _carry_out(
-    plan: MergePlan,
-    unfinished: Unfinished,
-    identity: dict[str, Any],
-    *,
-    resume: bool,
-    force: bool,
-    stop: StopRequest,
+    plan: MergePlan, work: WorkDir, identity: dict[str, Any], out: Path, stop: StopRequest
 ) -> tuple[dict[str, Any], int]:
-    going_on = resume and unfinished.resume(identity)
-    if going_on and unfinished.out.exists() and not unfinished.model.exists():
-        facts = unfinished.facts() or {}
-        unfinished.discard()  # killed between the last rename and this
-        return facts, 0
-    if going_on:
-        refuse_existing(unfinished.out, force=force)
-    else:
-        unfinished.begin(identity)
+    """Write the slices that are missing, then everything beside them; the rename comes last."""
+    model, facts = work.path / "model", _facts(work)
     shards = lay_out(plan.targets, identity["shard_size"])
-    done = unfinished.lines() if going_on else {}
-    started = going_on and all(shard.is_at(unfinished.model) for shard in shards)
-    unfinished.model.mkdir(exist_ok=True)  # files that were removed or cut are made anew
+    started = all(shard.is_at(model) for shard in shards)
+    model.mkdir(exist_ok=True)  # files that were removed or cut are made anew
     try:
-        files = ShardFiles(unfinished.model, shards, create=not started)
+        files = ShardFiles(model, shards, create=not started)
     except InputError:
-        unfinished.discard()
+        work.discard()
         raise
-    stream, method = MergeExecutor(plan, stop), plan.method
+    log = work.log("slices")
+    done = finished_slices(log)
+    executor, method = MergeExecutor(plan, stop), plan.method
     try:
-        known = unfinished.facts() if going_on else None
-        facts = method.prepare(stream, plan.targets) if known is None else known
-        if known is None:
-            unfinished.keep_facts(facts)
-        sink = Writing(files, unfinished, done if started else {})
-        for _ in stream.map(method.make, plan.targets, whole=method.whole, sink=sink, facts=facts,
+        if facts is None:
+            facts = method.prepare(executor, plan.targets)
+            work.save("facts.json", facts)
+        sink = Writing(files, log, done if started else {})
+        for _ in executor.map(method.make, plan.targets, whole=method.whole, sink=sink, facts=facts,
                             label="Merging"):  # fmt: skip
             pass
         files.start_to_disk()  # the last of it, while the rest is done
         _refuse_changed(plan, identity)
-        output.write(unfinished.model, plan, shards, identity, facts, sink.checksums)
+        output.write(model, plan, shards, identity, facts, sink.checksums)
+    except NonFiniteError:
+        work.discard()
+        raise
     finally:
         files.close()
-    put_in_place(unfinished.model, unfinished.out)
-    unfinished.discard()
+    work.finish(model, out)
     return facts, len(done)
+
+
+def _facts(work: WorkDir) -> dict[str, Any] | None:
+    """Read what the method found out before it was interrupted, if it had."""
+    try:
+        found = work.load("facts.json")
+    except DamagedError:
+        return None
+    return None if found is None else found.fields
 
 
 def _refuse_changed(plan: MergePlan, identity: dict[str, Any]) -> None:
@@ -196,32 +209,16 @@ def _refuse_changed(plan: MergePlan, identity: dict[str, Any]) -> None:
         raise InputError(f"{', '.join(changed)} changed while it was read; merge anew with --force")
 
 
-def _refuse_unfinished(unfinished: Unfinished, *, force: bool) -> None:
-    if unfinished.exists and not force:
-        raise InputError(
-            f"an interrupted merge is in {unfinished.path}; go on with it by --resume, or discard "
-            "it with --force"
-        )
-
-
 @contextmanager
-def _told(unfinished: Unfinished) -> Iterator[None]:
-    """Say what is kept after an interruption, and keep nothing that cannot become a result."""
-    kept = f"what is done is kept in {unfinished.path}; run the same command with --resume"
+def _interruptible(work: WorkDir) -> Iterator[None]:
+    """Report what is kept after an interruption."""
+    kept = f"interrupted; {work.keeps} are kept in {work.path}; run the same command with --resume"
     try:
         yield
     except StoppedError as stopped:
-        raise StoppedError(f"interrupted; {kept}", stopped.exit_code - 128) from None
+        raise StoppedError(kept, stopped.exit_code - 128) from None
     except KeyboardInterrupt:
-        raise StoppedError(f"interrupted; {kept}", signal.SIGINT) from None
-    except OSError as error:
-        what = "the disk is full" if error.errno == errno.ENOSPC else str(error.strerror)
-        raise InputError(f"cannot write {unfinished.out}: {what}; make room; {kept}") from None
-    except NonFiniteError:
-        unfinished.discard()
-        raise
-    finally:
-        unfinished.close()
+        raise StoppedError(kept, signal.SIGINT) from None
 
 
 _PARTS = {"values": "F32", "places": "I32", "starts": "I64"}

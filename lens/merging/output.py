@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import platform
-import re
 import shutil
 import sys
 import threading
@@ -24,8 +22,9 @@ from lens.arrays import Array
 from lens.errors import InputError
 from lens.merging.plan import MergePlan, new_template
 from lens.merging.tensors import SLICE, Chunk, OutputTensor, is_8_bit
-from lens.utils.files import read_object, write_text
 from lens.utils.hashing import checksum
+from lens.utils.records import Log
+from lens.utils.workdir import WorkDir
 
 _ALIGN = 8
 _EVERY = 64 << 20  # bytes written from one fsync to the next
@@ -235,116 +234,21 @@ def _preallocate(handle: int, size: int) -> None:
     os.ftruncate(handle, size)
 
 
-_LINE = re.compile(rb"(\d+) (\d+) ([0-9a-f]{16})\n")
-SUFFIX = ".unfinished"
+def merge_folder(out: Path) -> WorkDir:
+    """Work folder of the merge that becomes ``out``, beside it.
 
-
-class Unfinished:
-    """Working folder of a merge, beside its output.
-
-    ``model/`` holds the files of the result in their final form, ``merge.json`` says which merge
-    it is, ``facts.json`` what was found out before the first slice, and ``journal`` the slices that
-    are written, each with its checksum. Killed at any moment, the merge goes on from there.
-
-    Parameters
-    ----------
-    out : Path
-        Where the result will be.
+    ``model/`` holds the files of the result in their final form, ``facts.json`` what the method
+    computed before the first slice, and ``slices`` a record of each slice that is written.
     """
+    return WorkDir(Path(f"{out}.unfinished"), "merge", keeps="finished slices")
 
-    def __init__(self, out: Path) -> None:
-        self.out, self.path = out, Path(f"{out}{SUFFIX}")
-        self.model, self._journal = self.path / "model", self.path / "journal"
-        self._handle: int | None = None
 
-    @property
-    def exists(self) -> bool:
-        """Whether there is one."""
-        return self.path.exists()
-
-    def begin(self, identity: dict[str, Any]) -> None:
-        """Make the folder; what an earlier merge left is removed.
-
-        Raises
-        ------
-        InputError
-            If it cannot be written, or another process is at work in it.
-        """
-        if self._journal.exists():
-            self._lock()
-            self.close()
-        try:
-            self.discard()
-            self.model.mkdir(parents=True)
-        except OSError as error:
-            raise InputError(
-                f"cannot write {self.path}: {error.strerror}; choose another --out"
-            ) from None
-        self._lock()
-        write_text(self.path / "merge.json", json.dumps(identity, indent=1))
-
-    def resume(self, identity: dict[str, Any]) -> bool:
-        """Go on with the same merge; False if there is nothing to go on from.
-
-        Raises
-        ------
-        InputError
-            If another merge is there: the message names what differs.
-        """
-        path = self.path / "merge.json"
-        if not path.is_file() or not self._journal.is_file():
-            return False
-        found = read_object(path)
-        if found is None:
-            return False
-        changed = [key for key in identity if found.get(key) != identity[key]]
-        if changed:
-            raise InputError(
-                f"cannot go on with the merge in {self.path}: {', '.join(changed)} changed since "
-                "it was interrupted; undo that, or start anew with --force"
-            )
-        self._lock()
-        return True
-
-    def _lock(self) -> None:
-        self._handle = os.open(self._journal, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        try:
-            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self.close()
-            raise InputError(f"another process is merging in {self.path}") from None
-
-    def facts(self) -> dict[str, Any] | None:
-        """Read what was found out before; None if that had not been finished."""
-        return read_object(self.path / "facts.json")
-
-    def keep_facts(self, facts: dict[str, Any]) -> None:
-        """Write what was found out."""
-        write_text(self.path / "facts.json", json.dumps(facts))
-
-    def lines(self) -> dict[tuple[int, int], int]:
-        """Checksums by tensor and slice number; a torn last line is left out."""
-        return {
-            (int(tensor), int(cut)): int(digest, 16)
-            for tensor, cut, digest in _LINE.findall(self._journal.read_bytes())
-        }
-
-    def note(self, target: OutputTensor, cut: Chunk, digest: int) -> None:
-        """Write that a slice is done; its bytes have been written before."""
-        if self._handle is not None:
-            os.write(self._handle, f"\n{target.number} {cut.number} {digest:016x}\n".encode())
-
-    def close(self) -> None:
-        """Let others have it."""
-        if self._handle is not None:
-            os.close(self._handle)
-            self._handle = None
-
-    def discard(self) -> None:
-        """Remove all of it."""
-        self.close()
-        if self.path.is_dir():
-            shutil.rmtree(self.path)
+def finished_slices(log: Log) -> dict[tuple[int, int], int]:
+    """Checksums of the slices that were written before, by tensor and slice number."""
+    return {
+        (record.fields["tensor"], record.fields["slice"]): int(record.fields["xxh64"], 16)
+        for record in log.records()
+    }
 
 
 class Checking:
@@ -378,21 +282,20 @@ class Checking:
 
 
 class Writing:
-    """Writes slices into the files of a result and notes them in the journal.
+    """Writes slices into the files of a result, then logs them.
 
     Parameters
     ----------
     files : ShardFiles
-    unfinished : Unfinished
+    log : Log
+        Gets a record per slice.
     done : dict
         Checksums of the slices that were written before; those whose bytes do not have it are
         written again.
     """
 
-    def __init__(
-        self, files: ShardFiles, unfinished: Unfinished, done: dict[tuple[int, int], int]
-    ) -> None:
-        self._files, self._unfinished, self._before = files, unfinished, done
+    def __init__(self, files: ShardFiles, log: Log, done: dict[tuple[int, int], int]) -> None:
+        self._files, self._log, self._before = files, log, done
         self.checksums: dict[tuple[int, int], int] = {}
 
     def missing(self, target: OutputTensor, cut: Chunk) -> bool:
@@ -405,12 +308,13 @@ class Writing:
         self.checksums[key] = self._before[key]
         return False
 
-    def write(self, target: OutputTensor, cut: Chunk, content: Array) -> None:
-        """Write a slice, then note it."""
-        self._files.write(target, cut, content)
+    def write(self, target: OutputTensor, chunk: Chunk, content: Array) -> None:
+        """Write a slice, then log it."""
+        self._files.write(target, chunk, content)
         digest = checksum(content)
-        self._unfinished.note(target, cut, digest)
-        self.checksums[target.number, cut.number] = digest
+        record = {"tensor": target.number, "slice": chunk.number, "xxh64": f"{digest:016x}"}
+        self._log.append(record)
+        self.checksums[target.number, chunk.number] = digest
 
 
 SCHEMA = "lens.merge/2"

@@ -13,6 +13,7 @@ from lens.errors import InputError, VerificationError
 from lens.merging import output
 from lens.merging import tensors as cutting
 from lens.merging.operations import extract, merge, verify
+from lens.utils import records
 from lens.utils.files import new_folder
 from tests.helpers import maec_files as files
 
@@ -140,12 +141,14 @@ def cut_file(path):
 
 
 DAMAGES = {
-    "journal cut": lambda at: cut_file(at / "journal"),
-    "journal of nonsense": lambda at: (at / "journal").write_bytes(bytes(range(256)) * 9),
-    "journal of other tensors": lambda at: (at / "journal").write_text("\n99 99 deadbeef\n"),
-    "no journal": lambda at: (at / "journal").unlink(),
-    "merge.json cut": lambda at: cut_file(at / "merge.json"),
-    "merge.json a list": lambda at: (at / "merge.json").write_text("[]"),
+    "log cut": lambda at: cut_file(at / "slices"),
+    "log of nonsense": lambda at: (at / "slices").write_bytes(bytes(range(256)) * 9),
+    "log of another merge": lambda at: (at / "slices").write_bytes(
+        records.encode(0, {"tensor": 99, "slice": 99, "xxh64": "deadbeef"})
+    ),
+    "no log": lambda at: (at / "slices").unlink(),
+    "workdir.json cut": lambda at: cut_file(at / "workdir.json"),
+    "workdir.json a list": lambda at: (at / "workdir.json").write_text("[]"),
     "facts.json cut": lambda at: cut_file(at / "facts.json"),
     "facts.json a list": lambda at: (at / "facts.json").write_text("[1]"),
     "no file": lambda at: (at / "model" / "model.safetensors").unlink(),
