@@ -23,6 +23,10 @@ class DtypeError(InputError, TypeError):
     """An array has a dtype, byte order or memory layout that is not supported."""
 
 
+class DamagedError(InputError):
+    """A file is not as lens wrote it."""
+
+
 class MissingExtraError(LensError, ImportError):
     """An optional dependency is not installed."""
 

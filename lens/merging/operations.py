@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from lens.arrays import to_dict
-from lens.errors import InputError, VerificationError
+from lens.errors import DamagedError, InputError, VerificationError
 from lens.merging import output
 from lens.merging.config import MergeConfig, parse_config
 from lens.merging.executor import MergeExecutor
@@ -39,7 +39,7 @@ from lens.merging.worker import NonFiniteError, TensorTask
 from lens.utils.files import refuse_existing, size_in_bytes, to_disk
 from lens.utils.hashing import checksum
 from lens.utils.signals import StoppedError, StopRequest, stop_requests
-from lens.utils.workdir import DamagedError, WorkDir
+from lens.utils.workdir import WorkDir
 
 
 @dataclass(frozen=True, slots=True)

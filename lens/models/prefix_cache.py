@@ -27,7 +27,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from lens.errors import InputError
+from lens.errors import DamagedError, InputError
 from lens.models.architecture import DecoderParts, block_input, block_output, device_of, text_config
 from lens.models.fingerprint import model_fingerprint, sha256_json
 from lens.models.layers import FINAL, block_index
@@ -108,10 +108,6 @@ _CODES = {
     torch.float16: "F16",
 }
 _ZEROS = bytes(1 << 20)
-
-
-class DamagedError(InputError):
-    """A cache file is not what was written."""
 
 
 def in_memory(shapes: Shapes) -> dict[str, Tensor]:

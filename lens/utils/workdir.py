@@ -31,7 +31,7 @@ from typing import Any, Self
 
 from safetensors import SafetensorError
 
-from lens.errors import InputError
+from lens.errors import DamagedError, InputError
 from lens.utils import records
 from lens.utils.files import PART, put_in_place, remove, replace_file, try_lock
 from lens.utils.hashing import checksum_of_file
@@ -47,10 +47,6 @@ _ABSENT = "absent"
 _SHOWN = 100  # characters of a value in a message
 _HASH = re.compile(r"[0-9a-f]{16,}")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-
-
-class DamagedError(InputError):
-    """A file of a work folder is not as it was written."""
 
 
 class WorkDir:

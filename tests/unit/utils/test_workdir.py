@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from lens.errors import InputError
+from lens.errors import DamagedError, InputError
 from lens.utils import records, workdir
 from lens.utils.files import try_lock
-from lens.utils.workdir import DamagedError, WorkDir, boot_id, differences
+from lens.utils.workdir import WorkDir, boot_id, differences
 
 IDENTITY = {"model": "a" * 64, "losses": {"rate": 0.1, "terms": [{"weight": 1.0}]}, "rows": [1, 2]}
 KEEPS = "finished batches"
