@@ -117,31 +117,7 @@ def _from_tensor(x: Any, name: str) -> tuple[Array, str | None]:
 
 
 def block(x: ArrayIn, name: str, *, ndim: int | None = None, dtype: str | None = None) -> Block:
-    """View an array as the core sees it.
-
-    Parameters
-    ----------
-    x : numpy.ndarray or CPU torch.Tensor
-        float32, float64, float16, bfloat16 (torch), or raw uint16 with ``dtype="bfloat16"``.
-    name : str
-        What the argument is called in messages.
-    ndim : int, optional
-        Number of dimensions expected.
-    dtype : {"bfloat16", "bf16"}, optional
-        What raw uint16 holds.
-
-    Returns
-    -------
-    Block
-        A view: nothing is copied.
-
-    Raises
-    ------
-    DtypeError
-        If x is no array, or of another dtype, byte order or memory layout.
-    ShapeError
-        If the number of dimensions differs.
-    """
+    """View an array as the core sees it."""
     data, found = _from_tensor(x, name) if is_tensor(x) else (x, None)
     if not isinstance(data, np.ndarray):
         raise DtypeError(

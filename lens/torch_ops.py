@@ -211,13 +211,7 @@ def pool(
     n_threads: int | None = None,
     dtype: str | None = None,
 ) -> Tensor:
-    """Pool the states of the real tokens of each row, as `lens.pooling.pool` does.
-
-    Returns
-    -------
-    Tensor (n, d)
-        float64; float32, rounded once from a pair, where the device has no float64.
-    """
+    """Pool the states of the real tokens of each row, as `lens.pooling.pool` does."""
     if mode not in ("last", "mean", "weighted"):
         raise InputError(f"mode: got {mode!r}, expected one of last, mean, weighted")
     x = tensor(states, "states", ndim=3, dtype=dtype)
@@ -254,21 +248,6 @@ def _average(x: Tensor, weights: Tensor) -> Tensor:
 def block_moments(X: Tensor, row: int = 0) -> tuple[Float64, Float64]:
     """Mean and sum of squared deviations of the columns of one block of rows.
 
-    Parameters
-    ----------
-    X : Tensor (n, d)
-        At least one row.
-    row : int
-        Number of the first row in messages.
-
-    Returns
-    -------
-    tuple of two numpy.ndarray (d,), float64
-        On the host, where `lens.pooling.StreamingMoments` merges them in float64 by Chan's formula:
-        they are 1/n of what they came from.
-
-    Notes
-    -----
     Two passes: the deviations from a rounded mean, then their sums, which correct it.
     """
     where = first(~X.isfinite())

@@ -76,23 +76,7 @@ def canonical(code: str) -> str:
 
 
 def canonical_all(codes: Iterable[str]) -> dict[str, str]:
-    """Canonicalise several languages, keeping how each was typed.
-
-    Parameters
-    ----------
-    codes : iterable of str
-        Any spellings.
-
-    Returns
-    -------
-    dict
-        Canonical code to the spelling it came from, in order.
-
-    Raises
-    ------
-    InputError
-        When a language is unknown, or two spellings mean the same language; all at once.
-    """
+    """Canonicalise several languages, keeping how each was typed."""
     found: dict[str, str] = {}
     problems: list[str] = []
     for code in codes:

@@ -68,21 +68,7 @@ class ReadResult:
 def take_columns(
     columns: Mapping[str, Sequence[object]], name: str, found: ReadResult, *, column: str | None
 ) -> None:
-    """Take the languages out of a table.
-
-    Parameters
-    ----------
-    columns : mapping
-        Name to cells: a language's text, or an object with several fields of text, of which
-        `column` names one. A column ``translation`` of such objects by language is taken apart,
-        and ``sentence_eng_Latn`` is English.
-    name : str
-        What the table is called in messages.
-    found : Found
-        Where rows and problems go.
-    column : str, optional
-        Field of the objects, or prefix of the columns.
-    """
+    """Take the languages out of a table."""
     if _is_translation(columns):
         objects = [cell if isinstance(cell, dict) else {} for cell in columns["translation"]]
         keys = dict.fromkeys(key for cell in objects for key in cell)

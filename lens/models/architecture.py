@@ -143,23 +143,7 @@ class SeenError(Exception):
 
 
 def block_output(output: Any) -> torch.Tensor:
-    """Return the residual stream from what a block returned (a tensor, or a tuple with it first).
-
-    Parameters
-    ----------
-    output : torch.Tensor or tuple
-        Return value of a block's forward.
-
-    Returns
-    -------
-    torch.Tensor
-        Hidden states, (batch, tokens, width).
-
-    Raises
-    ------
-    InputError
-        When there is no such tensor.
-    """
+    """Return the residual stream from what a block returned (a tensor, or a tuple with it first)."""
     state = output[0] if isinstance(output, tuple | list) and output else output
     if not isinstance(state, torch.Tensor) or state.ndim != 3:
         shape = tuple(state.shape) if isinstance(state, torch.Tensor) else type(state).__name__
@@ -201,20 +185,7 @@ def accepts(model: nn.Module, argument: str) -> bool:
 
 
 def forward_arguments(model: nn.Module, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """Keep the arguments that the model's forward takes, and switch its cache off.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-        The model to be called.
-    tensors : dict
-        ``input_ids``, ``attention_mask`` and perhaps ``position_ids``.
-
-    Returns
-    -------
-    dict
-        Keyword arguments.
-    """
+    """Keep the arguments that the model's forward takes, and switch its cache off."""
     arguments: dict[str, Any] = {k: v for k, v in tensors.items() if accepts(model, k)}
     if looks_ahead(model):  # some encoders begin to count at another number: they do it themselves
         arguments.pop("position_ids", None)
@@ -375,20 +346,7 @@ def refusal(model: nn.Module, found: list[tuple[str, nn.ModuleList]], reasons: l
 
 
 def site_module(parts: DecoderParts, site: str) -> torch.nn.Module:
-    """Return the module whose output is the state at `site`.
-
-    Parameters
-    ----------
-    parts : DecoderParts
-        Parts of the model.
-    site : str
-        Canonical site name.
-
-    Returns
-    -------
-    torch.nn.Module
-        A block, or the final norm. Where a model has no final norm, ``"final"`` is its last block.
-    """
+    """Return the module whose output is the state at `site`."""
     index = block_index(site)
     if index is not None:
         return parts.blocks[index]
@@ -401,36 +359,14 @@ _SAME, _DIFFERENT = 1e-5, 1e-3
 
 @dataclass(frozen=True, slots=True)
 class Insides:
-    """Names of the parts of one block, relative to the block.
-
-    Attributes
-    ----------
-    attention, mlp : tuple of str
-        Direct children that mix tokens, and the others that hold matrices; either may be empty.
-    """
+    """Names of the parts of one block, relative to the block."""
 
     attention: tuple[str, ...]
     mlp: tuple[str, ...]
 
 
 def insides(model: nn.Module, parts: DecoderParts, index: int) -> Insides:
-    """Find attention and feed-forward part of block ``index`` by running it twice.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-        The model.
-    parts : DecoderParts
-        What `lens.models.locate` returned for it.
-    index : int
-        Number of the block.
-
-    Returns
-    -------
-    Insides
-        Names; for BLOOM attention ``("self_attention",)`` and mlp ``("mlp",)``, for OPT mlp
-        ``("fc1", "fc2")``.
-    """
+    """Find attention and feed-forward part of block ``index`` by running it twice."""
     block = parts.blocks[index]
     children = {name: child for name, child in block.named_children() if _holds_matrix(child)}
     with evaluating(model):
@@ -515,27 +451,6 @@ def _distance(a: Tensor, b: Tensor) -> float:
 def logits(model: Any, parts: DecoderParts, states: Tensor) -> Tensor:
     """Apply the output head, and the scaling or capping that some families put behind it.
 
-    Parameters
-    ----------
-    model : PreTrainedModel
-        Its config says what follows the head.
-    parts : DecoderParts
-        What `lens.models.locate` returned for it.
-    states : Tensor
-        States after the final norm, shape (..., d).
-
-    Returns
-    -------
-    Tensor
-        Logits, shape (..., vocabulary), float32.
-
-    Raises
-    ------
-    InputError
-        If the model has no output head.
-
-    Notes
-    -----
     ``logit_scale`` (Cohere) multiplies, ``logits_scaling`` (Granite) divides, and with
     ``final_logit_softcapping`` c (Gemma) logits become c·tanh(logits/c).
     """

@@ -25,29 +25,6 @@ def tokens_within(
 ) -> int:
     """Tokens of a padded batch that keep a probe within a memory limit.
 
-    Parameters
-    ----------
-    limit : int
-        Bytes for weights, pooled states and activations; libraries are not counted.
-    model : torch.nn.Module
-        The model; of blocks that are loaded one at a time, one counts.
-    parts : DecoderParts
-        Its parts.
-    sites, rows : int
-        Pooled states held at once.
-
-    Returns
-    -------
-    int
-        At least 1.
-
-    Raises
-    ------
-    InputError
-        When the weights alone take the limit.
-
-    Notes
-    -----
     An estimate from the config: a token takes 12 d + 3 m numbers, m being the width of the
     feed-forward part, at 4 bytes, and with eager attention h more for each token of its row.
     """
@@ -65,27 +42,7 @@ def tokens_within(
 def tokens_beside(
     limit: int, weights: int, config: Any, *, width: int, sites: int, rows: int, itemsize: int
 ) -> int:
-    """`tokens_within`, where only sizes are known.
-
-    Parameters
-    ----------
-    limit, weights : int
-        Bytes allowed, and those that the weights take of them.
-    config : object or mapping
-        Of the text stack, as the library or ``config.json`` has it.
-    width, sites, rows, itemsize : int
-        Width of a state, pooled states held at once, and bytes of a number of the model.
-
-    Returns
-    -------
-    int
-        At least 1.
-
-    Raises
-    ------
-    InputError
-        When the weights alone take the limit.
-    """
+    """`tokens_within`, where only sizes are known."""
     pooled = sites * rows * width * 8
     most = (limit - weights - pooled) // _bytes_per_token(config, width, itemsize)
     if most < 1:

@@ -27,19 +27,6 @@ _VOLATILE = {
 def model_fingerprint(model: nn.Module) -> dict[str, Any]:
     """Describe a model so that another one can be told apart from it.
 
-    Parameters
-    ----------
-    model : torch.nn.Module
-        Any model, on any device.
-
-    Returns
-    -------
-    dict
-        ``model_type``, ``hidden_size``, ``num_hidden_layers``, ``vocab_size``, ``config_sha256``
-        and ``weights_sha256``.
-
-    Notes
-    -----
     The weights' hash covers up to 256 evenly spread elements of every parameter, widened to
     float32: it does not change when a checkpoint is loaded in a wider dtype, and it takes
     milliseconds. It does change when any block is trained.
@@ -83,18 +70,7 @@ def _absent_samples(model: nn.Module) -> dict[str, bytes]:
 
 
 def tokenizer_sha256(tokenizer: Any) -> str:
-    """Hash what decides the token ids of a text: vocabulary, merges, normalisation.
-
-    Parameters
-    ----------
-    tokenizer : transformers.PreTrainedTokenizerBase
-        Tokenizer.
-
-    Returns
-    -------
-    str
-        SHA-256, hexadecimal.
-    """
+    """Hash what decides the token ids of a text: vocabulary, merges, normalisation."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return sha256_json(dict(sorted(tokenizer.get_vocab().items())))

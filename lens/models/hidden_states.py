@@ -80,17 +80,6 @@ class SiteReader:
     """Hooks on block outputs (and the final norm) that pool each state as soon as it appears.
 
     A context manager: hooks exist only inside it, and only pooled states are ever kept.
-
-    Parameters
-    ----------
-    parts : DecoderParts
-        Parts of the model.
-    sites : sequence of str
-        Canonical site names.
-    pooling : str
-        ``"last"``, ``"mean"`` or ``"weighted"``.
-    n_threads : int, optional
-        Threads of the C core.
     """
 
     def __init__(
@@ -129,25 +118,7 @@ class SiteReader:
         self._handles.clear()
 
     def read(self, model: Any, batch: Batch) -> Pooled:
-        """Run one batch and return its pooled states.
-
-        Parameters
-        ----------
-        model : torch.nn.Module
-            The model that the parts belong to.
-        batch : Batch
-            Padded rows.
-
-        Returns
-        -------
-        dict
-            Site to (n, d) float64.
-
-        Raises
-        ------
-        InputError
-            When a site was not reached by the forward pass.
-        """
+        """Run one batch and return its pooled states."""
         self._pooled, self._mask = {}, batch.pool_mask
         tensors = {
             "input_ids": batch.input_ids,
@@ -216,24 +187,6 @@ def pool_states(
 ) -> NDArray[np.float64]:
     """Pool token states to one vector per row, on the device they are on.
 
-    Parameters
-    ----------
-    states : torch.Tensor
-        (n, t, d), any floating dtype.
-    mask : torch.Tensor
-        (n, t) bool, at least one True in each row.
-    mode : str
-        ``"last"``, ``"mean"`` or ``"weighted"`` (the i-th real token weighs i).
-    n_threads : int, optional
-        Threads of the C core, for states on the CPU.
-
-    Returns
-    -------
-    ndarray
-        (n, d) float64.
-
-    Notes
-    -----
     `lens.pooling.pool`: the C core on the CPU, torch elsewhere; only the result leaves the device.
     """
     if n_threads is None and states.numel() < _ALONE:
@@ -702,20 +655,7 @@ class _StopAtBlock(Exception):
 
 
 class SpilledStates:
-    """Hidden states of the real tokens of all rows, in two files that take turns.
-
-    Parameters
-    ----------
-    sets : sequence of RowSet
-        Rows, one set after the other.
-    width : int
-        Width of a state.
-    dtype : torch.dtype
-        Of the hidden states.
-    folder : Path or None
-        Keep the files here, to go on later; None uses temporary files that vanish with the
-        process.
-    """
+    """Hidden states of the real tokens of all rows, in two files that take turns."""
 
     def __init__(
         self, sets: Sequence[RowSet], *, width: int, dtype: torch.dtype, folder: Path | None
@@ -1078,28 +1018,7 @@ def capture_sets(
     n_threads: int | None = None,
     progress: bool | None = None,
 ) -> dict[str, CaptureResult]:
-    """Capture several sets of rows, usually one a language; parameters as in `capture`.
-
-    Parameters
-    ----------
-    rows, prompts : mapping
-        Label to what `capture` takes.
-    keeper : Keeper, optional
-        Gets every pooled state, in the order of the rows.
-    journal : Journal, optional
-        Keeps finished batches on disk; a run that was killed goes on where it was, to the same
-        bits.
-
-    Returns
-    -------
-    dict
-        Label to result.
-
-    Raises
-    ------
-    InputError
-        As `capture`; or when the journal is of another run, or the disk is full.
-    """
+    """Capture several sets of rows, usually one a language; parameters as in `capture`."""
     check_pooling(pooling)
     parts = locate(model, blocks=blocks)
     names = resolve_sites(sites, len(parts.blocks))

@@ -86,25 +86,7 @@ def resolve_sites(spec: SiteSpec, n_blocks: int) -> tuple[str, ...]:
 
 
 def resolve_site(spec: str | int, sites: Sequence[str]) -> str:
-    """Find one site among those that exist (``-1`` is the last block, not ``"final"``).
-
-    Parameters
-    ----------
-    spec : str or int
-        As in `resolve_sites`, naming one site.
-    sites : sequence of str
-        Sites to choose from, in order.
-
-    Returns
-    -------
-    str
-        The canonical name.
-
-    Raises
-    ------
-    InputError
-        When it is not among `sites`; the message lists them.
-    """
+    """Find one site among those that exist (``-1`` is the last block, not ``"final"``)."""
     text = str(spec)
     if text in sites:
         return text

@@ -106,18 +106,7 @@ def load(
 
 
 def auto_class(config: Any) -> Any:
-    """Choose what loads a checkpoint: a decoder, the whole of a multimodal model, or an encoder.
-
-    Parameters
-    ----------
-    config : transformers.PretrainedConfig
-        Of the checkpoint.
-
-    Returns
-    -------
-    type
-        One of the library's auto classes.
-    """
+    """Choose what loads a checkpoint: a decoder, the whole of a multimodal model, or an encoder."""
     import transformers as library
     from transformers.models.auto import modeling_auto
 
@@ -218,27 +207,7 @@ _NO_LIMIT = 10**9  # what tokenizers write when they know of none is larger
 def load_tokenizer(
     name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> tuple[Any, int | None]:
-    """Load the tokenizer of a checkpoint and the length its model takes.
-
-    Parameters
-    ----------
-    name, revision, trust_remote_code
-        As in `lens.models.load`.
-
-    Returns
-    -------
-    tokenizer : transformers.PreTrainedTokenizerBase
-        The tokenizer.
-    longest : int or None
-        Most tokens that config and tokenizer allow; None where neither says.
-
-    Raises
-    ------
-    MissingExtraError
-        When transformers is not installed.
-    InputError
-        When the checkpoint cannot be found or read.
-    """
+    """Load the tokenizer of a checkpoint and the length its model takes."""
     if importlib.util.find_spec("transformers") is None:
         raise MissingExtraError("transformers", "hf", "loading a tokenizer")
     source, revision = _source(str(name), revision)

@@ -48,16 +48,6 @@ def release(tensors: Iterable[Tensor]) -> int:
 
     Tensors in ordinary memory or on other devices, and mapped ones that were written to, are
     left alone. Does nothing on systems other than Linux.
-
-    Parameters
-    ----------
-    tensors : iterable of Tensor
-        Weights, mapped or not.
-
-    Returns
-    -------
-    int
-        Bytes given back.
     """
     libc = _libc()
     if libc is None:
@@ -75,15 +65,7 @@ def release(tensors: Iterable[Tensor]) -> int:
 
 @contextmanager
 def held_briefly(modules: Iterable[nn.Module], *, active: bool = True) -> Iterator[None]:
-    """Release the weights of modules after each of their calls, and all of them at the end.
-
-    Parameters
-    ----------
-    modules : iterable of torch.nn.Module
-        Every module inside them that has parameters of its own releases these.
-    active : bool
-        False does nothing.
-    """
+    """Release the weights of modules after each of their calls, and all of them at the end."""
     inside = dict.fromkeys(m for module in modules for m in module.modules()) if active else {}
     own = {module: list(module.parameters(recurse=False)) for module in inside}
     handles = [module.register_forward_hook(_after) for module, held in own.items() if held]
@@ -198,21 +180,6 @@ def spill(modules: Iterable[nn.Module]) -> int:
     file, page by page, and the system may drop it again. The files have no names and vanish with
     the process. Weights that lie in a file already, as those of a checkpoint loaded in its own
     dtype do, stay there.
-
-    Parameters
-    ----------
-    modules : iterable of torch.nn.Module
-        Modules on the CPU; parameters on other devices are left alone.
-
-    Returns
-    -------
-    int
-        Bytes moved.
-
-    Raises
-    ------
-    InputError
-        If there is no room for the file.
     """
     parameters = {id(p): p for module in modules for p in module.parameters()}
     moved = 0
@@ -223,27 +190,7 @@ def spill(modules: Iterable[nn.Module]) -> int:
 
 
 def set_aside(parameters: Mapping[str, nn.Parameter], *, in_files: bool) -> dict[str, torch.Tensor]:
-    """Keep what parameters hold now, before they are trained.
-
-    Parameters
-    ----------
-    parameters : mapping of str to Parameter
-        Parameters that will be written to. Those in a checkpoint's file get memory of their own
-        with ``in_files``, so that the file's values can be kept instead.
-    in_files : bool
-        Keep values on the CPU in mapped files; `lens.models.offload.release` drops them from
-        memory after they have been read. Otherwise they are copied in memory.
-
-    Returns
-    -------
-    dict of str to Tensor
-        Their values.
-
-    Raises
-    ------
-    InputError
-        If there is no room for a file.
-    """
+    """Keep what parameters hold now, before they are trained."""
     if not in_files:
         return {name: p.detach().clone() for name, p in parameters.items()}
     kept = {}
@@ -317,19 +264,7 @@ T = TypeVar("T")
 
 
 class BlockStore:
-    """Loads the blocks of a checkpoint into its model, one at a time.
-
-    Parameters
-    ----------
-    model : PreTrainedModel
-        The model whose blocks are on the meta device.
-    blocks_name : str
-        Dotted name of the list of blocks.
-    open_model : callable
-        Load the checkpoint with the given ``device_map``.
-    device : str
-        Where a block goes.
-    """
+    """Loads the blocks of a checkpoint into its model, one at a time."""
 
     def __init__(self, model: nn.Module, blocks_name: str, open_model: Any, device: str) -> None:
         self._model = ref(model)  # the registry below must not keep it alive
@@ -399,27 +334,7 @@ def require_whole(model: nn.Module) -> None:
 
 
 def open_by_blocks(open_model: Any, *, device: str, blocks: str | None = None) -> Any:
-    """Load a model without its blocks and output head.
-
-    Parameters
-    ----------
-    open_model : callable
-        Load the checkpoint with the given ``device_map``, a dict.
-    device : str
-        Where what is loaded goes.
-    blocks : str, optional
-        Dotted name of the list of blocks.
-
-    Returns
-    -------
-    PreTrainedModel
-        A model that `lens.probe` runs block by block.
-
-    Raises
-    ------
-    InputError
-        When no list of modules of the model carries the residual stream.
-    """
+    """Load a model without its blocks and output head."""
     shape = open_model({"": "meta"})
     found = candidates(shape)
     names = [name for name, _ in found] if blocks is None else [blocks]
@@ -443,22 +358,7 @@ def open_by_blocks(open_model: Any, *, device: str, blocks: str | None = None) -
 
 
 def first_output(model: nn.Module, parts: DecoderParts) -> tuple[Any, torch.dtype]:
-    """Run two tokens through the first block; give the form of its result and the dtype.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-        The model, its first block in memory.
-    parts : DecoderParts
-        Its parts.
-
-    Returns
-    -------
-    form : None or tuple
-        What a block returns beside the states: None for nothing, else a tuple to fill.
-    dtype : torch.dtype
-        Of the states.
-    """
+    """Run two tokens through the first block; give the form of its result and the dtype."""
     seen: list[tuple[Any, torch.dtype]] = []
 
     def hook(_module: nn.Module, _args: Any, output: Any) -> None:

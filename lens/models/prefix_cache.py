@@ -129,13 +129,7 @@ def in_unnamed_file(shapes: Shapes) -> dict[str, Tensor]:
 
 @contextmanager
 def new_file(path: Path, shapes: Shapes, about: Mapping[str, str]) -> Iterator[dict[str, Tensor]]:
-    """Give mapped tensors to be filled; on success the file appears under its name.
-
-    Raises
-    ------
-    InputError
-        If the folder cannot be written to or has no room (before anything is computed).
-    """
+    """Give mapped tensors to be filled; on success the file appears under its name."""
     header = _header(shapes, {**about, "sha256": "0" * 64})
     handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=".part", dir=path.parent)
     part = Path(name)
@@ -160,22 +154,7 @@ def new_file(path: Path, shapes: Shapes, about: Mapping[str, str]) -> Iterator[d
 
 
 def open_file(path: Path, about: Mapping[str, str], *, verify: bool = True) -> dict[str, Tensor]:
-    """Map a kept file; its tensors are read page by page, when they are used.
-
-    Parameters
-    ----------
-    path : Path
-        File that `new_file` wrote.
-    about : mapping of str to str
-        What its header must say.
-    verify : bool
-        Read it once and compare its SHA-256.
-
-    Raises
-    ------
-    DamagedError
-        If it is cut short, changed, or says something else; the message says what.
-    """
+    """Map a kept file; its tensors are read page by page, when they are used."""
     try:
         with safe_open(path, framework="pt") as file:
             found = file.metadata() or {}
@@ -194,13 +173,7 @@ def open_file(path: Path, about: Mapping[str, str], *, verify: bool = True) -> d
 
 
 def prepare_folder(folder: Path) -> None:
-    """Make a folder for kept files, and remove what writers that died left in it.
-
-    Raises
-    ------
-    InputError
-        If it cannot be made, or is not a folder.
-    """
+    """Make a folder for kept files, and remove what writers that died left in it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -271,19 +244,7 @@ SCHEMA = "lens.prefix/2"
 def frozen_facts(
     model: nn.Module, parts: DecoderParts, *, first_block: int, sites: Sequence[str]
 ) -> dict[str, Any]:
-    """Everything about the model that decides its cached states.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-        The model, as it is now; every byte of the weights that are read is hashed.
-    parts : DecoderParts
-        Its parts.
-    first_block : int
-        The first trained block.
-    sites : sequence of str
-        Sites whose states are kept.
-    """
+    """Everything about the model that decides its cached states."""
     highest = max((_reach(site, len(parts.blocks)) for site in sites), default=first_block)
     unused = tuple(f"{parts.blocks_name}.{i}." for i in range(highest + 1, len(parts.blocks)))
     return {
@@ -333,35 +294,7 @@ def _weights_sha256(model: nn.Module, unused: tuple[str, ...]) -> str:
 
 
 class PrefixCache:
-    """Prefix states and frozen reference states of a set of rows.
-
-    Parameters
-    ----------
-    model : PreTrainedModel
-        Any decoder that `lens.models.locate` understands.
-    parts : DecoderParts
-        What `lens.models.locate` returned for it.
-    first_block : int
-        0-based index of the lowest block that will be trained.
-    sites : sequence of str
-        Sites whose states the losses read, such as ``("final",)``; none may lie below
-        ``first_block``.
-    folder : str or Path, optional
-        Keep the states in files of this folder, to be found again by any later run over the same
-        model and rows. A file is named by the hash of everything its content depends on; one that
-        is damaged is made again, and said so.
-    memory : int, optional
-        Without ``folder``: bytes of states that may stay in memory; what passes them goes to
-        temporary files that vanish with the process.
-    low_memory : bool
-        Give memory that passes have freed back to the system at once.
-
-    Raises
-    ------
-    InputError
-        If ``first_block`` is outside the model, a site lies below it, or the folder cannot be
-        used.
-    """
+    """Prefix states and frozen reference states of a set of rows."""
 
     def __init__(
         self,
@@ -415,24 +348,7 @@ class PrefixCache:
         batch_size: int = 32,
         label: str = "Caching prefix",
     ) -> range:
-        """Run encoded rows through the frozen model and keep what training needs.
-
-        Parameters
-        ----------
-        rows : sequence of sequence of int
-            Token ids of each row.
-        keep : {"last", "all"} or int
-            Reference states of the last token only, of every token, or of the last so many.
-        batch_size : int
-            Rows in one forward pass; does not change the result beyond rounding.
-        label : str
-            What the progress bar says.
-
-        Returns
-        -------
-        range
-            Indices of the new rows, for `batch`.
-        """
+        """Run encoded rows through the frozen model and keep what training needs."""
         start = len(self.rows)
         if not len(rows):
             return range(start, start)

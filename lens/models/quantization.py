@@ -67,23 +67,7 @@ def passes_gradient(module: Any, *, dtype: torch.dtype) -> bool:
 
 
 def unpack(model: nn.Module, names: list[str], *, dtype: torch.dtype) -> None:
-    """Replace packed linear layers of a model by ordinary ones, in place.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-        The model; where it has a quantisation config, that one is told.
-    names : list of str
-        Dotted names of the layers.
-    dtype : torch.dtype
-        Dtype of the new weights.
-
-    Raises
-    ------
-    InputError
-        If a layer cannot be run here, or does not give finite weights; the model is then as it
-        was.
-    """
+    """Replace packed linear layers of a model by ordinary ones, in place."""
     made = {name: _unpacked(model.get_submodule(name), name, dtype) for name in names}
     for name, linear in made.items():
         parent, _, child = name.rpartition(".")

@@ -84,25 +84,7 @@ class Batch:
 
 
 def uses_template(tokenizer: Any, chat: ChatOptions | None = None) -> bool:
-    """Whether prompts go through the tokenizer's chat template.
-
-    Parameters
-    ----------
-    tokenizer : transformers.PreTrainedTokenizerBase
-        Tokenizer.
-    chat : ChatOptions, optional
-        Options.
-
-    Returns
-    -------
-    bool
-        The decision.
-
-    Raises
-    ------
-    InputError
-        When a template is demanded and there is none, or an option would be ignored.
-    """
+    """Whether prompts go through the tokenizer's chat template."""
     chat = chat or ChatOptions()
     template = getattr(tokenizer, "chat_template", None)
     if chat.template and not template:

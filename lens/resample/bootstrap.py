@@ -95,17 +95,7 @@ class StabilityCurve:
 
 
 class Refits:
-    """Products of the means of refits: what every question about them starts from.
-
-    Parameters
-    ----------
-    gram : Gram
-        Of the states.
-    joint : bool
-        Whether row i says the same in every language, so that languages share draws.
-    n_threads : int, optional
-        Threads of the C core.
-    """
+    """Products of the means of refits: what every question about them starts from."""
 
     def __init__(self, gram: Gram, *, joint: bool, n_threads: int | None) -> None:
         L, N = len(gram.counts), len(gram.matrix)

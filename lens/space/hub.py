@@ -2,18 +2,16 @@
 
 import re
 import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from lens.data.languages import english_name
 from lens.errors import InputError, MissingExtraError
 from lens.space import io
-from lens.utils.files import new_folder, write_text
-
-if TYPE_CHECKING:
-    from lens.space.space import Space
+from lens.space.provenance import Provenance
 
 _TEXT = """\
 # Language space
@@ -44,29 +42,21 @@ it is used.
 """
 
 
-def of(space: "Space") -> str:
-    """Write the card of a space: a YAML head and Markdown.
+def card(
+    about: Provenance, counts: Mapping[str, int], sites: Sequence[str], width: int, sha256: str
+) -> str:
+    """Write the card of a space, README.md: a YAML head and Markdown.
 
-    Parameters
-    ----------
-    space : Space
-        Any space.
-
-    Returns
-    -------
-    str
-        Text of README.md.
+    ``counts`` are rows by language; ``sha256`` is the hash of the content of the space.
     """
-    about = space.about
     model = about.model
-    codes = sorted({code.partition("_")[0] for code in space.languages})
     head = {
         "library_name": "lens-lm",
         "tags": ["lens", "language-space", "multilingual", "interpretability"],
-        "language": codes,
+        "language": sorted({code.partition("_")[0] for code in counts}),
     }
     facts = {
-        "pivot": f"{english_name(space.pivot)} ({space.pivot})",
+        "pivot": f"{english_name(about.pivot)} ({about.pivot})",
         "model": f"{model.get('model_type')}, {model.get('num_hidden_layers')} blocks of width "
         f"{model.get('hidden_size')}, weights `{str(model.get('weights_sha256'))[:16]}`"
         if model
@@ -80,15 +70,13 @@ def of(space: "Space") -> str:
         "chat template": f"`{about.template_sha256[:16]}`" if about.template_sha256 else "none",
         "made by": f"lens {about.package_version}, seed {about.seed}",
     }
-    rows = [
-        f"| {english_name(code)} | `{code}` | {count} |" for code, count in space.counts.items()
-    ]
+    rows = [f"| {english_name(code)} | `{code}` | {count} |" for code, count in counts.items()]
     body = _TEXT.format(
         facts="\n".join(f"- {name}: {value}" for name, value in facts.items()),
         languages="\n".join(rows),
-        sites=", ".join(f"`{site}`" for site in space.sites),
-        width=space.width,
-        sha256=space.sha256,
+        sites=", ".join(f"`{site}`" for site in sites),
+        width=width,
+        sha256=sha256,
     )
     return f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n{body}"
 
@@ -103,34 +91,23 @@ def looks_like_id(name: str) -> bool:
     )
 
 
-def export(space: "Space", folder: Path, *, force: bool) -> Path:
-    """Write the files of an upload.
-
-    Raises
-    ------
-    InputError
-        When the folder exists (without `force`) or cannot be written.
-    """
-    with new_folder(folder, force=force) as place:
-        space.save(place / io.NAME)
-        write_text(place / "README.md", of(space))
-    return folder
-
-
-def push(space: "Space", repo: str, *, private: bool, revision: str | None) -> str:
-    """Upload a space and its card; see `Space.push`."""
+def push(export: Callable[[Path], Path], repo: str, *, private: bool, revision: str | None) -> str:
+    """Upload the folder that ``export`` writes; see `Space.push`."""
     if not looks_like_id(repo) or "@" in repo:
         raise InputError(f"'{repo}' is no repository id; expected owner/name")
     hub = _library("pushing a space")
     with tempfile.TemporaryDirectory() as place:
-        folder = export(space, Path(place) / "upload", force=False)
+        folder = export(Path(place) / "upload")
         try:
             api = hub.HfApi()
             api.create_repo(repo, repo_type="model", private=private, exist_ok=True)
             done = api.upload_folder(
-                repo_id=repo, folder_path=str(folder), repo_type="model", revision=revision,
+                repo_id=repo,
+                folder_path=str(folder),
+                repo_type="model",
+                revision=revision,
                 commit_message="Language space from lens",
-            )  # fmt: skip
+            )
         except Exception as error:  # the library raises its own and its transport's errors
             raise InputError(
                 f"cannot push to '{repo}': {_short(error)}; check the id, the network and "
@@ -140,20 +117,7 @@ def push(space: "Space", repo: str, *, private: bool, revision: str | None) -> s
 
 
 def fetch(name: str) -> Path:
-    """Bring a space's file into the local cache and return where it lies.
-
-    Parameters
-    ----------
-    name : str
-        ``owner/name`` or ``owner/name@revision``.
-
-    Raises
-    ------
-    InputError
-        When it is not in the cache and the hub does not give it.
-    MissingExtraError
-        When huggingface_hub is not installed.
-    """
+    """Download the file of ``owner/name`` or ``owner/name@revision``; return its cached path."""
     repo, _, revision = name.partition("@")
     hub = _library(f"loading the space '{name}' by id")
     try:

@@ -68,13 +68,7 @@ def as_states(x: Any, name: str, *, ndim: int = 2) -> Float64:
 
 
 def read_tensors(content: bytes, name: str) -> dict[str, NDArray[Any]]:
-    """Read the tensors of a safetensors file, bfloat16 widened to float32.
-
-    Raises
-    ------
-    InputError
-        When the file is truncated or damaged, or holds another dtype.
-    """
+    """Read the tensors of a safetensors file, bfloat16 widened to float32."""
     try:
         tensors: Any = deserialize(content)  # type: ignore[no-untyped-call]
     except SafetensorError as error:
@@ -178,31 +172,7 @@ def read_dumps(
     ignore_tokens: Collection[int] = (),
     tokens_first: bool | None = None,
 ) -> list[Float64]:
-    """Pool the dumped requests of one language.
-
-    Parameters
-    ----------
-    files : sequence of Path
-        One request each; row i is file i.
-    n_sites : int
-        Number of layers that the server was told to write.
-    pooling : str
-        ``"last"``, ``"mean"`` or ``"weighted"``.
-    ignore_tokens : collection of int
-        Ids that are not pooled, such as the beginning of the sequence.
-    tokens_first : bool, optional
-        Whether tokens come before layers in the shape; found out by default.
-
-    Returns
-    -------
-    list of ndarray
-        Per layer (n, d) float64.
-
-    Raises
-    ------
-    InputError
-        When a file is damaged, the shapes do not agree, or the order of axes stays open.
-    """
+    """Pool the dumped requests of one language."""
     if tokens_first is None:
         tokens_first = _tokens_first(files, n_sites)
     pooled: list[list[Float64]] = [[] for _ in range(n_sites)]

@@ -33,24 +33,7 @@ def write_space(
     record: dict[str, Any],
     fits: "Mapping[str, SubspaceResult | str]",
 ) -> None:
-    """Write a space: its statistics, and its fits for other readers.
-
-    Parameters
-    ----------
-    path : Path
-        Target.
-    table : dict
-        Site to language to statistics.
-    record : dict
-        Plain data for the header and the twin.
-    fits : mapping
-        Site to result, or to the reason why there is none.
-
-    Raises
-    ------
-    InputError
-        As `write`.
-    """
+    """Write a space: its statistics, and its fits for other readers."""
     arrays = _arrays(table)
     described: dict[str, Any] = {}
     for site, result in fits.items():
@@ -71,25 +54,7 @@ def write_space(
 
 
 def read_space(path: Path) -> tuple[MomentsTable, Provenance]:
-    """Read what `write_space` wrote, without the fits, which follow from the statistics.
-
-    Parameters
-    ----------
-    path : Path
-        File.
-
-    Returns
-    -------
-    table : dict
-        Site to language to statistics.
-    about : About
-        Record.
-
-    Raises
-    ------
-    InputError
-        When the file is not a complete space.
-    """
+    """Read what `write_space` wrote, without the fits, which follow from the statistics."""
     if path.is_dir():
         path = path / NAME
     arrays, content = read(path)
@@ -136,22 +101,7 @@ def _digest(about: dict[str, Any], arrays: Mapping[str, NDArray[Any]]) -> str:
 
 
 def write(path: Path, arrays: Mapping[str, NDArray[Any]], about: dict[str, Any]) -> None:
-    """Write arrays and their record, and a readable JSON twin, each in one atomic step.
-
-    Parameters
-    ----------
-    path : Path
-        Target, normally ``*.safetensors``.
-    arrays : mapping
-        Name to array.
-    about : dict
-        Plain data for the header; the twin holds the same.
-
-    Raises
-    ------
-    InputError
-        When it cannot be written.
-    """
+    """Write arrays and their record, and a readable JSON twin, each in one atomic step."""
     if path.suffix == ".json":
         raise InputError(f"'{path}' would be overwritten by its JSON twin; use .safetensors")
     metadata = {"schema": SCHEMA, "about": json.dumps(about, ensure_ascii=False)}
@@ -162,25 +112,7 @@ def write(path: Path, arrays: Mapping[str, NDArray[Any]], about: dict[str, Any])
 
 
 def read(path: Path) -> tuple[Arrays, dict[str, Any]]:
-    """Read arrays and their record.
-
-    Parameters
-    ----------
-    path : Path
-        A file written by `write`.
-
-    Returns
-    -------
-    arrays : dict
-        Name to array.
-    about : dict
-        The record in the header.
-
-    Raises
-    ------
-    InputError
-        When there is no such file, it is truncated, or it is something else.
-    """
+    """Read arrays and their record."""
     if not path.is_file():
         raise InputError(f"space '{path}' does not exist; make one with lens probe")
     try:

@@ -80,6 +80,34 @@ class Provenance:
         """Return plain data for JSON."""
         return asdict(self)
 
+    def check_model(self, model: Any, width: int) -> None:
+        """Refuse a model other than the recorded one; without a record, one of another width."""
+        from lens.models.fingerprint import model_fingerprint  # needs torch, a space does not
+
+        found = model_fingerprint(model)
+        if not self.model:
+            if found["hidden_size"] not in (None, width):
+                raise InputError(
+                    f"this space has width {width}, the model has {found['hidden_size']}"
+                )
+        elif not same_model(self.model, found):
+            raise InputError(
+                f"this space was read from another model: {model_difference(self.model, found)} "
+                "(the space's, then this model's); probe this model, or load the one the space "
+                "belongs to"
+            )
+
+    def check_tokenizer(self, tokenizer: Any) -> None:
+        """Refuse a tokenizer other than the recorded one."""
+        from lens.models.fingerprint import tokenizer_sha256
+
+        expected = self.tokenizer_sha256
+        if expected is not None and tokenizer_sha256(tokenizer) != expected:
+            raise InputError(
+                "this space was read with another tokenizer: its vocabulary, merges or "
+                "normalisation differ; probe with this one, or load the one it was read with"
+            )
+
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Self:
         """Build from plain data; unknown keys (of a later version) are left out."""
@@ -93,18 +121,7 @@ class Provenance:
 
 
 def require_same_source(ours: Provenance, theirs: Provenance) -> None:
-    """Refuse to combine spaces that were read differently; every difference is named.
-
-    Parameters
-    ----------
-    ours, theirs : About
-        Records of the two spaces.
-
-    Raises
-    ------
-    InputError
-        When anything but the languages and rows differs.
-    """
+    """Refuse to combine spaces that were read differently; every difference is named."""
     names = {
         "pivot": "pivot language",
         "pooling": "pooling",
@@ -126,18 +143,9 @@ def require_same_source(ours: Provenance, theirs: Provenance) -> None:
 
 
 def same_model(expected: dict[str, Any], found: dict[str, Any]) -> bool:
-    """Whether two fingerprints are of one model.
+    """Whether two fingerprints agree in type, sizes and weights.
 
-    Parameters
-    ----------
-    expected, found : dict
-        Fingerprints.
-
-    Returns
-    -------
-    bool
-        True when type, sizes and weights agree. The hash of the config only informs: its entries
-        come and go between versions of transformers.
+    The hash of the config only informs: its entries vary between versions of transformers.
     """
     decisive = (expected.keys() | found.keys()) - {"config_sha256"}
     return all(expected.get(key) == found.get(key) for key in decisive)
@@ -160,23 +168,8 @@ def combined_data(
 ) -> dict[str, list[SpaceShard]]:
     """Join the row records of two spaces.
 
-    Parameters
-    ----------
-    ours, theirs : About
-        Records of the two spaces.
-    shared : str
-        ``"merge"``: a language in both must have different rows. ``"same"``: it must have the
-        same ones.
-
-    Returns
-    -------
-    dict
-        Language to shards.
-
-    Raises
-    ------
-    InputError
-        When the rows of a shared language are not as demanded.
+    A language in both must have different rows where ``shared`` is ``"merge"``, and the same rows
+    where it is ``"same"``.
     """
     data = {code: list(shards) for code, shards in ours.data.items()}
     for code, shards in theirs.data.items():

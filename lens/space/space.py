@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +15,9 @@ from lens.data.languages import canonical
 from lens.errors import InputError
 from lens.models.layers import FINAL
 from lens.space import hub, io
-from lens.space.provenance import Provenance, model_difference, require_same_source, same_model
+from lens.space.provenance import Provenance, require_same_source
 from lens.space.statistics import LanguageStatistics, combine, from_states, restrict
+from lens.utils.files import new_folder, write_text
 
 if TYPE_CHECKING:
     from lens.space.state_store import StateStore
@@ -24,100 +25,7 @@ if TYPE_CHECKING:
     from lens.subspace import SubspaceResult
 
 
-def check_model(about: Provenance, width: int, model: Any) -> None:
-    """Raise InputError when a model is not the recorded one, or of another width."""
-    from lens.models.fingerprint import model_fingerprint  # needs torch, a space does not
-
-    found = model_fingerprint(model)
-    if not about.model:
-        if found["hidden_size"] not in (None, width):
-            raise InputError(f"this space has width {width}, the model has {found['hidden_size']}")
-        return
-    if not same_model(about.model, found):
-        difference = model_difference(about.model, found)
-        raise InputError(
-            f"this space was read from another model: {difference} (the space's, then this "
-            "model's); probe this model, or load the one the space belongs to"
-        )
-
-
-def check_tokenizer(about: Provenance, tokenizer: Any) -> None:
-    """Raise InputError when a tokenizer is not the recorded one."""
-    from lens.models.fingerprint import tokenizer_sha256
-
-    expected = about.tokenizer_sha256
-    if expected is not None and tokenizer_sha256(tokenizer) != expected:
-        raise InputError(
-            "this space was read with another tokenizer: its vocabulary, merges or "
-            "normalisation differ; probe with this one, or load the one it was read with"
-        )
-
-
 _HEAD = ("site", "rank", "singular values", "why")
-
-
-def fits(space: Space) -> dict[str, SubspaceResult | str]:
-    """Fit every site at the automatic rank; where that fails, keep the reason instead.
-
-    Parameters
-    ----------
-    space : Space
-        Any space, even one with two equal languages, which can be kept though not fitted.
-
-    Returns
-    -------
-    dict
-        Site to result or message.
-    """
-    found: dict[str, SubspaceResult | str] = {}
-    for site in space.sites:
-        try:
-            found[site] = space.fit(site, agnostic="complement")
-        except InputError as error:
-            found[site] = str(error)
-    return found
-
-
-def summary(space: Space) -> str:
-    """Return a table as text; see `Space.summary`."""
-    lines = [f"Space of {len(space.languages)} languages, pivot {space.pivot}", _counts(space)]
-    rows = [_HEAD, *_rows(space)]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
-        lines.append("  ".join([*cells, row[3]]).rstrip())
-    return "\n".join(lines)
-
-
-def to_html(space: Space) -> str:
-    """Return a table as HTML for notebooks."""
-    head = "".join(f"<th>{name}</th>" for name in _HEAD)
-    body = "".join(f"<tr>{_cells(row)}</tr>" for row in _rows(space))
-    title = f"<b>Language space</b>, pivot {html.escape(space.pivot)}"
-    return (
-        f"<p>{title}<br>{html.escape(_counts(space))}</p>"
-        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    )
-
-
-def _cells(row: Sequence[str]) -> str:
-    return "".join(f"<td>{html.escape(cell)}</td>" for cell in row)
-
-
-def _counts(space: Space) -> str:
-    counts: Mapping[str, int] = space.counts
-    return "rows: " + ", ".join(f"{code} {n}" for code, n in counts.items())
-
-
-def _rows(space: Space) -> list[tuple[str, str, str, str]]:
-    rows = []
-    for site, result in fits(space).items():
-        if isinstance(result, str):
-            rows.append((site, "-", "-", result))
-            continue
-        spectrum = " ".join(f"{value:.3g}" for value in result.singular_values[:8])
-        rows.append((site, str(result.rank), spectrum, result.rank_reason))
-    return rows
 
 
 _SITE = re.compile(r"block\.\d+")
@@ -133,7 +41,7 @@ class Space(LanguageStatistics):
     ----------
     moments : mapping
         Site to language to `lens.pooling.StreamingMoments`; the same languages at every site.
-    about : About
+    about : Provenance
         Pivot language and where the states come from.
     """
 
@@ -220,10 +128,10 @@ class Space(LanguageStatistics):
 
         Parameters
         ----------
-        states : States
+        states : StateStore
             Those that the probe of this space kept.
         limit : int, optional
-            Rows per language that are used, see `States.gram`.
+            Rows per language that are used, see `StateStore.gram`.
         n_splits, n_resamples, n_permutations, seed, n_threads
             As in `lens.resample.choose_rank`.
 
@@ -242,9 +150,14 @@ class Space(LanguageStatistics):
         ranks = {}
         for site in self.sites:
             choice = states.choose_rank(
-                site, limit=limit, n_splits=n_splits, n_resamples=n_resamples,
-                n_permutations=n_permutations, seed=seed, n_threads=n_threads,
-            )  # fmt: skip
+                site,
+                limit=limit,
+                n_splits=n_splits,
+                n_resamples=n_resamples,
+                n_permutations=n_permutations,
+                seed=seed,
+                n_threads=n_threads,
+            )
             ranks[site] = {
                 "rank": choice.rank,
                 "reason": choice.reason,
@@ -279,7 +192,7 @@ class Space(LanguageStatistics):
             When its fingerprint differs; the message says in what. A space made from states
             alone has no fingerprint: then only the width is compared.
         """
-        check_model(self._about, self.width, model)
+        self._about.check_model(model, self.width)
 
     def check_tokenizer(self, tokenizer: Any) -> None:
         """Refuse a tokenizer other than the one this space was read with.
@@ -295,7 +208,7 @@ class Space(LanguageStatistics):
             When its hash differs. A space made from states alone has none: then nothing is
             compared.
         """
-        check_tokenizer(self._about, tokenizer)
+        self._about.check_tokenizer(tokenizer)
 
     def steer(
         self, model: Any, policy: Policy, *, language: str | None = None
@@ -316,8 +229,7 @@ class Space(LanguageStatistics):
         context manager
             Restores the model on exit.
         """
-        # The one step upwards: sugar for lens.steering, which is the layer above.
-        from lens.steering.hooks import steer
+        from lens.steering.hooks import steer  # needs torch, a space does not
 
         self.check_model(model)
         return steer(model, policy.resolve(self, language=language))
@@ -348,7 +260,7 @@ class Space(LanguageStatistics):
             When it cannot be written.
         """
         target = Path(path)
-        io.write_space(target, self._moments, self.to_dict(), fits(self))
+        io.write_space(target, self._moments, self.to_dict(), self._fits())
         return target
 
     @classmethod
@@ -401,11 +313,16 @@ class Space(LanguageStatistics):
         MissingExtraError
             When huggingface_hub is not installed.
         """
-        return hub.push(self, repo, private=private, revision=revision)
+        return hub.push(self.export, repo, private=private, revision=revision)
 
     def export(self, folder: str | Path, *, force: bool = False) -> Path:
         """Write what `push` would upload: the space, its JSON twin and a card, README.md."""
-        return hub.export(self, Path(folder), force=force)
+        out = Path(folder)
+        with new_folder(out, force=force) as place:
+            self.save(place / io.NAME)
+            text = hub.card(self._about, self.counts, self.sites, self.width, self.sha256)
+            write_text(place / "README.md", text)
+        return out
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record without the arrays, as plain data."""
@@ -442,7 +359,7 @@ class Space(LanguageStatistics):
             Central language.
         site : str, optional
             Where all states were read: ``"block.7"`` or ``"final"``.
-        about : About, optional
+        about : Provenance, optional
             Record of where the states come from.
         row_offset : int
             Id of the first row, for shards that `merge` will join.
@@ -459,8 +376,9 @@ class Space(LanguageStatistics):
 
         Notes
         -----
-        The statistics forget the states. What needs them, `lens.resample.choose_rank` and the
-        bootstrap, starts from ``lens.resample.gram(states[site])``; its rank is one for `fit`.
+        A space holds statistics, not the states. `lens.resample.choose_rank` and the bootstrap,
+        which need the states, start from ``lens.resample.gram(states[site])``; pass the chosen rank
+        to `fit`.
         """
         record = about or Provenance(pivot=canonical(pivot), package_version=__version__)
         table = {site: states} if site is not None else states
@@ -476,7 +394,16 @@ class Space(LanguageStatistics):
 
     def summary(self) -> str:
         """Return a short table as text: per site the rank, its reason and the spectrum."""
-        return summary(self)
+        lines = [
+            f"Space of {len(self.languages)} languages, pivot {self.pivot}",
+            self._row_counts(),
+        ]
+        rows = [_HEAD, *self._table()]
+        widths = [max(len(row[column]) for row in rows) for column in range(3)]
+        for row in rows:
+            cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+            lines.append("  ".join([*cells, row[3]]).rstrip())
+        return "\n".join(lines)
 
     def __repr__(self) -> str:
         """Name languages, pivot and size."""
@@ -486,4 +413,40 @@ class Space(LanguageStatistics):
         )
 
     def _repr_html_(self) -> str:
-        return to_html(self)
+        def cells(row: tuple[str, ...]) -> str:
+            return "".join(f"<td>{html.escape(cell)}</td>" for cell in row)
+
+        head = "".join(f"<th>{name}</th>" for name in _HEAD)
+        body = "".join(f"<tr>{cells(row)}</tr>" for row in self._table())
+        title = f"<b>Language space</b>, pivot {html.escape(self.pivot)}"
+        return (
+            f"<p>{title}<br>{html.escape(self._row_counts())}</p>"
+            f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        )
+
+    def _row_counts(self) -> str:
+        return "rows: " + ", ".join(f"{code} {n}" for code, n in self.counts.items())
+
+    def _fits(self) -> dict[str, SubspaceResult | str]:
+        """Fit every site at the automatic rank; where that fails, the reason instead.
+
+        A space with two equal languages can be kept though not fitted.
+        """
+        found: dict[str, SubspaceResult | str] = {}
+        for site in self.sites:
+            try:
+                found[site] = self.fit(site, agnostic="complement")
+            except InputError as error:
+                found[site] = str(error)
+        return found
+
+    def _table(self) -> list[tuple[str, str, str, str]]:
+        """Cells of the summary under `_HEAD`."""
+        rows = []
+        for site, result in self._fits().items():
+            if isinstance(result, str):
+                rows.append((site, "-", "-", result))
+                continue
+            spectrum = " ".join(f"{value:.3g}" for value in result.singular_values[:8])
+            rows.append((site, str(result.rank), spectrum, result.rank_reason))
+        return rows

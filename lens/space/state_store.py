@@ -21,7 +21,7 @@ from lens.data.languages import canonical
 from lens.errors import InputError
 from lens.models.layers import resolve_site
 from lens.space.provenance import Provenance, model_difference, same_model
-from lens.utils.files import reserve, to_disk, write_at, write_text
+from lens.utils.files import put_in_place, reserve, write_at, write_text
 
 if TYPE_CHECKING:
     from lens.resample.gram import Gram
@@ -231,7 +231,7 @@ class StateStore:
 
         Parameters
         ----------
-        about : About
+        about : Provenance
             Record of the space.
 
         Raises
@@ -257,7 +257,7 @@ class StateStore:
     def __repr__(self) -> str:
         """Name languages and size."""
         return (
-            f"States({str(self.folder)!r}, languages={list(self.languages)}, "
+            f"StateStore({str(self.folder)!r}, languages={list(self.languages)}, "
             f"sites={len(self.sites)}, width={self.width}, dtype={self.dtype!r})"
         )
 
@@ -297,26 +297,7 @@ def site_file(site: str) -> str:
 
 
 def layout(site: str, counts: dict[str, int], width: int, dtype: StatesDtype) -> tuple[int, bytes]:
-    """Where the numbers of a site's file begin, and its safetensors header.
-
-    Parameters
-    ----------
-    site : str
-        Canonical name.
-    counts : dict
-        Language to rows.
-    width : int
-        Width of a state.
-    dtype : str
-        As stored.
-
-    Returns
-    -------
-    start : int
-        First byte of the numbers.
-    header : bytes
-        All that comes before.
-    """
+    """First byte of the numbers of a site's file, and its safetensors header."""
     row = width * STORAGE[dtype].dtype.itemsize
     content: dict[str, Any] = {"__metadata__": {"schema": SCHEMA, "site": site}}
     at = 0
@@ -360,30 +341,6 @@ class StateStoreWriter:
     """Files of `lens.space.StateStore` being filled, beside the folder they become.
 
     A context manager: files are open inside it.
-
-    Parameters
-    ----------
-    folder : str or Path
-        What `finish` makes; until then the files are in a folder of that name with
-        ``.unfinished`` behind it.
-    sites : sequence of str
-        Canonical site names.
-    counts : dict
-        Canonical language to rows.
-    width : int
-        Width of a state.
-    dtype : str
-        ``"float16"``, ``"bfloat16"`` or ``"float32"``.
-    resume : bool
-        Go on in files that a killed run left.
-    force : bool
-        Replace ``folder`` in the end.
-
-    Raises
-    ------
-    InputError
-        If the dtype is unknown, the folder exists, or there is no room on the disk; nothing has
-        been computed then.
     """
 
     def __init__(
@@ -432,22 +389,7 @@ class StateStoreWriter:
         self.close()
 
     def write(self, language: str, site: str, start: int, values: NDArray[np.float64]) -> None:
-        """Store consecutive rows of a language.
-
-        Parameters
-        ----------
-        language, site : str
-            Canonical names.
-        start : int
-            Position of the first row among the rows of the language.
-        values : ndarray
-            (n, d) float64, finite.
-
-        Raises
-        ------
-        InputError
-            If a value is beyond the dtype, or the disk is full.
-        """
+        """Store rows (n, d), from position ``start`` of a language on, at a site."""
         largest = np.abs(values).max(axis=1, initial=0.0)
         beyond = np.flatnonzero(largest > self._storage.largest)
         if len(beyond):
@@ -480,18 +422,7 @@ class StateStoreWriter:
             os.fsync(file.fileno())
 
     def finish(self, about: Provenance) -> Path:
-        """Write the record and give the folder its name.
-
-        Parameters
-        ----------
-        about : About
-            Record of the space that the states belong to.
-
-        Returns
-        -------
-        Path
-            The folder.
-        """
+        """Write the record and give the folder its name."""
         self.flush()
         self.close()
         record = {
@@ -506,13 +437,7 @@ class StateStoreWriter:
         }
         text = json.dumps(record, ensure_ascii=False, indent=1) + "\n"
         write_text(self.unfinished / RECORD, text)
-        replaced = self.folder.with_name(f".{self.folder.name}.replaced")
-        shutil.rmtree(replaced, ignore_errors=True)
-        if self.folder.exists():  # --force: moved aside, so that it is never half replaced
-            self.folder.rename(replaced)
-        self.unfinished.rename(self.folder)
-        to_disk(self.folder.parent)
-        shutil.rmtree(replaced, ignore_errors=True)
+        put_in_place(self.unfinished, self.folder)
         return self.folder
 
     def discard(self) -> None:

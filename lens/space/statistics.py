@@ -1,4 +1,4 @@
-"""Statistics of a language space: counts, means and spread per site and language, and their fits."""
+"""Statistics of a language space: counts, means and variances per site and language, and fits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lens.data.languages import canonical
 from lens.errors import InputError, ShapeError
-from lens.models.layers import resolve_site
+from lens.models.layers import block_index, resolve_site
 from lens.pooling import StreamingMoments
 from lens.space.importers import Float64, as_states
 from lens.space.provenance import Provenance, SpaceShard, combined_data
@@ -26,21 +26,7 @@ MomentsTable: TypeAlias = dict[str, dict[str, StreamingMoments]]
 
 
 def check_table(table: MomentsTable, pivot: str) -> None:
-    """Refuse a table that cannot be a space.
-
-    Parameters
-    ----------
-    table : dict
-        Site to language to statistics.
-    pivot : str
-        Canonical code of the central language.
-
-    Raises
-    ------
-    InputError
-        When there is no site, fewer than two languages, no pivot, or sites that differ in their
-        languages.
-    """
+    """Refuse a table without sites, two languages or the pivot, or of uneven languages."""
     if not table:
         raise InputError("a space needs at least one site")
     languages = list(next(iter(table.values())))
@@ -59,28 +45,9 @@ def check_table(table: MomentsTable, pivot: str) -> None:
 def from_states(
     states: Mapping[str, Mapping[str, Any]], about: Provenance, *, row_offset: int = 0
 ) -> tuple[MomentsTable, Provenance]:
-    """Compute the moments of pooled states.
+    """Compute the moments of pooled states by site and language, under canonical codes.
 
-    Parameters
-    ----------
-    states : mapping
-        Site to language (any spelling) to (n, d) states, arrays of any library.
-    about : About
-        Record of where they come from; rows and spellings are added where it names none.
-    row_offset : int
-        Id of the first row.
-
-    Returns
-    -------
-    table : dict
-        Site to canonical language to statistics.
-    about : About
-        The record with the rows: their number and the hash of their states.
-
-    Raises
-    ------
-    InputError
-        When a shape or dtype is wrong, a language comes twice, or a state is not finite.
+    The record gets their rows (with hashes of the states) and spellings where it names none.
     """
     table: MomentsTable = {}
     typed_as: dict[str, str] = {}
@@ -119,29 +86,10 @@ def _same_shape(
 def combine(
     ours: MomentsTable, theirs: MomentsTable, about: tuple[Provenance, Provenance], *, shared: str
 ) -> tuple[MomentsTable, Provenance]:
-    """Join two tables read in the same way.
+    """Join two tables with the same sites, and their records.
 
-    Parameters
-    ----------
-    ours, theirs : dict
-        Tables with the same sites.
-    about : tuple of About
-        Their records.
-    shared : str
-        What a language in both must be: ``"merge"`` different rows, to be added; ``"same"`` the
-        same rows, to be taken once.
-
-    Returns
-    -------
-    table : dict
-        Languages of both.
-    about : About
-        Their joint record.
-
-    Raises
-    ------
-    InputError
-        When the rows of a shared language are not as demanded.
+    A language in both must have different rows where ``shared`` is ``"merge"``, which are added,
+    and the same rows where it is ``"same"``, which are taken once.
     """
     mine, other = about
     data = combined_data(mine, other, shared=shared)
@@ -206,7 +154,7 @@ class LanguageStatistics:
     ----------
     moments : mapping
         Site to language to `lens.pooling.StreamingMoments`; the same languages at every site.
-    about : About
+    about : Provenance
         Pivot language and where the states come from.
 
     Raises
@@ -251,6 +199,14 @@ class LanguageStatistics:
         """Number of rows per language."""
         moments = self._at(self.sites[0])
         return {language: int(m.count) for language, m in moments.items()}
+
+    @property
+    def n_blocks(self) -> int:
+        """Number of blocks of the model the states were read from, as far as is known."""
+        recorded = self._about.model.get("num_hidden_layers")
+        if isinstance(recorded, int):
+            return recorded
+        return 1 + max((i for i in map(block_index, self.sites) if i is not None), default=-1)
 
     @property
     def width(self) -> int:

@@ -1,11 +1,13 @@
-"""Rules, which say what to do to the residual stream, and policies, which name languages."""
+"""Rules, which hold arrays to apply to the residual stream, and policies, which name languages."""
+
+from __future__ import annotations
 
 import difflib
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, Self, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeAlias, get_args
 
 import numpy as np
 import yaml
@@ -13,15 +15,49 @@ from numpy.typing import NDArray
 
 from lens.data.languages import canonical
 from lens.errors import InputError
-from lens.models.layers import LayerSpec, block_index, block_site, resolve_layers
-from lens.space.space import Space
+from lens.models.layers import LayerSpec, block_site, resolve_layers
 from lens.utils.files import write_text
+
+if TYPE_CHECKING:
+    from lens.subspace import SubspaceResult
 
 Op: TypeAlias = Literal["add", "project"]
 Apply: TypeAlias = Literal["all", "prompt", "generation"]
 
 SCHEMA = "lens.policy/1"
 EVERY = "*"
+
+
+class SteeringSpace(Protocol):
+    """What steering needs of a language space; `lens.Space` is one."""
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the content."""
+        ...
+
+    @property
+    def n_blocks(self) -> int:
+        """Number of blocks of the model."""
+        ...
+
+    def language(self, typed: str) -> str:
+        """Canonical code of a language of the space; refuses one that it does not have."""
+        ...
+
+    def delta(self, site: str | int, language: str) -> NDArray[np.float64]:
+        """Step (d,) from the pivot's mean to that of a language."""
+        ...
+
+    def fit(
+        self,
+        site: str | int,
+        *,
+        rank: int | Literal["auto", "full"] = "auto",
+        agnostic: Literal["mean", "complement"] = "mean",
+    ) -> SubspaceResult:
+        """Fit the language subspace of a site."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -138,7 +174,7 @@ class Policy:
     rules: tuple[PolicyRule, ...]
     space_sha256: str | None = None
 
-    def resolve(self, space: Space, *, language: str | None = None) -> tuple[Rule, ...]:
+    def resolve(self, space: SteeringSpace, *, language: str | None = None) -> tuple[Rule, ...]:
         """Fill in directions and bases from a space.
 
         Parameters
@@ -169,7 +205,7 @@ class Policy:
         for rule in self.rules:
             if rule.language not in (EVERY, target):
                 continue
-            for layer in resolve_layers(rule.layers, n_blocks(space)):
+            for layer in resolve_layers(rule.layers, space.n_blocks):
                 rules.append(_bind(rule, layer, space, target))
         return tuple(rules)
 
@@ -223,7 +259,7 @@ class Policy:
             raise InputError(f"policy '{path}' cannot be used:\n{listed}")
         return cls(tuple(rules), content.get("space"))
 
-    def _target(self, space: Space, language: str | None) -> str | None:
+    def _target(self, space: SteeringSpace, language: str | None) -> str | None:
         if language is not None:
             return space.language(language)
         named = {rule.language for rule in self.rules} - {EVERY}
@@ -235,15 +271,7 @@ class Policy:
         return None
 
 
-def n_blocks(space: Space) -> int:
-    """Return the number of blocks of the model a space was read from."""
-    recorded = space.about.model.get("num_hidden_layers")
-    if isinstance(recorded, int):
-        return recorded
-    return 1 + max((i for i in map(block_index, space.sites) if i is not None), default=-1)
-
-
-def _bind(rule: PolicyRule, layer: int, space: Space, target: str | None) -> Rule:
+def _bind(rule: PolicyRule, layer: int, space: SteeringSpace, target: str | None) -> Rule:
     vector = basis = None
     if rule.op == "project":
         rank: Any = rule.rank

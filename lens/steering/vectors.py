@@ -8,8 +8,7 @@ from numpy.typing import NDArray
 
 from lens.errors import InputError
 from lens.models.layers import LayerSpec, block_site, resolve_layers
-from lens.space.space import Space
-from lens.steering.policy import Apply, Rule, n_blocks
+from lens.steering.policy import Apply, Rule, SteeringSpace
 from lens.subspace import thin_qr
 
 if TYPE_CHECKING:
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def diffmean_rules(
-    space: Space,
+    space: SteeringSpace,
     language: str,
     *,
     layers: LayerSpec,
@@ -65,12 +64,12 @@ def diffmean_rules(
             apply=apply,
             preserve_norm=preserve_norm,
         )
-        for layer in resolve_layers(layers, n_blocks(space))
+        for layer in resolve_layers(layers, space.n_blocks)
     )
 
 
 def random_rules(
-    space: Space,
+    space: SteeringSpace,
     language: str,
     *,
     layers: LayerSpec,
@@ -117,7 +116,7 @@ def random_rules(
 
 
 def project_rules(
-    space: Space,
+    space: SteeringSpace,
     *,
     layers: LayerSpec,
     strength: float = 1.0,
@@ -157,7 +156,7 @@ def project_rules(
             apply=apply,
             preserve_norm=preserve_norm,
         )
-        for layer in resolve_layers(layers, n_blocks(space))
+        for layer in resolve_layers(layers, space.n_blocks)
     )
 
 

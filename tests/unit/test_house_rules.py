@@ -61,18 +61,11 @@ CIRCLES: set[str] = {
     "lens.report",
     "lens.report.console",
     "lens.report.inspection",
-    "lens.space",
-    "lens.space.hub",
-    "lens.space.space",
-    "lens.steering",
-    "lens.steering.hooks",
-    "lens.steering.policy",
     "lens.training.losses",
     "lens.training.objective",
     "lens.training.result",
     "lens.training.run",
     "lens.training.trainer",
-    "steering -> space",
 }
 TWICE: set[str] = {"_Frozen"}
 

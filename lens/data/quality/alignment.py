@@ -38,17 +38,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """What of rows survives translation.
-
-    Attributes
-    ----------
-    length : ndarray
-        (n,) standardised logarithm of the number of characters.
-    anchors : tuple of frozenset
-        Numbers in digits of any script, and words that both languages have, such as names.
-    asks : ndarray
-        (n,) whether there is a question mark.
-    """
+    """What of rows survives translation."""
 
     length: Floats
     anchors: tuple[frozenset[int | str], ...]
@@ -95,21 +85,7 @@ def _described(rows: Sequence[str], names: Sequence[set[str]]) -> Features:
 
 
 def fit(pivot: Features, other: Features, partner: NDArray[np.int_]) -> Floats:
-    """Score how well rows of the pivot fit their partners in another language.
-
-    Parameters
-    ----------
-    pivot, other : Features
-        Of equally many rows.
-    partner : ndarray
-        (n,) row of `other` for each row of the pivot; -1 for none.
-
-    Returns
-    -------
-    ndarray
-        (n,) scores, NaN where there is no partner: minus the difference of lengths (at most 2),
-        plus 1 for the same anchors to minus 1 for different ones, minus 1/2 where one asks.
-    """
+    """Score how well rows of the pivot fit their partners in another language."""
     here = np.flatnonzero(partner >= 0)
     there = partner[here]
     score = -np.minimum(np.abs(pivot.length[here] - other.length[there]), 2.0)
@@ -157,18 +133,6 @@ def parallel_t(pivot: Features, other: Features) -> float | None:
 def kernel_z(pivot: Sequence[str], rows: Sequence[str]) -> float:
     """Agreement of two languages on which rows resemble each other.
 
-    Parameters
-    ----------
-    pivot, rows : sequence of str
-        Equally many rows.
-
-    Returns
-    -------
-    float
-        Standard deviations above the agreement under random orders of the rows.
-
-    Notes
-    -----
     The Hilbert-Schmidt independence criterion (Gretton et al. 2005): tr(K H L H) with cosine
     kernels K, L over hashed runs of four bytes and centring H, against 100 permutations.
     """
@@ -217,17 +181,7 @@ def odd_lengths(rows: Sequence[str], pivot: Sequence[str]) -> tuple[list[int], f
 def check_alignment(
     code: str, rows: Sequence[str], pivot_code: str, pivot: Sequence[str]
 ) -> tuple[list[Finding], int, float | None]:
-    """Check the alignment of one language with the pivot.
-
-    Returns
-    -------
-    findings : list of Finding
-        A shift, rows that are not parallel, rows of odd length.
-    odd : int
-        Number of rows of odd length.
-    ratio : float or None
-        Usual length, in characters per character of the pivot.
-    """
+    """Check the alignment of one language with the pivot."""
     both = [i for i in range(min(len(rows), len(pivot))) if rows[i].strip() and pivot[i].strip()]
     odd, ratio = odd_lengths(rows, pivot)
     found: list[Finding] = []

@@ -39,22 +39,7 @@ class LanguageVerdict:
 
 
 def check_language(code: str, rows: Sequence[str], *, most: int | None = None) -> LanguageVerdict:
-    """Judge the language and the script of rows.
-
-    Parameters
-    ----------
-    code : str
-        Canonical code the rows should be in.
-    rows : sequence of str
-        Text.
-    most : int, optional
-        Judge the language of so many rows at most, evenly spread.
-
-    Returns
-    -------
-    Judged
-        Counts and findings.
-    """
+    """Judge the language and the script of rows."""
     scripts, script_rows = _script(code, rows)
     where = _spread(len(rows), most)
     try:
@@ -173,19 +158,7 @@ def count_tokens(tokenizer: Any, rows: Sequence[str], *, max_tokens: int | None 
 def check_tokens(
     counts: Mapping[str, Counted], pivot: str, *, max_tokens: int | None, given: bool
 ) -> list[Finding]:
-    """Judge numbers of tokens.
-
-    Parameters
-    ----------
-    counts : mapping
-        Canonical code to counts.
-    pivot : str
-        Language to compare with.
-    max_tokens : int or None
-        Longest row that is read.
-    given : bool
-        Whether the user gave it; otherwise it is what the model takes.
-    """
+    """Judge numbers of tokens."""
     found = []
     for code, counted in counts.items():
         ratio = parity(counted, counts[pivot])
