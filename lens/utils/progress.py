@@ -1,10 +1,10 @@
-"""Progress bars: on stderr, with a verb as label, silent when nobody watches."""
+"""Progress bars: on a terminal and in a notebook, silent elsewhere and with ``--quiet``."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 _quiet = False
@@ -16,21 +16,36 @@ def set_quiet(quiet: bool) -> None:
     _quiet = quiet
 
 
+def _in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook, as `tqdm.auto` finds it out."""
+    ipython = sys.modules.get("IPython")
+    shell: Any = None if ipython is None else ipython.get_ipython()
+    return shell is not None and "IPKernelApp" in shell.config
+
+
 def shown() -> bool:
-    """Whether bars are drawn: not quiet, and stderr is a terminal."""
-    return not _quiet and sys.stderr.isatty()
+    """Whether bars are drawn: not quiet, and stderr is a terminal or the output of a notebook."""
+    return not _quiet and (sys.stderr.isatty() or _in_notebook())
+
+
+def bar(total: int | None, label: str, *, unit: str = "batch", drawn: bool | None = None) -> Any:
+    """Open a bar to be updated by hand; ``drawn`` overrides `shown`."""
+    from tqdm.auto import tqdm
+
+    disable = not (shown() if drawn is None else drawn)
+    return tqdm(total=total, desc=label, unit=unit, disable=disable)
 
 
 def progress(
     items: Iterable[T], label: str, *, total: int | None = None, unit: str = "batch"
 ) -> Iterable[T]:
-    """Iterate over ``items`` with a bar, unless quiet or stderr is not a terminal."""
+    """Iterate over ``items`` with a bar where bars are `shown`."""
     if not shown():
         return items
     from tqdm.auto import tqdm
 
-    bar: Iterable[T] = tqdm(items, desc=label, total=total, unit=unit, leave=False)
-    return bar
+    drawn: Iterable[T] = tqdm(items, desc=label, total=total, unit=unit, leave=False)
+    return drawn
 
 
 def say(text: str) -> None:
