@@ -100,7 +100,7 @@ def test_memory_decides_no_byte(tmp_path, monkeypatch, rows, method):
         config["models"][0]["parameters"]["density"] = 0.6
     first = to_adapter(config, tmp_path / "plenty", rank=4)
     made = []
-    monkeypatch.setattr(lora, "Shelf", lambda n: lora.RowCache(4 * rows * D))
+    monkeypatch.setattr(lora, "RowCache", lambda n, cache=lora.RowCache: cache(4 * rows * D))
     plain = lora._DeltaSink.write
     monkeypatch.setattr(lora._DeltaSink, "write", lambda *a: (made.append(1), plain(*a)))
     again = to_adapter(config, tmp_path / "little", rank=4)

@@ -1,6 +1,7 @@
 """Resampling from the Gram matrix against refits from the states."""
 
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -142,7 +143,7 @@ def test_draws_do_not_depend_on_threads_and_results_agree():
 def test_more_refits_than_are_held_at_once(monkeypatch):
     gram = resample.gram(states_of(np.random.default_rng(5), 3, 12, 10))
     whole = resample.bootstrap(gram, rank=1, n_resamples=50, seed=3)
-    monkeypatch.setattr("lens.resample.bootstrap.BLOCK", 7)
+    monkeypatch.setattr(sys.modules["lens.resample.bootstrap"], "BLOCK", 7)
     pieces = resample.bootstrap(gram, rank=1, n_resamples=50, seed=3)
     np.testing.assert_allclose(pieces.angles, whole.angles, atol=1e-10)
 
