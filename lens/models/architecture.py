@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
@@ -110,12 +110,12 @@ def remember(model: nn.Module, name: str) -> None:
 
 
 def looks_ahead(model: nn.Module) -> bool:
-    """Whether a token sees those after it, as in an encoder; found out when it was located."""
+    """Whether a token sees those after it, as in an encoder; known once the model was located."""
     return _AHEAD.get(model, False)
 
 
 def find_direction(model: nn.Module, parts: DecoderParts) -> None:
-    """Find out whether a token sees those after it: change the last of four tokens."""
+    """Test whether a token sees those after it by changing the last of four tokens."""
     if model in _AHEAD:
         return
     first: list[torch.Tensor] = []
@@ -124,26 +124,20 @@ def find_direction(model: nn.Module, parts: DecoderParts) -> None:
         first.append(block_output(output)[0, 0])
         raise SeenError
 
-    handle = parts.blocks[0].register_forward_hook(stop)
-    rows = _vocabulary(parts)
-    try:
+    with parts.blocks[0].register_forward_hook(stop):
         for last in (3, 4):
-            ids = torch.tensor([[0, 1, 2, last]], device=device_of(model)) % rows
             with evaluating(model), suppress(SeenError):
-                tensors = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-                model(**forward_arguments(model, tensors))
-    finally:
-        handle.remove()
+                run_tokens(model, parts, [0, 1, 2, last])
     if len(first) == 2 and type(first[0]) is torch.Tensor and not first[0].is_meta:
         _AHEAD[model] = not _same(first[0], first[1])
 
 
 class SeenError(Exception):
-    """Ends a forward pass: what was asked for has been seen."""
+    """Ends a forward pass early: what was wanted of it has been seen."""
 
 
 def block_output(output: Any) -> torch.Tensor:
-    """Return the residual stream from what a block returned (a tensor, or a tuple with it first)."""
+    """Residual stream (batch, tokens, width) that a block returned, alone or first in a tuple."""
     state = output[0] if isinstance(output, tuple | list) and output else output
     if not isinstance(state, torch.Tensor) or state.ndim != 3:
         shape = tuple(state.shape) if isinstance(state, torch.Tensor) else type(state).__name__
@@ -205,6 +199,15 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+def run_tokens(model: nn.Module, parts: DecoderParts, tokens: Sequence[int]) -> None:
+    """Run one row of token ids, taken modulo the vocabulary, for the hooks that watch."""
+    weight = getattr(parts.embedding, "weight", None)
+    rows = int(weight.shape[0]) if isinstance(weight, Tensor) else 4
+    ids = torch.tensor([list(tokens)], device=device_of(model)) % rows
+    tensors = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    model(**forward_arguments(model, tensors))
 
 
 def candidates(model: nn.Module) -> list[tuple[str, nn.ModuleList]]:
@@ -274,36 +277,27 @@ def verify(model: nn.Module, parts: DecoderParts) -> None:
     find_direction(model, parts)
     seen: list[tuple[str, torch.Tensor, torch.Tensor]] = []
     result: list[torch.Tensor] = []
-    handles = []
     chain = [(f"block {i}", block) for i, block in enumerate(parts.blocks)]
     if parts.final_norm is not None:
         chain.append(("the final norm", parts.final_norm))
-    for label, module in chain:
 
-        def read(_m: Any, args: Any, kwargs: Any, output: Any, label: str = label) -> None:
+    def read(label: str) -> Any:
+        def hook(_module: Any, args: Any, kwargs: Any, output: Any) -> None:
             seen.append((label, block_input(args, kwargs), block_output(output)))
 
-        handles.append(module.register_forward_hook(read, with_kwargs=True))
+        return hook
 
-    def read_result(_m: Any, _args: Any, output: Any) -> None:
+    def read_result(_module: Any, _args: Any, output: Any) -> None:
         result.append(block_output(output[0] if not isinstance(output, torch.Tensor) else output))
 
-    handles.append(parts.owner.register_forward_hook(read_result))
-    ids = torch.arange(4, device=device_of(model)).unsqueeze(0) % _vocabulary(parts)
-    try:
+    with ExitStack() as stack:
+        for label, module in chain:
+            stack.enter_context(module.register_forward_hook(read(label), with_kwargs=True))
+        stack.enter_context(parts.owner.register_forward_hook(read_result))
         with evaluating(model):
-            tensors = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-            model(**forward_arguments(model, tensors))
-    finally:
-        for handle in handles:
-            handle.remove()
+            run_tokens(model, parts, range(4))
     _check_chain([label for label, _ in chain], seen)
     _check_result(parts, seen[-1][2], result)
-
-
-def _vocabulary(parts: DecoderParts) -> int:
-    weight = getattr(parts.embedding, "weight", None)
-    return int(weight.shape[0]) if isinstance(weight, torch.Tensor) else 4
 
 
 def _check_chain(labels: list[str], seen: list[tuple[str, torch.Tensor, torch.Tensor]]) -> None:
@@ -346,27 +340,31 @@ def refusal(model: nn.Module, found: list[tuple[str, nn.ModuleList]], reasons: l
 
 
 def site_module(parts: DecoderParts, site: str) -> torch.nn.Module:
-    """Return the module whose output is the state at `site`."""
+    """Module whose output is the state at a site; without a final norm, the last block."""
     index = block_index(site)
     if index is not None:
         return parts.blocks[index]
     return parts.final_norm if parts.final_norm is not None else parts.blocks[-1]
 
 
-# Parts of one length or more; below this relative size two results are the same but for rounding.
+# Relative differences below the first are rounding, above the second a change.
 _SAME, _DIFFERENT = 1e-5, 1e-3
 
 
 @dataclass(frozen=True, slots=True)
 class Insides:
-    """Names of the parts of one block, relative to the block."""
+    """Names of the children of a block that mix tokens, and of the others that hold matrices."""
 
     attention: tuple[str, ...]
     mlp: tuple[str, ...]
 
 
 def insides(model: nn.Module, parts: DecoderParts, index: int) -> Insides:
-    """Find attention and feed-forward part of block ``index`` by running it twice."""
+    """Find attention and feed-forward part of block ``index`` by running it twice.
+
+    Attention is what changes at the last token when the first one does. For BLOOM these are
+    ``("self_attention",)`` and ``("mlp",)``; the feed-forward part of OPT is ``("fc1", "fc2")``.
+    """
     block = parts.blocks[index]
     children = {name: child for name, child in block.named_children() if _holds_matrix(child)}
     with evaluating(model):
@@ -395,16 +393,11 @@ def _holds_matrix(module: nn.Module) -> bool:
 def _call(model: nn.Module, parts: DecoderParts, block: nn.Module) -> Any:
     """Arguments of a block in a run over four tokens."""
     seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-    handle = block.register_forward_pre_hook(
+    hook = block.register_forward_pre_hook(
         lambda _module, args, kwargs: seen.append((args, dict(kwargs))), with_kwargs=True
     )
-    weight = getattr(parts.embedding, "weight", None)
-    rows = int(weight.shape[0]) if isinstance(weight, Tensor) else 5
-    ids = torch.arange(1, 5, device=device_of(model)).unsqueeze(0) % rows
-    try:
-        model(**forward_arguments(model, {"input_ids": ids}))
-    finally:
-        handle.remove()
+    with hook:
+        run_tokens(model, parts, range(1, 5))
     return seen[0]
 
 
@@ -425,17 +418,17 @@ def _watched(
 
         return hook
 
-    handles = [c.register_forward_hook(note(n), with_kwargs=True) for n, c in children.items()]
-    try:
-        if args:
-            block(hidden, *args[1:], **kwargs)
-        else:
-            block(**{**kwargs, "hidden_states": hidden})
-    except InputError as error:
-        raise InputError(f"a part of {type(block).__name__} is unlike others: {error}") from None
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as stack:
+        for name, child in children.items():
+            stack.enter_context(child.register_forward_hook(note(name), with_kwargs=True))
+        try:
+            if args:
+                block(hidden, *args[1:], **kwargs)
+            else:
+                block(**{**kwargs, "hidden_states": hidden})
+        except InputError as error:
+            kind = type(block).__name__
+            raise InputError(f"a part of {kind} is unlike others: {error}") from None
     return seen
 
 
@@ -480,7 +473,7 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What lens understands of a model.
+    """The structure that lens found in a model.
 
     Attributes
     ----------

@@ -25,26 +25,25 @@ from lens.models.architecture import (
     block_input,
     block_output,
     candidates,
-    device_of,
     evaluating,
     find_direction,
-    forward_arguments,
     parts_of,
     refusal,
     remember,
+    run_tokens,
     verify,
     with_block_output,
 )
 
 _ENTRY = 8  # bytes of /proc/self/pagemap for each page
 _PRESENT, _SWAPPED, _OF_FILE = (np.uint64(1 << bit) for bit in (63, 62, 61))
-_PROBE = 512  # pages looked at first: a weight that lies in no file is told by them
+_PROBE = 512  # pages read first: enough to recognise a weight that lies in no file
 _DONTNEED = 4
 _SLACK = 64 << 20
 
 
 def release(tensors: Iterable[Tensor]) -> int:
-    """Give back the memory of tensors that a file holds; they come back when they are used.
+    """Drop tensors that a file holds from memory, and return the bytes; they come back on use.
 
     Tensors in ordinary memory or on other devices, and mapped ones that were written to, are
     left alone. Does nothing on systems other than Linux.
@@ -68,17 +67,16 @@ def held_briefly(modules: Iterable[nn.Module], *, active: bool = True) -> Iterat
     """Release the weights of modules after each of their calls, and all of them at the end."""
     inside = dict.fromkeys(m for module in modules for m in module.modules()) if active else {}
     own = {module: list(module.parameters(recurse=False)) for module in inside}
-    handles = [module.register_forward_hook(_after) for module, held in own.items() if held]
-    try:
+    with ExitStack() as stack:
+        stack.callback(release, [parameter for held in own.values() for parameter in held])
+        for module, held in own.items():
+            if held:
+                stack.enter_context(module.register_forward_hook(_after))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
-        release(parameter for held in own.values() for parameter in held)
 
 
 class Heap:
-    """Gives freed memory that the C library holds on to back, whenever it has grown by a quarter.
+    """Returns memory that was freed but kept by the C library, whenever it has grown by a quarter.
 
     Passes of ever different shapes in 16 bit make torch on the CPU keep small objects between the
     blocks it frees, and these then stay with the process: gigabytes within a hundred passes.
@@ -88,7 +86,7 @@ class Heap:
         self._limit = 0
 
     def tidy(self) -> None:
-        """Give memory back if there is much more of it than after the last time."""
+        """Return memory to the system if much more is kept than after the last call."""
         libc = _libc()
         if libc is None or not hasattr(libc, "malloc_trim") or own_bytes() <= self._limit:
             return
@@ -97,7 +95,7 @@ class Heap:
 
 
 def lying_in_files(tensors: Sequence[Tensor]) -> list[bool]:
-    """Tell which tensors' memory is a mapping of a file; none where the system does not say."""
+    """Whether each tensor lies in a mapped file; False where the system does not say."""
     spans = _file_spans()
     starts = [low for low, _ in spans]
     found = []
@@ -150,7 +148,7 @@ def _release(tensor: Tensor, table: IO[bytes], libc: Any) -> int:
 
 
 def _written(table: IO[bytes], first: int, last: int) -> bool:
-    """Whether pages are, or were, memory of the process's own, which no file could bring back."""
+    """Whether pages are or were private memory, which no file could restore."""
     table.seek(first * _ENTRY)
     content = table.read((last - first) * _ENTRY)
     entries = np.frombuffer(content, np.uint64)
@@ -190,7 +188,12 @@ def spill(modules: Iterable[nn.Module]) -> int:
 
 
 def set_aside(parameters: Mapping[str, nn.Parameter], *, in_files: bool) -> dict[str, torch.Tensor]:
-    """Keep what parameters hold now, before they are trained."""
+    """Return the values of parameters that are about to be trained.
+
+    With ``in_files`` values on the CPU lie in mapped files, which `release` drops from memory; a
+    parameter whose own values lie in the checkpoint's file gets memory for new ones. Otherwise the
+    values are copied in memory.
+    """
     if not in_files:
         return {name: p.detach().clone() for name, p in parameters.items()}
     kept = {}
@@ -274,9 +277,7 @@ class BlockStore:
     @contextmanager
     def block(self, index: int) -> Iterator[nn.Module]:
         """Hold the weights of one block inside a ``with`` block."""
-        model = self._model()
-        if model is None:
-            raise InputError("the model of these blocks is gone")
+        model = self._living()
         blocks: Any = model.get_submodule(self._blocks_name)
         absent = blocks[index]
         name = f"{self._blocks_name}.{index}"
@@ -290,9 +291,7 @@ class BlockStore:
 
     def read(self, what: Callable[[Tensor], T]) -> dict[str, T]:
         """Apply a function to every parameter that is not in memory, a module's worth at a time."""
-        model = self._model()
-        if model is None:
-            raise InputError("the model of these blocks is gone")
+        model = self._living()
         absent = [name for name, p in model.named_parameters() if p.is_meta]
         depth = self._blocks_name.count(".") + 2
         groups = {
@@ -309,6 +308,12 @@ class BlockStore:
             found.update({n: what(p) for n, p in named if n.startswith(prefix)})
             loaded.to_empty(device="meta")
         return found
+
+    def _living(self) -> nn.Module:
+        model = self._model()
+        if model is None:
+            raise InputError("the model of these blocks is gone")
+        return model
 
     def _fetch(self, model: nn.Module, prefix: str) -> nn.Module:
         """Load the tensors of one prefix; everything else stays on the meta device."""
@@ -334,7 +339,10 @@ def require_whole(model: nn.Module) -> None:
 
 
 def open_by_blocks(open_model: Any, *, device: str, blocks: str | None = None) -> Any:
-    """Load a model without its blocks and output head."""
+    """Load a model without its blocks and output head, for `lens.probe` to run block by block.
+
+    ``open_model`` loads the checkpoint with a given ``device_map``, a dict.
+    """
     shape = open_model({"": "meta"})
     found = candidates(shape)
     names = [name for name, _ in found] if blocks is None else [blocks]
@@ -358,7 +366,10 @@ def open_by_blocks(open_model: Any, *, device: str, blocks: str | None = None) -
 
 
 def first_output(model: nn.Module, parts: DecoderParts) -> tuple[Any, torch.dtype]:
-    """Run two tokens through the first block; give the form of its result and the dtype."""
+    """Form of what a block returns, for `with_block_output` (None: states only), and its dtype.
+
+    Two tokens are run through the first block, whose weights must be in memory.
+    """
     seen: list[tuple[Any, torch.dtype]] = []
 
     def hook(_module: nn.Module, _args: Any, output: Any) -> None:
@@ -366,16 +377,11 @@ def first_output(model: nn.Module, parts: DecoderParts) -> tuple[Any, torch.dtyp
         seen.append((form, block_output(output).dtype))
         raise SeenError
 
-    handle = parts.blocks[0].register_forward_hook(hook)
-    ids = torch.zeros(1, 2, dtype=torch.int64, device=device_of(model))
-    try:
-        with evaluating(model):
-            tensors = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-            model(**forward_arguments(model, tensors))
-    except SeenError:
-        return seen[0]
-    finally:
-        handle.remove()
+    with parts.blocks[0].register_forward_hook(hook), evaluating(model):
+        try:
+            run_tokens(model, parts, [0, 0])
+        except SeenError:
+            return seen[0]
     raise InputError("the forward pass did not reach the first block")
 
 
@@ -394,12 +400,8 @@ def _check_wiring(model: nn.Module, parts: DecoderParts) -> None:
     with ExitStack() as stack:
         for i, block in enumerate(parts.blocks):
             block.forward = stand_in(i + 1.0)
-            stack.callback(_restore, block)
+            stack.callback(delattr, block, "forward")
         verify(model, parts)
-
-
-def _restore(block: nn.Module) -> None:
-    del block.forward
 
 
 def _on_meta(model: nn.Module, absent: Any) -> dict[str, str]:

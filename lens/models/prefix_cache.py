@@ -3,7 +3,8 @@
 When only blocks ``first_block`` and up are trained, nothing below them ever changes. So each row
 is sent through the whole frozen model once; the residual stream that enters the first trained
 block and the reference outputs are cached, and every training step starts from there. No second
-model is held and no frozen lower block runs again (``docs/training.md``)."""
+model is held and no frozen lower block runs again (``docs/training.md``).
+"""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ import json
 import os
 import struct
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -31,8 +32,9 @@ from lens.errors import DamagedError, InputError
 from lens.models.architecture import DecoderParts, block_input, block_output, device_of, text_config
 from lens.models.fingerprint import model_fingerprint, sha256_json
 from lens.models.layers import FINAL, block_index
-from lens.models.offload import Heap, passing_through, release, replace_hidden
+from lens.models.offload import Heap, first_output, passing_through, release, replace_hidden
 from lens.models.quantization import answer, is_quantized
+from lens.utils.files import reserve
 from lens.utils.progress import progress, say
 
 Keep: TypeAlias = Literal["last", "all"] | int
@@ -107,7 +109,6 @@ _CODES = {
     torch.bfloat16: "BF16",
     torch.float16: "F16",
 }
-_ZEROS = bytes(1 << 20)
 
 
 def in_memory(shapes: Shapes) -> dict[str, Tensor]:
@@ -209,14 +210,7 @@ def _reserve(file: IO[bytes], start: int, size: int, folder: Path) -> None:
     """Claim room on the disk now: a mapped file that runs out of it later kills the process."""
     try:
         file.flush()
-        if hasattr(os, "posix_fallocate"):
-            if size:
-                os.posix_fallocate(file.fileno(), start, size)
-            return
-        file.seek(start)
-        for at in range(0, size, len(_ZEROS)):
-            file.write(_ZEROS[: size - at])
-        file.flush()
+        reserve(file, start, size)
     except OSError as error:
         raise InputError(
             f"no room for {size / 1e6:.0f} MB of cached states in '{folder}': {error.strerror}; "
@@ -331,7 +325,7 @@ class PrefixCache:
         if self.folder is not None:
             prepare_folder(self.folder)
             self._frozen = frozen_facts(model, parts, first_block=first_block, sites=self.sites)
-        self._output_form = self._form() if first_block else None
+        self._output_form = first_output(model, parts)[0] if first_block else None
 
     @property
     def nbytes(self) -> int:
@@ -466,65 +460,43 @@ class PrefixCache:
         """
         blocks = self.parts.blocks
         with passing_through(blocks[: self.first_block], self._output_form):
-            handle = blocks[self.first_block].register_forward_pre_hook(
+            entry = blocks[self.first_block].register_forward_pre_hook(
                 lambda _module, args, kwargs: replace_hidden(args, kwargs, batch.entry),
                 with_kwargs=True,
             )
-            try:
+            with entry:
                 return self._forward(batch.input_ids)
-            finally:
-                handle.remove()
 
     def _forward(self, input_ids: Tensor) -> dict[str, Tensor]:
         if self._heap is not None:
             self._heap.tidy()
         states: dict[str, Tensor] = {}
-        handles = [self._record(site, states) for site in self.sites if site != FINAL]
-        try:
+        with ExitStack() as stack:
+            for site in self.sites:
+                if site != FINAL:
+                    block = self.parts.blocks[block_index(site) or 0]
+                    stack.enter_context(block.register_forward_hook(_recording(site, states)))
             out = self.model.base_model(
                 input_ids=input_ids.to(device_of(self.model)), use_cache=False
             )
-        finally:
-            for handle in handles:
-                handle.remove()
         states[FINAL] = out.last_hidden_state
         return {site: values.to(self.device) for site, values in states.items()}
 
-    @torch.no_grad()
-    def _form(self) -> Any:
-        """Find what a block returns beside the states: None for nothing, else a tuple to fill."""
-        form: list[Any] = []
 
-        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            form.append((None,) * len(output) if isinstance(output, tuple) else None)
+def _recording(site: str, states: dict[str, Tensor]) -> Callable[[Any, Any, Any], None]:
+    def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+        states[site] = block_output(output)
 
-        handle = self.parts.blocks[0].register_forward_hook(hook)
-        try:
-            self._forward(torch.zeros(1, 1, dtype=torch.int64))
-        finally:
-            handle.remove()
-        return form[0]
-
-    def _record(self, site: str, states: dict[str, Tensor]) -> Any:
-        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            states[site] = block_output(output)
-
-        block = self.parts.blocks[block_index(site) or 0]
-        return block.register_forward_hook(hook)
+    return hook
 
 
-@contextmanager
-def _entry_of(block: nn.Module, seen: dict[str, Tensor]) -> Iterator[None]:
-    """Record the hidden states that enter a block."""
+def _entry_of(block: nn.Module, seen: dict[str, Tensor]) -> AbstractContextManager[Any]:
+    """Record the hidden states that enter a block, inside a ``with`` block."""
 
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         seen["entry"] = block_input(args, kwargs)
 
-    handle = block.register_forward_pre_hook(hook, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
+    return block.register_forward_pre_hook(hook, with_kwargs=True)
 
 
 def _stored(site: str) -> str:

@@ -38,7 +38,7 @@ def keep_layout(model: nn.Module) -> None:
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            setattr(module, "support_avx512bf16_for_cpu", False)
+            module.support_avx512bf16_for_cpu = False
 
 
 def passes_gradient(module: Any, *, dtype: torch.dtype) -> bool:
