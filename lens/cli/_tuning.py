@@ -42,8 +42,8 @@ def _checked(content: Any) -> dict[str, Any]:
 def tune_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add ``--tune`` and ``--journal``."""
     for decorate in (
-        click.option("--journal", type=click.Path(path_type=Path, dir_okay=False),
-                     help="File that keeps the trials of --tune, to go on from; else one beside "
+        click.option("--journal", type=click.Path(path_type=Path, file_okay=False),
+                     help="Folder that keeps the trials of --tune, to resume from; else one beside "
                      "--out until the result is saved."),
         click.option("--tune", type=Settings("FILE", _checked),
                      help="YAML: choose λ, layers and losses on validation questions first."),
@@ -69,7 +69,7 @@ class TuneOption:
             if journal is not None:
                 raise InputError("--journal keeps the trials of a search; give --tune FILE too")
             return None
-        place = journal or out.with_name(out.name + ".trials.jsonl")
+        place = journal or out.with_name(out.name + ".trials")
         return cls(settings, place, journal is None)
 
     def train(
@@ -97,7 +97,6 @@ class TuneOption:
         """
         from lens.experiments.tuning import TuningConfig, tune
 
-        self.journal.parent.mkdir(parents=True, exist_ok=True)
         tuning = TuningConfig.model_validate(self.settings)
         call = click.get_current_context()
         if was_said(call, "seed"):
@@ -105,7 +104,7 @@ class TuneOption:
         found = tune(
             model, tokenizer, space, prompts, tuning, layers=layers, train=train, lora=lora,
             losses=losses, strength=strength if was_said(call, "strength") else None,
-            journal=self.journal, running=running, **training,
+            work=self.journal, running=running, **training,
         )  # fmt: skip
         if not found.within:
             raise VerificationError(self._outside(found, tuning))
@@ -114,7 +113,9 @@ class TuneOption:
     def forget(self) -> None:
         """Remove a journal that only had to outlast the process."""
         if self.temporary:
-            self.journal.unlink(missing_ok=True)
+            from lens.experiments.tuning import search_folder
+
+            search_folder(self.journal).discard()
 
     def _outside(self, found: TuneResult, tuning: TuningConfig) -> str:
         best = found.best

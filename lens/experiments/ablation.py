@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,77 +12,9 @@ from lens.errors import InputError
 from lens.experiments.config import Sweep, SweepRun, strings
 from lens.experiments.summary import SummaryRow, summarise, tables
 from lens.utils.files import write_text
+from lens.utils.hashing import hash_of_path
 from lens.utils.progress import say
-
-
-class RunJournal:
-    """Records by key, in a file that only grows.
-
-    A run that was cut off leaves no line, or half a line, which is dropped when the file is opened
-    again.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.records: dict[str, dict[str, Any]] = {}
-        if path.exists():
-            self._read()
-
-    def _read(self) -> None:
-        content = self.path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        for number, line in enumerate(whole.splitlines(), 1):
-            try:
-                record = json.loads(line)
-                self.records[record["key"]] = record
-            except (ValueError, KeyError, TypeError):
-                raise InputError(
-                    f"{self.path}, line {number} is not a record of a run; move the file away to "
-                    "start again"
-                ) from None
-        if len(whole) < len(content):
-            with self.path.open("r+b") as file:
-                file.truncate(len(whole))
-
-    def add(self, record: dict[str, Any]) -> None:
-        """Append a finished run; it survives a crash from here on.
-
-        Raises
-        ------
-        InputError
-            If the line cannot be written.
-        """
-        line = json.dumps(record, ensure_ascii=False) + "\n"
-        try:
-            with self.path.open("ab") as file:
-                file.write(line.encode())
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise InputError(
-                f"cannot write '{self.path}': {error.strerror}; finished runs are kept, make room "
-                "and start the same command again"
-            ) from error
-        self.records[record["key"]] = record
-
-
-def identity(path: str) -> str:
-    """Hash what a path holds; of files above 64 MiB only name, size and time."""
-    root = Path(path)
-    files = sorted(p for p in root.rglob("*") if p.is_file()) if root.is_dir() else [root]
-    digest = hashlib.sha256()
-    for file in files:
-        if not file.exists():  # a hub id
-            digest.update(path.encode())
-            continue
-        name = file.relative_to(root).as_posix() if root.is_dir() else file.name
-        digest.update(name.encode())
-        facts = file.stat()
-        if facts.st_size > 64 << 20:
-            digest.update(f"{facts.st_size} {facts.st_mtime_ns}".encode())
-        else:
-            digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]
+from lens.utils.workdir import WorkDir
 
 
 def ablate(
@@ -113,13 +43,25 @@ def ablate(
     InputError
         If data or model cannot be read, or the sweep has no such split.
     """
-    from lens.experiments.study import Study
-
     if getattr(sweep, split) is None:
         raise InputError(f"the sweep has no '{split}:' questions; add them to the config")
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    journal = RunJournal(out / "runs.jsonl")
+    with WorkDir(out, "ablation", keeps="finished runs", always_resumes=True, shared=True) as work:
+        work.open({})
+        lines = summarise(_records(sweep, split, work), against=sweep.against)
+        write_text(out / "table.md", tables(lines) + "\n")
+        write_text(out / "results.json", _json(sweep, split, lines))
+    return lines
+
+
+def _records(
+    sweep: Sweep, split: Literal["validation", "test"], work: WorkDir
+) -> list[tuple[SweepRun, dict[str, Any]]]:
+    """Every run with its record: one read from ``runs.jsonl``, or a new one, which is added."""
+    from lens.experiments.study import Study
+
+    log = work.log("runs.jsonl", sync=True, strict=True)
+    finished = {record.fields["key"]: record.fields for record in log.records()}
     runs = sweep.expand()
     seen: dict[tuple[str, str, str | None], dict[str, str]] = {}
     study: tuple[str, Any] = ("", None)
@@ -130,18 +72,16 @@ def ablate(
         if what not in seen:
             seen[what] = _inputs(sweep, run, split)
         key = run.key(sweep, split, seen[what])
-        if key not in journal.records:
+        if key not in finished:
             if study[0] != place or study[1] is None:
                 study = (place, Study(sweep, run.where))
             say(f"{number}/{len(runs)} {run.name}, seed {run.seed} {_spoken(run.where)}")
             head = {"key": key, "name": run.name, "seed": run.seed, "where": run.where}
             about = {"split": split, "setting": run.setting.model_dump(mode="json")}
-            journal.add(head | about | study[1].run(run, split))
-        records.append((run, journal.records[key]))
-    lines = summarise(records, against=sweep.against)
-    write_text(out / "table.md", tables(lines) + "\n")
-    write_text(out / "results.json", _json(sweep, split, lines))
-    return lines
+            finished[key] = head | about | study[1].run(run, split)
+            log.append(finished[key])
+        records.append((run, finished[key]))
+    return records
 
 
 def _inputs(sweep: Sweep, run: SweepRun, split: str) -> dict[str, str]:
@@ -167,7 +107,7 @@ def _inputs(sweep: Sweep, run: SweepRun, split: str) -> dict[str, str]:
             "chosen on": sweep.validation.prompts,
             "chosen by": sweep.validation.references,
         }
-    found = {name: identity(path) for name, path in strings(paths, run.where)}
+    found = {name: hash_of_path(path) for name, path in strings(paths, run.where)}
     return {**found, "version": lens.__version__}
 
 

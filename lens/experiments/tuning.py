@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,9 +12,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from lens.errors import InputError, MissingExtraError
-from lens.experiments.ablation import identity
 from lens.experiments.config import Questions, SweepSetting, at, changed
 from lens.experiments.questions import QuestionSet, average
+from lens.models.fingerprint import sha256_json
 from lens.space.space import Space
 from lens.training.config import LensConfig, resolve
 from lens.training.optimizer import DivergedError
@@ -25,7 +23,10 @@ from lens.training.result import TrainResult
 from lens.training.run import RunOptions
 from lens.training.trainer import LensTrainer
 from lens.utils.config import read_as
+from lens.utils.hashing import hash_of_path
 from lens.utils.progress import say
+from lens.utils.records import Log
+from lens.utils.workdir import WorkDir
 
 
 def require_optuna() -> Any:
@@ -259,7 +260,7 @@ def tune(
     lora: int | Lora | None = None,
     losses: str | LensConfig | dict[str, Any] = "pinned",
     strength: float | Mapping[str, float] | None = None,
-    journal: str | Path | None = None,
+    work: str | Path | None = None,
     running: RunOptions | None = None,
     **training: Any,
 ) -> TuneResult:
@@ -275,8 +276,8 @@ def tune(
         Setting of the first trial, and of everything that is not searched.
     strength : float or mapping, optional
         λ of the first trial; the middle of the range by default, and where it lies outside.
-    journal : str or Path, optional
-        File that keeps the trials; a search found there is continued, also with more trials or
+    work : str or Path, optional
+        Folder that keeps the trials; a search found there is resumed, also with more trials or
         another ``max_drift``.
     running : Running, optional
         How `TuneResult.train` is carried out; of the trials, activation checkpointing alone.
@@ -293,7 +294,7 @@ def tune(
     MissingExtraError
         If Optuna is not installed.
     InputError
-        If a searched key does not exist, the journal belongs to another search, or every trial
+        If a searched key does not exist, ``work`` belongs to another search, or every trial
         diverged.
 
     Notes
@@ -317,7 +318,7 @@ def tune(
         model, tokenizer, space, prompts, tuning, base=base, start=strength, training=training,
         running=running,
     )  # fmt: skip
-    found = choose(search.go(journal), tuning)
+    found = choose(search.go(None if work is None else search_folder(work)), tuning)
     return replace(found, _search=search)
 
 
@@ -344,8 +345,9 @@ def choose(trials: Sequence[TunedTrial], tuning: TuningConfig) -> TuneResult:
     return TuneResult(best, bool(allowed), tuple(trials), tuning)
 
 
-_STUDY = "lens"
-_TRIAL = "trial"  # user attribute of an Optuna trial that holds ours
+def search_folder(path: str | Path) -> WorkDir:
+    """Work folder that keeps the trials of a search."""
+    return WorkDir(path, "search", keeps="finished trials", always_resumes=True)
 
 
 class Search:
@@ -396,29 +398,65 @@ class Search:
         self.start = first.strengths(self._middle() if start is None else start)
         self.restore()
 
-    def go(self, journal: str | Path | None) -> list[TunedTrial]:
+    def go(self, work: WorkDir | None) -> list[TunedTrial]:
         """Run the trials that are not done yet; return all of them, in order."""
-        study = _study(journal, self.signature())
-        state = require_optuna().trial.TrialState
-        for trial in study.get_trials(states=[state.RUNNING]):  # a process was killed there
-            study.tell(trial.number, state=state.FAIL)
-        done = _done(study)
-        if done and len(done) < self.tuning.trials:
-            say(f"going on after {len(done)} of {self.tuning.trials} trials in {journal}")
+        if work is None:
+            return self._trials(None)
+        with work:
+            work.open(self.identity())
+            return self._trials(work.log("trials.jsonl", sync=True, strict=True))
+
+    def _trials(self, log: Log | None) -> list[TunedTrial]:
+        optuna = require_optuna()
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        study = optuna.create_study(direction="maximize")
+        done: list[TunedTrial] = []
+        for record in log.records() if log is not None else ():
+            done.append(TunedTrial(**record.fields["trial"]))
+            study.add_trial(self._recorded(done[-1], record.fields))
+        if log is not None and 0 < len(done) < self.tuning.trials:
+            say(f"resuming after {len(done)} of {self.tuning.trials} trials in {log.path.parent}")
         for number in range(len(done), self.tuning.trials):
             study.sampler = sampler(self.tuning.seed, number)
-            if number == 0 and not study.get_trials(states=[state.WAITING]):
+            if number == 0:
                 study.enqueue_trial(self._first())
             trial = study.ask()
-            record = self._tried(trial, number + 1)
-            trial.set_user_attr(_TRIAL, asdict(record))
-            if record.quality is not None and record.drift is not None:
-                trial.set_constraint("drift", record.drift - self.tuning.max_drift)
-                study.tell(trial, record.quality)
+            done.append(self._tried(trial, number + 1))
+            if log is not None:
+                log.append({
+                    "trial": asdict(done[-1]),
+                    "params": trial.params,
+                    "distributions": {
+                        name: optuna.distributions.distribution_to_json(distribution)
+                        for name, distribution in trial.distributions.items()
+                    },
+                })  # fmt: skip
+            drift, quality = done[-1].drift, done[-1].quality
+            if quality is not None and drift is not None:
+                trial.set_constraint("drift", drift - self.tuning.max_drift)
+                study.tell(trial, quality)
             else:
-                study.tell(trial, state=state.FAIL)
-            say(f"trial {record.number} of {self.tuning.trials}: {record}")
-        return _done(study)[: self.tuning.trials]
+                study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            say(f"trial {number + 1} of {self.tuning.trials}: {done[-1]}")
+        return done[: self.tuning.trials]
+
+    def _recorded(self, trial: TunedTrial, fields: Mapping[str, Any]) -> Any:
+        """Optuna's form of a trial that was run before."""
+        optuna = require_optuna()
+        failed = trial.quality is None or trial.drift is None
+        constraints = None
+        if trial.drift is not None:
+            constraints = {"drift": trial.drift - self.tuning.max_drift}
+        return optuna.trial.create_trial(
+            state=optuna.trial.TrialState.FAIL if failed else optuna.trial.TrialState.COMPLETE,
+            value=trial.quality,
+            params=dict(fields["params"]),
+            distributions={
+                name: optuna.distributions.json_to_distribution(text)
+                for name, text in fields["distributions"].items()
+            },
+            constraints=constraints,
+        )
 
     def train(self, trial: TunedTrial, running: RunOptions | None) -> TrainResult:
         """Train the setting of a trial again, to the same result."""
@@ -434,22 +472,23 @@ class Search:
         for trainer in self.trainers.values():
             trainer.release()
 
-    def signature(self) -> str:
-        """Hash what a journal must agree on to be continued."""
+    def identity(self) -> dict[str, Any]:
+        """Collect what decides the trials: of ``tuning`` all but their number and the bound."""
         asked = self.tuning.validation
-        files = (asked.prompts, asked.references, asked.neutral)
-        facts = {
+        files = {name: getattr(asked, name) for name in ("prompts", "references", "neutral")}
+        rows = sorted({"texts", "answers", "validation"} & self.training.keys())
+        return {
             "tuning": self.tuning.model_dump(mode="json", exclude={"trials", "max_drift"}),
-            "questions": [None if path is None else identity(path) for path in files],
+            "questions": {
+                name: None if path is None else hash_of_path(path) for name, path in files.items()
+            },
             "base": self.base.facts(),
             "start": self.start,
             "space": self.space.sha256,
-            "prompts": {k: list(v) for k, v in self.prompts.items()},
-            "training": {
-                name: self.training.get(name) for name in ("texts", "answers", "chat", "validation")
-            },
+            "prompts": _hashes(self.prompts),
+            "chat": self.training.get("chat"),
+            **{name: _hashes(self.training[name]) for name in rows},
         }
-        return sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
     def _tried(self, trial: Any, number: int) -> TunedTrial:
         """Train and judge what Optuna suggests."""
@@ -536,40 +575,6 @@ class Search:
         return self.trainers[key]
 
 
-def _done(study: Any) -> list[TunedTrial]:
-    """Trials that came to an end, in order."""
-    found = [
-        TunedTrial(**trial.user_attrs[_TRIAL]) for trial in study.trials
-        if _TRIAL in trial.user_attrs
-        and (trial.values or trial.user_attrs[_TRIAL]["failed"] is not None)
-    ]  # fmt: skip
-    return sorted(found, key=lambda trial: trial.number)
-
-
-def _study(journal: str | Path | None, signature: str) -> Any:
-    optuna = require_optuna()
-    from optuna.storages.journal import JournalFileBackend
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        storage = (
-            None
-            if journal is None
-            else optuna.storages.JournalStorage(JournalFileBackend(str(journal)))
-        )
-        study = optuna.create_study(
-            study_name=_STUDY, storage=storage, direction="maximize", load_if_exists=True
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(
-            f"the journal {journal} cannot be used: {error}; choose another file"
-        ) from None
-    known = study.user_attrs.get("signature")
-    if known is None:
-        study.set_user_attr("signature", signature)
-    elif known != signature:
-        raise InputError(
-            f"the journal {journal} belongs to a search with other settings, prompts or space; "
-            "choose another file or the settings it was begun with, or remove it to start over"
-        )
-    return study
+def _hashes(rows: Mapping[str, Sequence[str | None]] | None) -> dict[str, str]:
+    """Hash rows by language, so that a difference names the language."""
+    return {language: sha256_json(list(texts)) for language, texts in (rows or {}).items()}

@@ -32,6 +32,7 @@ from lens.training.finetune import (
 from lens.utils.config import problems, read_yaml
 from lens.utils.files import write_text
 from lens.utils.progress import say
+from lens.utils.workdir import WorkDir
 
 How = Literal["mask", "revert", "all"]
 
@@ -195,10 +196,9 @@ def _is_name(name: str) -> bool:
     return bool(name) and name not in (".", "..") and not set(name) & set("/\\\0")
 
 
-RECORD = "stages.json"
-_SCHEMA = "lens.merging-recipe/1"
+_STAGES = "stages.jsonl"
 _DECIDING = (".safetensors", ".json", ".jinja", ".model", ".bin", ".txt")
-_TELLING = ("reproduce.json", "made.json")  # of how a model was made
+_REPORTING = ("reproduce.json", "made.json")  # how a model was made, which decides nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,15 +281,19 @@ def run_recipe(
     MAEC, arXiv:2410.07825.
     """
     made = parse_recipe(dict(recipe) if isinstance(recipe, Mapping) else recipe)
-    return _RecipeRun(made, Path(out), max_memory).go()
+    work = _work_folder(Path(out))
+    running = _RecipeRun(made, work, max_memory)
+    with work:
+        return running.go()
 
 
 class _RecipeRun:
-    """State of one run: what is recorded as finished, and hashes of what it is built on."""
+    """State of one run: which stages are finished, and hashes of what they are built on."""
 
-    def __init__(self, recipe: Recipe, out: Path, max_memory: int | str) -> None:
-        self.recipe, self.out, self.max_memory = recipe, out, max_memory
-        self.record = _read_record(out)
+    def __init__(self, recipe: Recipe, work: WorkDir, max_memory: int | str) -> None:
+        self.recipe, self.work, self.max_memory = recipe, work, max_memory
+        self.out = work.path
+        self.finished: dict[str, dict[str, Any]] = {}
         self.stages: list[RecipeStage] = []
         self.base = _contents(locate(recipe.base_model, fetch=True))
         self.corpora: dict[str, Any] = {}
@@ -302,7 +306,10 @@ class _RecipeRun:
             *([recipe.pivot] if recipe.pivot else []),
         ):
             self._read(source)  # every unreadable corpus is told before anything is trained
-        self.out.mkdir(parents=True, exist_ok=True)
+        self.work.open({})
+        self.log = self.work.log(_STAGES, sync=True, strict=True)
+        for record in self.log.records():  # of a stage that was made again, the last one counts
+            self.finished[record.fields["name"]] = record.fields
         write_text(self.out / "recipe.yaml", _yaml(recipe.model_dump(mode="json")))
         ability = recipe.ability
         keys = None
@@ -333,7 +340,7 @@ class _RecipeRun:
             "base": self.base, "settings": settings.model_dump(mode="json"), "rows": rows[1],
             "replay": replay and settings.replay and replay[1], "seed": recipe.seed,
             "dtype": recipe.dtype, "how": how,
-            "keys": None if how == "all" else self.record["keys"]["files"],
+            "keys": None if how == "all" else self.finished["keys"]["files"],
         }  # fmt: skip
 
         def make() -> None:
@@ -360,14 +367,14 @@ class _RecipeRun:
             "abilities": [{"trained": str(self.out / "located")}],
             "parameters": {**chosen, "alpha": 1.0, "beta": 0.0},
         })  # fmt: skip
-        decided = {"parameters": config.parameters, "located": self.record["located"]["files"]}
+        decided = {"parameters": config.parameters, "located": self.finished["located"]["files"]}
         self._stage("keys", out, decided, lambda: _ignore(
             extract(config, out, max_memory=self.max_memory, force=True)
         ))  # fmt: skip
 
     def _merged(self) -> None:
         config = self.merge_config()
-        built_on = {k: v["files"] for k, v in self.record.items() if k != "merged"}
+        built_on = {k: v["files"] for k, v in self.finished.items() if k != "merged"}
         decided = {"config": config.model_dump(mode="json"), "on": built_on, "base": self.base}
         out = self.out / "merged"
         self._stage("merged", out, decided, lambda: _ignore(
@@ -396,16 +403,16 @@ class _RecipeRun:
         """Make a stage, unless the same was made before and is still there."""
         text = json.dumps([__version__, name, decided], sort_keys=True, default=str)
         key = hashlib.sha256(text.encode()).hexdigest()
-        known = self.record.get(name)
+        known = self.finished.get(name)
         if known is not None and known["key"] == key and _contents(out) == known["files"]:
             self.stages.append(RecipeStage(name, str(out), True, 0.0))
             return
         say(f"{name} …")
         started = time.perf_counter()
-        self.record.pop(name, None)
+        self.finished.pop(name, None)
         make()
-        self.record[name] = {"key": key, "files": _contents(out)}
-        _write_record(self.out, self.record)
+        self.finished[name] = {"name": name, "key": key, "files": _contents(out)}
+        self.log.append(self.finished[name])
         self.stages.append(RecipeStage(name, str(out), False, time.perf_counter() - started))
 
     def _read(self, source: RecipeSource) -> tuple[tuple[Any, str], tuple[Any, str] | None]:
@@ -426,13 +433,10 @@ class _RecipeRun:
 def _contents(path: Path) -> dict[str, str]:
     """SHA-256 of a file, or of every file of a folder that decides a model."""
     files = [path] if path.is_file() else sorted(path.glob("*"))
-    kept = (".safetensors", ".json", ".jinja", ".model", ".bin", ".txt")
     return {
         file.name: _sha256(file)
         for file in files
-        if file.is_file()
-        and file.suffix in kept
-        and file.name not in ("reproduce.json", "made.json")
+        if file.is_file() and file.suffix in _DECIDING and file.name not in _REPORTING
     }
 
 
@@ -441,25 +445,14 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read_record(out: Path) -> dict[str, Any]:
-    path = out / RECORD
-    if not path.exists():
-        if out.exists() and any(p.name != "recipe.yaml" for p in out.iterdir()):
-            raise InputError(f"'{out}' exists and is no folder of lens maec run; choose another")
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["schema"] != _SCHEMA:
-            raise ValueError
-        return dict(content["stages"])
-    except (ValueError, KeyError, TypeError, OSError):
-        raise InputError(
-            f"{path} is no record of this version's stages; move '{out}' away to start again"
-        ) from None
-
-
-def _write_record(out: Path, stages: dict[str, Any]) -> None:
-    write_text(out / RECORD, json.dumps({"schema": _SCHEMA, "stages": stages}, indent=1) + "\n")
+def _work_folder(out: Path) -> WorkDir:
+    """Work folder of a recipe: its output, where no other files than its own are."""
+    work = WorkDir(out, "recipe", keeps="finished stages", always_resumes=True, shared=True)
+    work.check()
+    names = {p.name for p in out.iterdir() if not p.name.startswith(".")} if out.exists() else set()
+    if not work.begun and names - {"recipe.yaml"}:
+        raise InputError(f"'{out}' exists and is no folder of lens maec run; choose another")
+    return work
 
 
 def _yaml(values: dict[str, Any]) -> str:

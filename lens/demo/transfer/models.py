@@ -12,11 +12,11 @@ from lens.demo.languages import PIVOT
 from lens.demo.questions import double_rows
 from lens.demo.transfer.config import TransferStudy
 from lens.errors import InputError
-from lens.experiments.ablation import identity
 from lens.merging.operations import extract
 from lens.merging.sources import read_key_neurons
 from lens.models.loading import load
 from lens.training.finetune import Examples, FinetuneSettings, examples, finetune_corpus
+from lens.utils.hashing import hash_of_path
 from lens.utils.progress import say
 from lens.utils.versions import versions
 
@@ -46,7 +46,7 @@ class Models:
         self.out, self.shared = out / f"seed-{seed}", out / "shared"
         self.base = study.base.format(world=world)
         _check(out, {
-            "base": identity(self.base), "seeds": list(study.seeds), "k1": list(study.k1),
+            "base": hash_of_path(self.base), "seeds": list(study.seeds), "k1": list(study.k1),
             "languages": list(study.languages), "corpora": study.corpora.model_dump(),
             "training": study.training.model_dump(),
             "torch": versions()["torch"],

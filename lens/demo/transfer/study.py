@@ -19,11 +19,11 @@ from lens.demo.transfer.models import Models
 from lens.demo.transfer.searching import Bounds, SearchResult, search
 from lens.demo.transfer.spaces import Values, space, starts
 from lens.demo.transfer.systems import MERGES, PARTS, Merge
-from lens.experiments.ablation import RunJournal
 from lens.merging.operations import merge as merge_checkpoints
 from lens.models.loading import load
 from lens.utils.progress import say
 from lens.utils.versions import versions
+from lens.utils.workdir import WorkDir
 
 Split = Literal["validation", "test"]
 
@@ -50,17 +50,24 @@ def study(
     """
     records: list[dict[str, Any]] = []
     for world in worlds or settings.worlds:
-        records += _World(settings, world, Path(out)).judged(split)
+        found = _World(settings, world, Path(out))
+        with found.work:
+            records += found.judged(split)
     return records
 
 
 class _World:
-    """One world: its models by seed, the model that takes their weights, and its journal."""
+    """One world: its models by seed, the model that takes their weights, and its records."""
 
     def __init__(self, settings: TransferStudy, world: str, out: Path) -> None:
         self.settings, self.world, self.out = settings, world, out
         self.made = [Models(settings, world, seed=seed, out=out / world) for seed in settings.seeds]
-        self.journal = RunJournal(out / world / "records.jsonl")
+        self.work = WorkDir(
+            out / world, "study", keeps="finished records", always_resumes=True, shared=True
+        )
+        self.work.open({})
+        self.log = self.work.log("records.jsonl", sync=True, strict=True)
+        self.finished = {record.fields["key"]: record.fields for record in self.log.records()}
         self.model, self.tokenizer = load(self.made[0].base, dtype="float32")
 
     def judged(self, split: Split) -> list[dict[str, Any]]:
@@ -135,7 +142,7 @@ class _World:
     def _record(
         self, models: Models, language: str, split: Split, what: str | Values, system: str
     ) -> dict[str, Any]:
-        """Judge a model or a merge once; what was judged before is read from the journal."""
+        """Judge a model or a merge once; what was judged before is read from the log."""
         asked: dict[str, int] = {"limit": getattr(self.settings, split)}
         if split == "test":
             asked["first"] = self.settings.test_from
@@ -145,13 +152,14 @@ class _World:
         ]  # fmt: skip
         text = json.dumps(facts, sort_keys=True).replace(str(self.out), "")
         key = hashlib.sha256(text.encode()).hexdigest()[:16]
-        if key not in self.journal.records:
+        if key not in self.finished:
             judged = self._judge(models, language, split, what, asked)
             told = {"seed": models.seed, "language": language, "asked": f"{split} {asked}"}
             if isinstance(what, dict):
                 told |= {"merge": what["merge_method"], "parameters": _settings(what)}
-            self.journal.add({"key": key, **told, **asdict(judged)})
-        return self.journal.records[key] | {
+            self.finished[key] = {"key": key, **told, **asdict(judged)}
+            self.log.append(self.finished[key])
+        return self.finished[key] | {
             "seed": models.seed, "language": language, "system": system,
         }  # fmt: skip
 
@@ -172,7 +180,7 @@ def _share(record: Mapping[str, Any]) -> float:
 
 
 def _settings(config: Values) -> Values:
-    """Return what a merge is made with, without its models: for who reads the journal."""
+    """Return what a merge is made with, without its models: for who reads the records."""
     models = [*config.get("models", ()), *config.get("languages", ())]
     each = [m.get("parameters", {"mu": m.get("mu")}) for m in models]
     return {"run": config["parameters"], "each": each}

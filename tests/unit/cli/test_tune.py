@@ -92,13 +92,14 @@ def test_the_best_setting_is_trained_and_every_trial_kept(alone: Path) -> None:
 def test_killed_in_the_middle_and_started_again_it_gives_the_same(
     world: Path, alone: Path, tmp_path: Path
 ) -> None:
-    journal = tmp_path / "kept" / "trials.jsonl"
+    journal = tmp_path / "kept" / "trials"
+    log = journal / "trials.jsonl"
     arguments = [*command(world, tmp_path / "out"), "--journal", str(journal)]
     root = str(Path(lens.__file__).parent.parent)
     child = subprocess.Popen([sys.executable, "-m", "lens", *arguments], stderr=subprocess.DEVNULL,
                              env=os.environ | {"PYTHONPATH": root})  # fmt: skip
     while child.poll() is None:
-        if journal.exists() and journal.read_text().count('"quality"') >= 2:
+        if log.exists() and log.read_text().count('"quality"') >= 2:
             break
         time.sleep(0.01)
     child.send_signal(signal.SIGKILL)
@@ -106,17 +107,17 @@ def test_killed_in_the_middle_and_started_again_it_gives_the_same(
     assert not (tmp_path / "out").exists()
     done = run(*arguments)
     assert done.exit_code == 0, done.output
-    assert "going on after" in done.stderr and "trial 1 of 4" not in done.stderr
+    assert "resuming after" in done.stderr and "trial 1 of 4" not in done.stderr
     assert trials(tmp_path / "out") == trials(alone)
     logs = [(out / "metrics.jsonl").read_text() for out in (tmp_path / "out", alone)]
     assert logs[0] == logs[1]
-    assert journal.exists()  # it was named, so it stays, for a longer search
+    assert log.exists()  # it was named, so it stays, for a longer search
     more = run(*command(world, tmp_path / "out", trials=5), "--journal", journal, "--force")
     assert more.exit_code == 0 and trials(tmp_path / "out")[:4] == trials(alone)
     refused(*command(world, tmp_path / "new", seed=6), "--journal", journal,
-            words="belongs to a search with other settings")  # fmt: skip
-    journal.write_text("what\n")
-    refused(*command(world, tmp_path / "new"), "--journal", journal, words="cannot be used")
+            words="tuning.seed: was 5, is now 6")  # fmt: skip
+    log.write_text("what\n")
+    refused(*command(world, tmp_path / "new"), "--journal", journal, words="line 1 is damaged")
 
 
 def test_where_no_trial_keeps_the_bound_nothing_is_saved(world: Path, tmp_path: Path) -> None:
@@ -126,10 +127,10 @@ def test_where_no_trial_keeps_the_bound_nothing_is_saved(world: Path, tmp_path: 
     assert "within 1e-09 nats" in told
     assert "the nearest is trial" in told and "raise max_drift" in told
     names = {item.name for item in tmp_path.iterdir()}
-    assert names == {"out.yaml", "out.trials.jsonl"}
+    assert names == {"out.yaml", "out.trials"}
     done = run(*command(world, tmp_path / "out", max_drift=1.0, **few))
     assert done.exit_code == 0 and "trial 1 of 2" not in done.stderr  # no trial was run again
-    assert not (tmp_path / "out.trials.jsonl").exists()
+    assert not (tmp_path / "out.trials").exists()
 
 
 def test_adapters_and_parts_are_searched_too(world: Path, tmp_path: Path) -> None:

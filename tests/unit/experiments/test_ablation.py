@@ -10,10 +10,12 @@ from click.testing import CliRunner
 
 from lens.cli import main
 from lens.errors import InputError
-from lens.experiments.ablation import RunJournal, ablate, identity
+from lens.experiments.ablation import ablate
 from lens.experiments.config import METHODS, Sweep, SweepRun, SweepSetting, fill, read_sweep
 from lens.experiments.summary import summarise, table, tables
 from lens.stats import hierarchical_interval
+from lens.utils.hashing import hash_of_path
+from lens.utils.workdir import WorkDir
 from tests.helpers import tiny
 
 LANGS = ("eng_Latn", "spa_Latn", "ind_Latn")
@@ -321,10 +323,15 @@ def test_paths_and_journals_that_do_not_fit_are_refused(content, tmp_path):
         read_sweep(tmp_path / "missing.yaml")
     with pytest.raises(InputError, match="names something in braces"):
         fill("{world}/chat", {"seed": "1"})
-    (tmp_path / "runs.jsonl").write_text("what\n")
-    with pytest.raises(InputError, match="line 1 is not a record"):
-        RunJournal(tmp_path / "runs.jsonl")
     sweep = Sweep.model_validate(content)
+    (tmp_path / "runs.jsonl").write_text("{}\n")
+    with pytest.raises(InputError, match=r"format of an earlier version.*choose another folder"):
+        ablate(sweep, tmp_path)
+    with WorkDir(tmp_path / "damaged", "ablation", keeps="runs", always_resumes=True) as work:
+        work.open({})
+        (work.path / "runs.jsonl").write_text("what\n")
+    with pytest.raises(InputError, match="line 1 is damaged"):
+        ablate(sweep, work.path)
     with pytest.raises(InputError, match="no 'test:' questions"):
         ablate(sweep, tmp_path / "out", split="test")
     plain = Sweep.model_validate({**content, "answers": None, "base": {"method": "finetune"}})
@@ -344,10 +351,10 @@ def test_identity_changes_with_the_content(tmp_path):
     file = tmp_path / "a" / "x.txt"
     file.parent.mkdir()
     file.write_text("one")
-    before = identity(str(file)), identity(str(file.parent))
+    before = hash_of_path(str(file)), hash_of_path(str(file.parent))
     file.write_text("two")
-    assert identity(str(file)) != before[0] and identity(str(file.parent)) != before[1]
-    assert identity("some/hub-id") != identity("other/hub-id")
+    assert hash_of_path(str(file)) != before[0] and hash_of_path(str(file.parent)) != before[1]
+    assert hash_of_path("some/hub-id") != hash_of_path("other/hub-id")
 
 
 def test_the_command_lists_and_runs(content, tmp_path):

@@ -67,14 +67,14 @@ def test_every_trial_is_kept_and_the_first_is_the_given_setting(given):
 
 
 def test_a_search_goes_on_where_it_stopped_and_gives_the_same(given, tmp_path):
-    journal = tmp_path / "trials.log"
-    run(given, settings(given[-1], trials=2), journal=journal)
-    found = run(given, settings(given[-1]), journal=journal)
+    work = tmp_path / "trials"
+    run(given, settings(given[-1], trials=2), work=work)
+    found = run(given, settings(given[-1]), work=work)
     assert len(found.trials) == 4
-    again = run(given, settings(given[-1]), journal=journal)
+    again = run(given, settings(given[-1]), work=work)
     assert again.trials == found.trials and again.best == found.best
-    with pytest.raises(InputError, match="belongs to a search with other settings"):
-        run(given, settings(given[-1], seed=4), journal=journal)
+    with pytest.raises(InputError, match=r"tuning\.seed: was 3, is now 4"):
+        run(given, settings(given[-1], seed=4), work=work)
     alone = run(given, settings(given[-1]))
     assert alone.trials == found.trials
 
@@ -99,13 +99,13 @@ def test_training_the_best_repeats_its_trial(given):
 
 def test_a_trial_that_diverges_is_kept_and_not_run_again(given, tmp_path):
     tuning = settings(given[-1], search={"losses.learning_rate": [1e-3, 1e30]}, trials=6)
-    journal = tmp_path / "trials.log"
-    found = run(given, tuning, journal=journal)
+    work = tmp_path / "trials"
+    found = run(given, tuning, work=work)
     wild = [t for t in found.trials if t.losses["learning_rate"] > 1]
     assert 0 < len(wild) < 6 and found.best not in wild
     assert all("diverged" in t.failed and t.quality is None for t in wild)
     assert "diverged" in str(wild[0]) and "drift" in str(found.best)
-    assert run(given, tuning, journal=journal).trials == found.trials
+    assert run(given, tuning, work=work).trials == found.trials
     only = settings(given[-1], search={"losses.learning_rate": [1e30]}, trials=2)
     with pytest.raises(InputError, match="all 2 trials diverged"):
         run(given, only)

@@ -293,6 +293,17 @@ def test_finished_stages_are_kept_and_changed_ones_made_again(folder):
     assert run_recipe(recipe(), "out").merged == "out/merged"
 
 
+def test_only_a_recipe_of_this_version_is_resumed(folder):
+    (folder / "out").mkdir()
+    (folder / "out" / "precious").write_text("x")
+    with pytest.raises(InputError, match="is no folder of lens maec run; choose another"):
+        run_recipe(recipe(), "out")
+    (folder / "out" / "stages.json").write_text("{}")
+    with pytest.raises(InputError, match=r"format of an earlier version.*choose another folder"):
+        run_recipe(recipe(), "out")
+    assert {item.name for item in (folder / "out").iterdir()} == {"precious", "stages.json"}
+
+
 def test_all_parameters_without_keys(folder):
     plain = recipe(parameters={}, pivot=None)
     plain["ability"] = {"rows": "rows.jsonl", "how": "all"}
