@@ -97,7 +97,7 @@ def require_cpu(x: object, name: str) -> None:
     if is_elsewhere(x):
         raise InputError(
             f"{name}: the tensor is on device '{cast(Any, x).device}', expected 'cpu'; move it to "
-            f"the CPU: {name}.cpu()"
+            "the CPU with .cpu()"
         )
 
 
@@ -117,7 +117,11 @@ def _from_tensor(x: Any, name: str) -> tuple[Array, str | None]:
 
 
 def block(x: ArrayIn, name: str, *, ndim: int | None = None, dtype: str | None = None) -> Block:
-    """View an array as the core sees it."""
+    """View an array as the core sees it; nothing is copied.
+
+    ``dtype="bfloat16"`` says what raw uint16 holds. Another dtype, byte order, memory layout or
+    number of dimensions is refused.
+    """
     data, found = _from_tensor(x, name) if is_tensor(x) else (x, None)
     if not isinstance(data, np.ndarray):
         raise DtypeError(
@@ -246,16 +250,22 @@ def mask01(mask: ArrayIn, name: str, shape: tuple[int, ...]) -> NDArray[np.uint8
     return np.ascontiguousarray(data, dtype=np.uint8)
 
 
+def whole(value: Any, name: str, least: int, most: int | None = None) -> int:
+    """Return an integer within bounds as an int; refuse anything else."""
+    integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not integer or value < least or (most is not None and value > most):
+        span = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise InputError(f"{name}: got {value!r}, expected an integer {span}")
+    return int(value)
+
+
 def threads(n_threads: int | None) -> int:
     """Return the number of threads to use; None means the CPUs this process may run on."""
-    if n_threads is None:
-        if hasattr(os, "sched_getaffinity"):
-            return len(os.sched_getaffinity(0))
-        return os.cpu_count() or 1
-    whole = isinstance(n_threads, int | np.integer) and not isinstance(n_threads, bool)
-    if not whole or n_threads < 1:
-        raise InputError(f"n_threads: got {n_threads!r}, expected an integer of at least 1 or None")
-    return int(n_threads)
+    if n_threads is not None:
+        return whole(n_threads, "n_threads", 1)
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _not_finite(x: Array) -> Array:
@@ -295,11 +305,24 @@ def core_errors(**arrays: Array | None) -> Iterator[None]:
         raise InputError(_blame(str(error), arrays)) from None
 
 
+def _plain(value: Any) -> Any:
+    if isinstance(value, Result):
+        return value.to_dict()
+    if isinstance(value, np.ndarray | np.generic) or is_tensor(value):
+        return value.tolist()
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
 def to_dict(result: Any) -> dict[str, Any]:
-    """Fields of a result dataclass as plain Python values, arrays as nested lists."""
-    out = {}
-    for field in fields(result):
-        value = getattr(result, field.name)
-        array = isinstance(value, np.ndarray | np.generic) or is_tensor(value)
-        out[field.name] = value.tolist() if array else value
-    return out
+    """Fields of a result dataclass as plain Python values, arrays and tuples as lists."""
+    return {field.name: _plain(getattr(result, field.name)) for field in fields(result)}
+
+
+class Result:
+    """Base of the dataclasses that numeric functions return."""
+
+    __slots__ = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain Python values, arrays and tuples as nested lists."""
+        return to_dict(self)

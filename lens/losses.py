@@ -17,6 +17,7 @@ from lens.arrays import (
     ArrayIn,
     Block,
     Float64,
+    Result,
     anywhere,
     block,
     core_errors,
@@ -25,7 +26,6 @@ from lens.arrays import (
     rows_of,
     same,
     threads,
-    to_dict,
 )
 from lens.errors import InputError, ShapeError
 
@@ -39,7 +39,7 @@ __all__ = [
 
 
 @dataclass(frozen=True, slots=True)
-class LossResult:
+class LossResult(Result):
     """A loss and its gradient.
 
     Attributes
@@ -53,13 +53,9 @@ class LossResult:
     value: float
     grad: Array
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain Python values, arrays as nested lists."""
-        return to_dict(self)
-
 
 @dataclass(frozen=True, slots=True)
-class AlignResult:
+class AlignResult(Result):
     """The align loss and its gradients.
 
     Attributes
@@ -75,10 +71,6 @@ class AlignResult:
     value: float
     grad: Array
     grad_pivot: Array | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain Python values, arrays as nested lists."""
-        return to_dict(self)
 
 
 def _pair(

@@ -6,7 +6,6 @@ NumPy arrays or CPU torch tensors in; tensors on another device are refused.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -17,11 +16,12 @@ from lens.arrays import (
     ArrayIn,
     Block,
     Float64,
+    Result,
     block,
     core_errors,
     same,
     threads,
-    to_dict,
+    whole,
 )
 from lens.errors import DtypeError, InputError, LensError, ShapeError
 
@@ -36,7 +36,7 @@ __all__ = [
 
 
 @dataclass(frozen=True, slots=True)
-class MexaResult:
+class MexaResult(Result):
     """Alignment of sentences with their translations at one layer.
 
     Attributes
@@ -64,18 +64,6 @@ class MexaResult:
     def p_value(self) -> float:
         """Permutation p-value, (1 + how many of the null reach the score) / (1 + permutations)."""
         return float((1 + (self.null >= self.score).sum()) / (1 + len(self.null)))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain Python values, arrays as nested lists."""
-        return to_dict(self)
-
-
-def at_least(value: Any, name: str, least: int) -> int:
-    """Return a whole number that is large enough."""
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not whole or value < least:
-        raise InputError(f"{name}: got {value!r}, expected an integer of at least {least}")
-    return int(value)
 
 
 def _moments(x: Array, code: int, name: str, n_threads: int) -> tuple[Float64, float]:
@@ -155,8 +143,8 @@ def mexa(
     if n < 2 or d < 1:
         raise ShapeError(f"pivot: shape {a.data.shape}, expected at least 2 rows and 1 column")
     b = same(other, a, "other", "pivot", dtype=dtype)
-    permutations, t = at_least(permutations, "permutations", 0), threads(n_threads)
-    seed = at_least(seed, "seed", 0)
+    permutations, t = whole(permutations, "permutations", 0), threads(n_threads)
+    seed = whole(seed, "seed", 0)
     pivot_variance = _moments(a.data, a.code, "pivot", t)[1]
     variance = _moments(b.data, b.code, "other", t)[1]
     row_best, column_best = np.empty(n, np.uint64), np.empty(n, np.uint64)
@@ -185,7 +173,7 @@ def score_matches(
 
 
 @dataclass(frozen=True, slots=True)
-class MexaLayersResult:
+class MexaLayersResult(Result):
     """Alignment over the layers of a model.
 
     Attributes
@@ -217,10 +205,6 @@ class MexaLayersResult:
         """Permutation p-value of the largest, which takes the choice of a layer into account."""
         null = np.max([x.null for x in self.layers], axis=0)
         return float((1 + (null >= self.max).sum()) / (1 + len(null)))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain Python values, arrays as nested lists."""
-        return {"layers": [x.to_dict() for x in self.layers]}
 
 
 def mexa_layers(
@@ -277,7 +261,7 @@ def mexa_layers(
 
 
 @dataclass(frozen=True, slots=True)
-class SeparabilityResult:
+class SeparabilityResult(Result):
     """How well the mean of a language tells its held-out states from those of others.
 
     Attributes
@@ -296,10 +280,6 @@ class SeparabilityResult:
     n: int
     languages: tuple[str, ...]
     confusion: Array
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain Python values, arrays as nested lists."""
-        return to_dict(self) | {"languages": list(self.languages)}
 
 
 def _states(states: Mapping[str, ArrayIn], dtype: str | None) -> dict[str, Block]:
@@ -368,7 +348,7 @@ def separability(
     1.0
     """
     blocks = _states(states_by_language, dtype)
-    folds, t = at_least(folds, "folds", 2), threads(n_threads)
+    folds, t = whole(folds, "folds", 2), threads(n_threads)
     for name, x in blocks.items():
         _moments(x.data, x.code, name, t)  # finite? the message counts rows as the caller does
     confusion = np.zeros((len(blocks), len(blocks)), np.int64)

@@ -7,7 +7,6 @@ than the CPU are refused.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +16,13 @@ from lens.arrays import (
     Array,
     ArrayIn,
     Float64,
+    Result,
     block,
     core_errors,
     mask01,
     require_cpu,
     threads,
-    to_dict,
+    whole,
 )
 from lens.errors import DtypeError, InputError, ShapeError
 
@@ -37,7 +37,7 @@ UInt64 = NDArray[np.uint64]
 
 
 @dataclass(frozen=True, slots=True)
-class CountResult:
+class CountResult(Result):
     """How often each gate was open.
 
     Attributes
@@ -50,10 +50,6 @@ class CountResult:
 
     tokens: int
     positive: UInt64
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain Python values, arrays as nested lists."""
-        return to_dict(self)
 
 
 class Counts:
@@ -76,10 +72,7 @@ class Counts:
     __slots__ = ("_positive", "_tokens", "neurons")
 
     def __init__(self, neurons: int) -> None:
-        whole = isinstance(neurons, int | np.integer) and not isinstance(neurons, bool)
-        if not whole or neurons < 1:
-            raise InputError(f"neurons: got {neurons!r}, expected the gates of a layer, at least 1")
-        self.neurons = int(neurons)
+        self.neurons = whole(neurons, "neurons", 1)
         self._tokens = 0
         self._positive = np.zeros(self.neurons, np.uint64)
 
@@ -142,7 +135,7 @@ class Counts:
 
 
 @dataclass(frozen=True, slots=True)
-class LapeResult:
+class LapeResult(Result):
     """Activation probabilities, their entropy, and the neurons chosen for each language.
 
     Attributes
@@ -167,12 +160,8 @@ class LapeResult:
         """Neurons of each language, one array (number, dimensions) each; it may be empty."""
         return tuple(np.argwhere(mine) for mine in self.members)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain Python values, arrays as nested lists."""
-        return to_dict(self)
 
-
-def _whole(x: ArrayIn, name: str) -> UInt64:
+def _counts_of(x: ArrayIn, name: str) -> UInt64:
     require_cpu(x, name)
     data = np.asarray(x)
     if data.dtype.kind not in "iu":
@@ -231,7 +220,7 @@ def lape(
     >>> result.members.astype(int).tolist()
     [[1, 0, 0, 0], [0, 0, 0, 1]]
     """
-    c, n = _whole(counts, "counts"), _whole(tokens, "tokens")
+    c, n = _counts_of(counts, "counts"), _counts_of(tokens, "tokens")
     if c.ndim < 2 or c.size == 0:
         raise ShapeError(f"counts: shape {c.shape}, expected (languages, ..., neurons), not empty")
     if n.shape != c.shape[:1]:

@@ -7,7 +7,7 @@ summed there, to tolerance (see `lens.torch_ops`).
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from lens.arrays import (
     Array,
     ArrayIn,
     Float64,
+    Result,
     anywhere,
     block,
     core_errors,
@@ -25,8 +26,8 @@ from lens.arrays import (
     mask01,
     storage,
     threads,
-    to_dict,
     torch_op,
+    whole,
 )
 from lens.errors import InputError, ShapeError
 
@@ -108,7 +109,7 @@ def pool(
 
 
 @dataclass(frozen=True, slots=True)
-class Moments:
+class Moments(Result):
     """Count, mean and variance of each coordinate.
 
     Attributes
@@ -124,10 +125,6 @@ class Moments:
     count: int
     mean: Float64
     variance: Float64
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain Python values, arrays as nested lists."""
-        return to_dict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,9 +182,7 @@ class StreamingMoments:
     __slots__ = ("_parts", "d")
 
     def __init__(self, d: int) -> None:
-        if isinstance(d, bool) or not isinstance(d, int | np.integer) or d < 1:
-            raise InputError(f"d: got {d!r}, expected the width of a row, at least 1")
-        self.d = int(d)
+        self.d = whole(d, "d", 1)
         self._parts: list[_Part] = []
 
     @property
@@ -231,10 +226,7 @@ class StreamingMoments:
         n, d = data.shape
         if d != self.d:
             raise ShapeError(f"X: shape {tuple(data.shape)}, expected (n, {self.d})")
-        start = row_ids_start
-        if isinstance(start, bool) or not isinstance(start, int | np.integer) or start < 0:
-            raise InputError(f"row_ids_start: got {start!r}, expected an integer of at least 0")
-        start = int(start)
+        start = whole(row_ids_start, "row_ids_start", 0)
         parts, new = list(self._parts), []
         for row, end in _pieces(start, n):
             tail = next((p for p in parts if p.end == row and row % BLOCK_ROWS != 0), None)

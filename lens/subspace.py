@@ -5,7 +5,7 @@ NumPy arrays or CPU torch tensors in, NumPy arrays out; tensors on another devic
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -15,13 +15,13 @@ from lens.arrays import (
     Array,
     ArrayIn,
     Float64,
+    Result,
     block,
     core_errors,
     float64,
     is_tensor,
     rows_of,
     threads,
-    to_dict,
 )
 from lens.errors import InputError, ShapeError
 
@@ -39,7 +39,7 @@ __all__ = [
 
 
 @dataclass(frozen=True, slots=True)
-class ThinSvd:
+class ThinSvd(Result):
     """X = left · diag(singular_values) · rightᵀ.
 
     Attributes
@@ -56,13 +56,9 @@ class ThinSvd:
     singular_values: Float64
     right: Float64
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain Python values, arrays as nested lists."""
-        return to_dict(self)
-
 
 @dataclass(frozen=True, slots=True)
-class ThinQr:
+class ThinQr(Result):
     """X = Q · R.
 
     Attributes
@@ -75,10 +71,6 @@ class ThinQr:
 
     Q: Float64
     R: Float64
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain Python values, arrays as nested lists."""
-        return to_dict(self)
 
 
 def thin_svd(X: ArrayIn, *, rank: int | None = None) -> ThinSvd:
@@ -258,7 +250,7 @@ def choose_rank(rank: Rank, sigma: Float64, noise: float | None, L: int) -> tupl
 
 
 @dataclass(frozen=True, slots=True)
-class SubspaceResult:
+class SubspaceResult(Result):
     """A language subspace at one site.
 
     Attributes
@@ -283,10 +275,6 @@ class SubspaceResult:
     mean: Float64
     rank: int
     rank_reason: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain Python values, arrays as nested lists."""
-        return to_dict(self)
 
 
 def fit(

@@ -8,9 +8,9 @@ from typing import Any, Literal
 import numpy as np
 
 from lens import _core
-from lens.arrays import Array, Float64, core_errors, threads, to_dict
+from lens.arrays import Array, Float64, Result, core_errors, threads, whole
 from lens.errors import InputError
-from lens.resample.gram import Gram, whole
+from lens.resample.gram import Gram
 
 STABLE = math.pi / 4  # beyond it a direction is nearer to what lies outside the subspace than to it
 BLOCK = 1024  # refits drawn and computed at a time: what is held grows with it, results do not
@@ -19,7 +19,7 @@ DOUBTFUL = 1e-3  # radians of error beyond which a refit counts as ill-condition
 
 
 @dataclass(frozen=True, slots=True)
-class BootstrapResult:
+class BootstrapResult(Result):
     """Angles between a fit and its refits to resampled rows.
 
     Attributes
@@ -58,13 +58,9 @@ class BootstrapResult:
     errors: Float64
     reliable: Array
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain Python values, arrays as nested lists."""
-        return to_dict(self) | {"largest": list(self.largest)}
-
 
 @dataclass(frozen=True, slots=True)
-class StabilityCurve:
+class StabilityCurve(Result):
     """Largest angle between a fit and refits to as many rows as asked for.
 
     Attributes
@@ -88,10 +84,6 @@ class StabilityCurve:
     low: Float64
     median: Float64
     high: Float64
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain Python values, arrays as nested lists."""
-        return to_dict(self)
 
 
 class Refits:
@@ -283,7 +275,7 @@ def bootstrap(
     Examples
     --------
     >>> import numpy as np
-    >>> from lens.resample.bootstrap import bootstrap; from lens.resample.gram import gram
+    >>> from lens.resample import bootstrap, gram
     >>> x = np.random.default_rng(0).normal(size=(3, 200, 8))
     >>> x[1, :, 0] += 5
     >>> x[2, :, 1] += 5

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -12,17 +11,17 @@ from lens.arrays import (
     ArrayIn,
     Block,
     Float64,
+    Result,
     block,
     core_errors,
     is_tensor,
     threads,
-    to_dict,
 )
 from lens.errors import DtypeError, InputError, ShapeError
 
 
 @dataclass(frozen=True, slots=True)
-class Gram:
+class Gram(Result):
     """Inner products of the pooled states of all languages at one site.
 
     Rows come one language after the other; y is a state less the mean of all N states.
@@ -51,19 +50,6 @@ class Gram:
     def starts(self) -> Array:
         """First row of each language, shape (L,)."""
         return np.cumsum(self.counts) - self.counts
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain Python values, arrays as nested lists."""
-        return to_dict(self) | {"languages": list(self.languages)}
-
-
-def whole(value: Any, name: str, least: int, most: int | None = None) -> int:
-    """Return value as an int; refuse what is no integer or out of range."""
-    integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not integer or value < least or (most is not None and value > most):
-        span = f"of at least {least}" if most is None else f"from {least} to {most}"
-        raise InputError(f"{name}: got {value!r}, expected an integer {span}")
-    return int(value)
 
 
 def gram(

@@ -1,20 +1,19 @@
 """Singular values of the means under shuffled language labels."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from lens import _core
-from lens.arrays import Array, Float64, core_errors, threads, to_dict
+from lens.arrays import Array, Float64, Result, core_errors, threads, whole
 from lens.resample.bootstrap import Refits, check_gram, require_parallel, spectra
-from lens.resample.gram import Gram, whole
+from lens.resample.gram import Gram
 
 _BLOCK = 256  # permutations drawn and computed at a time
 
 
 @dataclass(frozen=True, slots=True)
-class NullSpectrum:
+class NullSpectrum(Result):
     """Singular values of the centred means, and of means of rows with shuffled labels.
 
     Attributes
@@ -38,10 +37,6 @@ class NullSpectrum:
         """Quantile q, from 0 to 1, of the null of each component, shape (L-1,)."""
         out: Float64 = np.quantile(self.null, q, axis=0)
         return out
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain Python values, arrays as nested lists."""
-        return to_dict(self)
 
 
 def permutation_spectrum(
@@ -87,7 +82,7 @@ def permutation_spectrum(
     Examples
     --------
     >>> import numpy as np
-    >>> from lens.resample.gram import gram; from lens.resample.permutation import permutation_spectrum
+    >>> from lens.resample import gram, permutation_spectrum
     >>> x = np.random.default_rng(0).normal(size=(2, 50, 8))
     >>> x[1] += 1
     >>> permutation_spectrum(gram(x), n_permutations=99).p_value

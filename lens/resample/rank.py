@@ -2,14 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from lens.arrays import Array, Float64, to_dict
+from lens.arrays import Array, Float64, Result, whole
 from lens.errors import InputError
 from lens.resample.bootstrap import DOUBTFUL, STABLE, Refits, check_gram
-from lens.resample.gram import Gram, whole
+from lens.resample.gram import Gram
 from lens.resample.permutation import NullSpectrum, permutation_spectrum
 
 SHARE = 0.95  # of the held-out variance between languages; of the refits that must be stable
@@ -17,7 +16,7 @@ ALPHA = 0.05  # level of the permutation gate
 
 
 @dataclass(frozen=True, slots=True)
-class RankChoice:
+class RankChoice(Result):
     """A rank and why; pass it on as ``subspace.fit(means, rank=choice.rank)``.
 
     Attributes
@@ -47,10 +46,6 @@ class RankChoice:
     stable: bool
     p_values: Float64
     p_value: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain Python values, arrays as nested lists."""
-        return to_dict(self)
 
 
 def choose_rank(
@@ -110,7 +105,7 @@ def choose_rank(
     Examples
     --------
     >>> import numpy as np
-    >>> from lens.resample.rank import choose_rank; from lens.resample.gram import gram
+    >>> from lens.resample import choose_rank, gram
     >>> x = np.random.default_rng(0).normal(size=(4, 100, 16))
     >>> x[:, :, 0] += np.array([0, 3, 6, 9])[:, None]
     >>> choose_rank(gram(x)).rank

@@ -127,14 +127,6 @@ def test_torch_tensors_of_any_dtype():
         np.testing.assert_array_equal(thin_qr(X.to(dtype)).Q, thin_qr(exact).Q)
 
 
-def test_shapes_on_the_meta_device():
-    torch = pytest.importorskip("torch")
-    X = torch.empty(7, 4, device="meta")
-    found, qr = thin_svd(X, rank=3), thin_qr(X)
-    assert found.left.is_meta and found.left.shape == (7, 3) and found.right.shape == (4, 3)
-    assert qr.Q.is_meta and qr.Q.shape == (7, 4) and qr.R.shape == (4, 4)
-
-
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [

@@ -85,7 +85,7 @@ def test_other_functions_refuse_tensors_elsewhere(name):
     x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
     with (
         elsewhere(),
-        pytest.raises(InputError, match=r"expected 'cpu'; move it to the CPU: \S+\.cpu"),
+        pytest.raises(InputError, match=r"expected 'cpu'; move it to the CPU with \.cpu"),
     ):
         REFUSED[name](x)
 
