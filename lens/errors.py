@@ -41,3 +41,8 @@ class VerificationError(LensError):
     """A result does not agree with what it is checked against."""
 
     exit_code = 3
+
+
+def first_line(error: Exception) -> str:
+    """First line of another library's error, or the name of its class where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

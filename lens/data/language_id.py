@@ -127,12 +127,8 @@ def _members(enumeration: Any) -> list[Any]:
 def _py3langid(
     languages: Sequence[str], vocabulary: Vocabulary | None, min_confidence: float
 ) -> tuple[str, Decide]:
-    try:
-        from py3langid import langid
-    except ImportError:
-        raise MissingExtraError("py3langid", "langid", "identifier 'py3langid'") from None
-    # an instance of its own: the module's global one would be shared with the caller's code
-    model = langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
+    # an instance of its own: `set_languages` changes it
+    model = _py3langid_model("identifier 'py3langid'")
     by_code = _labels({label: (label,) for label in model.nb_classes})
     chosen = _pick(languages, by_code, "py3langid")
     model.set_languages(list(chosen))
@@ -197,9 +193,7 @@ def _script(
 
 
 def _labels(spellings: Mapping[Any, tuple[str, ...]]) -> dict[str, Any]:
-    """Map the language part of a FLORES code to a library's label, through our own table."""
-    from lens.data.languages import canonical
-
+    """Map the language part of a FLORES code to a library's label; first labels win."""
     by_code: dict[str, Any] = {}
     for label, codes in spellings.items():
         for code in codes:
@@ -249,7 +243,7 @@ class Identifier:
     Parameters
     ----------
     name, version : str
-        Which identifier this is; both belong beside every number made with it.
+        Name and version of the identifier; report both with every number made with it.
     languages : tuple of str
         FLORES codes it chooses among.
     neutral : frozenset of str
@@ -395,8 +389,6 @@ def _vocabulary_words(items: Iterable[str]) -> Iterable[str]:
 
 
 def _canonical(languages: Sequence[str]) -> tuple[str, ...]:
-    from lens.data.languages import canonical
-
     if isinstance(languages, str):
         raise InputError(f"languages is one string '{languages}'; expected a list of codes")
     codes = tuple(canonical(code) for code in languages)
@@ -424,7 +416,7 @@ LEAST_BYTES = 20
 
 
 def foreign_languages(texts: Iterable[str], expected: str) -> list[str | None]:
-    """Say of each text in which other language it surely is.
+    """For each text, the other language that it is in almost certainly.
 
     Parameters
     ----------
@@ -454,7 +446,7 @@ def foreign_languages(texts: Iterable[str], expected: str) -> list[str | None]:
     """
     if isinstance(texts, str):
         raise InputError("texts is one string, expected a list of texts; pass [text]")
-    label = _lingua_labels().get(canonical(expected).partition("_")[0])
+    label = _judge_labels().get(canonical(expected).partition("_")[0])
     if label is None:
         raise InputError(
             f"py3langid does not know {canonical(expected)}; check its script and length instead"
@@ -464,11 +456,11 @@ def foreign_languages(texts: Iterable[str], expected: str) -> list[str | None]:
 
 def can_judge(language: str) -> bool:
     """Whether `foreign_languages` knows a language."""
-    return canonical(language).partition("_")[0] in _lingua_labels()
+    return canonical(language).partition("_")[0] in _judge_labels()
 
 
 def judge_version() -> str:
-    """Name and version of the library, to stand beside what it says."""
+    """Name and version of the library behind `foreign_languages`, to be recorded with results."""
     _model()
     return f"py3langid {installed('py3langid')}"
 
@@ -487,22 +479,20 @@ def _foreign(text: str, label: str) -> str | None:
         return str(best)
 
 
-@cache
-def _model() -> Any:
+def _py3langid_model(purpose: str) -> Any:
     try:
         from py3langid import langid
     except ImportError:
-        raise MissingExtraError("py3langid", "langid", "finding rows in other languages") from None
+        raise MissingExtraError("py3langid", "langid", purpose) from None
     return langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
 
 
 @cache
-def _lingua_labels() -> dict[str, str]:
-    """Language part of a FLORES code to the library's label."""
-    found: dict[str, str] = {}
-    for label in _model().nb_classes:
-        try:
-            found.setdefault(canonical(label).partition("_")[0], label)
-        except InputError:
-            continue  # "zxx", no language
-    return found
+def _model() -> Any:
+    return _py3langid_model("finding rows in other languages")
+
+
+@cache
+def _judge_labels() -> dict[str, str]:
+    """Language part of a FLORES code to the label of py3langid."""
+    return _labels({label: (label,) for label in _model().nb_classes})

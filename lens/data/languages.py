@@ -11,19 +11,18 @@ from langcodes.tag_parser import LanguageTagError
 from lens.errors import InputError
 
 # FLORES names the individual language where the common code stands for a group, or was replaced.
-_INDIVIDUAL = {
-    "ara": "arb", "aym": "ayr", "aze": "azj", "cmn": "zho", "din": "dik", "ekk": "est",
-    "fas": "pes", "fil": "tgl", "ful": "fuv", "kau": "knc", "kur": "kmr", "lav": "lvs",
-    "mlg": "plt", "mon": "khk", "msa": "zsm", "nep": "npi", "nor": "nob", "ori": "ory",
-    "orm": "gaz", "pus": "pbt", "que": "quy", "sqi": "als", "swa": "swh", "uzb": "uzn",
-    "yid": "ydd",
-}  # fmt: skip
+_INDIVIDUAL = dict(
+    pair.split(":")
+    for pair in (
+        "ara:arb aym:ayr aze:azj cmn:zho din:dik ekk:est fas:pes fil:tgl ful:fuv kau:knc kur:kmr "
+        "lav:lvs mlg:plt mon:khk msa:zsm nep:npi nor:nob ori:ory orm:gaz pus:pbt que:quy sqi:als "
+        "swa:swh uzb:uzn yid:ydd"
+    ).split()
+)
 
 # The script FLORES writes a language in where the usual guess is another, or a rarer code.
-_SCRIPTS = {
-    "acm": "Arab", "acq": "Arab", "ajp": "Arab", "azb": "Arab", "crh": "Latn", "kor": "Hang",
-    "pbt": "Arab", "tzm": "Tfng",
-}  # fmt: skip
+_SCRIPTS = {"crh": "Latn", "kor": "Hang", "tzm": "Tfng"}
+_SCRIPTS |= dict.fromkeys(("acm", "acq", "ajp", "azb", "pbt"), "Arab")
 _CHARSET = re.compile(r"\.(utf-?8|iso-?8859-?\d+)$", re.IGNORECASE)  # "pt_BR.UTF-8"
 _SAME_SCRIPT = {"Kore": "Hang"}
 # Codes of FLORES that the registry takes for a region of another language (Dari, of Persian).
@@ -76,7 +75,7 @@ def canonical(code: str) -> str:
 
 
 def canonical_all(codes: Iterable[str]) -> dict[str, str]:
-    """Canonicalise several languages, keeping how each was typed."""
+    """Canonical codes of several languages, each with the spelling given; refuses repeats."""
     found: dict[str, str] = {}
     problems: list[str] = []
     for code in codes:

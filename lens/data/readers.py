@@ -14,16 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from lens.data.languages import canonical, is_language
-from lens.errors import MissingExtraError
+from lens.errors import MissingExtraError, first_line
 
 SHOWN = 5
 """How many rows or keys a message names."""
 
 # Column names of data sets that happen to be language codes as well ("doc" is Northern Dong).
-_NOT_LANGUAGES = {
-    "item", "doc", "ref", "url", "title", "text", "topic", "split", "category", "label", "row",
-    "key", "source",
-}  # fmt: skip
+_NOT_LANGUAGES = frozenset(
+    "item doc ref url title text topic split category label row key source".split()
+)
 # How data sets with one column per language and field spell a column: "sentence_eng_Latn".
 _FIELDS = ("sentence", "text")
 _LANGUAGE_COLUMNS = ("lang", "language", "lang_code", "locale")
@@ -68,11 +67,15 @@ class ReadResult:
 def take_columns(
     columns: Mapping[str, Sequence[object]], name: str, found: ReadResult, *, column: str | None
 ) -> None:
-    """Take the languages out of a table."""
+    """Add the languages of a table, name to cells, to the result.
+
+    A cell is a language's text, or an object with several fields of text, of which ``column``
+    names one. A column ``translation`` of such objects by language is taken apart, and
+    ``sentence_eng_Latn`` is English.
+    """
     if _is_translation(columns):
         objects = [cell if isinstance(cell, dict) else {} for cell in columns["translation"]]
-        keys = dict.fromkeys(key for cell in objects for key in cell)
-        columns = {key: [cell.get(key) for cell in objects] for key in keys}
+        columns = _by_key(objects)
     nested: list[str] = []
     before = len(found.rows)
     for key, values in columns.items():
@@ -90,6 +93,12 @@ def take_columns(
             found.add(typed, [str(cell) for cell in cells])
     if len(found.rows) == before:
         _explain(columns, nested, name, found, column)
+
+
+def _by_key(records: Sequence[dict[str, Any]]) -> dict[str, list[object]]:
+    """Turn records into columns; a key that a record lacks gives None."""
+    keys = dict.fromkeys(key for record in records for key in record)
+    return {key: [record.get(key) for record in records] for key in keys}
 
 
 def names_language(key: str) -> bool:
@@ -191,7 +200,7 @@ def _bytes(file: Path, found: ReadResult) -> bytes | None:
     if suffix not in COMPRESSED:
         return content
     try:
-        return _opener(suffix)(content)
+        return _decompressed(content, suffix)
     except (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error) as error:
         found.problems.append(
             f"{file.name}: cannot be decompressed ({error}); it is cut off or damaged: fetch or "
@@ -200,31 +209,22 @@ def _bytes(file: Path, found: ReadResult) -> bytes | None:
         return None
 
 
-def _opener(suffix: str) -> Callable[[bytes], bytes]:
-    if suffix == ".zst":
-        return _zstd()
-    return {".gz": gzip.decompress, ".xz": lzma.decompress, ".bz2": bz2.decompress}[suffix]
-
-
-def _zstd() -> Callable[[bytes], bytes]:
-    """Zstandard is in the standard library from Python 3.14; before, a package brings it."""
+def _decompressed(content: bytes, suffix: str) -> bytes:
+    if suffix != ".zst":
+        return {".gz": gzip.decompress, ".xz": lzma.decompress, ".bz2": bz2.decompress}[suffix](
+            content
+        )
+    # In the standard library from Python 3.14; before, a package brings it.
     for name in ("compression.zstd", "backports.zstd"):
         try:
-            decompress: Callable[[bytes], bytes] = import_module(name).decompress
+            library: Any = import_module(name)
         except ImportError:
             continue
-        return _checked(decompress, import_module(name).ZstdError)
-    raise MissingExtraError("backports.zstd", "zstd", "reading .zst on this Python")
-
-
-def _checked(decompress: Callable[[bytes], bytes], error: type[Exception]) -> Callable[..., bytes]:
-    def run(content: bytes) -> bytes:
         try:
-            return decompress(content)
-        except error as problem:
-            raise ValueError(str(problem)) from None
-
-    return run
+            return bytes(library.decompress(content))
+        except library.ZstdError as error:
+            raise ValueError(str(error)) from None
+    raise MissingExtraError("backports.zstd", "zstd", "reading .zst on this Python")
 
 
 def _decodes(line: bytes) -> bool:
@@ -271,7 +271,7 @@ def read_saved(folder: Path, choice: "Selection", found: ReadResult) -> None:
         source = load_from_disk(str(folder))
     except Exception as error:  # pyarrow and datasets raise whatever a damaged file leads to
         found.problems.append(
-            f"{folder.name}: cannot be read as a saved dataset ({_short(error)}); save it again"
+            f"{folder.name}: cannot be read as a saved dataset ({first_line(error)}); save it again"
         )
         return
     read_dataset(source, choice, found)
@@ -292,7 +292,7 @@ def read_parquet(files: list[Path], choice: "Selection", found: ReadResult) -> N
             table: dict[str, list[object]] = parquet.read_table(file, columns=wanted).to_pydict()
         except Exception as error:  # pyarrow raises OSError, ArrowInvalid and more
             found.problems.append(
-                f"{file.name}: cannot be read as parquet ({_short(error)}); fetch it again"
+                f"{file.name}: cannot be read as parquet ({first_line(error)}); fetch it again"
             )
             continue
         stem = file.stem
@@ -365,11 +365,6 @@ def _holds_text(kind: Any) -> bool:
     return any(getattr(types, test, lambda kind: False)(kind) for test in tests)
 
 
-def _short(error: Exception) -> str:
-    lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
 @dataclass(frozen=True, slots=True)
 class Selection:
     """Which part of a source is wanted: a split and a field of text, where there are several."""
@@ -428,7 +423,7 @@ def _one_language(file: Path, stem: str, choice: Selection, found: ReadResult) -
     before = len(found.problems)
     lines = read_lines(file, found)
     if not lines and len(found.problems) > before:
-        return  # it could not be opened, which has been told
+        return  # it could not be opened, which is among the problems
     if kind(file) == ".txt":
         found.add(stem, lines)
         return
@@ -462,9 +457,7 @@ def _jsonl(lines: list[str], name: str, found: ReadResult, column: str | None) -
     if len(records) < len(values) and len(found.problems) == before:
         number = next(i for i, value in enumerate(values, start=1) if not isinstance(value, dict))
         found.problems.append(f"{name} line {number}: expected an object with a key per language")
-    keys = dict.fromkeys(key for record in records for key in record)
-    table = {key: [record.get(key) for record in records] for key in keys}
-    take_columns(table, name, found, column=column)
+    take_columns(_by_key(records), name, found, column=column)
 
 
 def _json(lines: list[str], name: str, found: ReadResult, column: str | None) -> None:
@@ -474,9 +467,7 @@ def _json(lines: list[str], name: str, found: ReadResult, column: str | None) ->
         found.problems.append(f"{name}: not JSON ({error})")
         return
     if isinstance(content, list) and content and all(isinstance(row, dict) for row in content):
-        keys = dict.fromkeys(key for row in content for key in row)
-        table = {key: [row.get(key) for row in content] for key in keys}
-        take_columns(table, name, found, column=column)
+        take_columns(_by_key(content), name, found, column=column)
         return
     if not isinstance(content, dict):
         found.problems.append(f"{name}: expected an object with one list of rows per language")

@@ -340,7 +340,7 @@ def refusal(model: nn.Module, found: list[tuple[str, nn.ModuleList]], reasons: l
 
 
 def site_module(parts: DecoderParts, site: str) -> torch.nn.Module:
-    """Module whose output is the state at a site; without a final norm, the last block."""
+    """Return the module whose output is a site's state; without a final norm, the last block."""
     index = block_index(site)
     if index is not None:
         return parts.blocks[index]

@@ -1,4 +1,4 @@
-"""Load a tokenizer without its model, for what can be told before any weight is read."""
+"""Load models and tokenizers of Hugging Face checkpoints."""
 
 import importlib.util
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lens.errors import InputError, MissingExtraError
+from lens.errors import InputError, MissingExtraError, first_line
 from lens.utils.progress import shown
 
 _DTYPES = {
@@ -191,7 +191,7 @@ def _check_device(device: str) -> None:
 
 
 def _explain(source: str, error: Exception) -> str:
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    first = first_line(error)
     if Path(source).exists():
         return f"cannot load the checkpoint in '{source}': {first}"
     return (
@@ -207,7 +207,7 @@ _NO_LIMIT = 10**9  # what tokenizers write when they know of none is larger
 def load_tokenizer(
     name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> tuple[Any, int | None]:
-    """Load the tokenizer of a checkpoint and the length its model takes."""
+    """Load a tokenizer without its model, and the most tokens that config and tokenizer allow."""
     if importlib.util.find_spec("transformers") is None:
         raise MissingExtraError("transformers", "hf", "loading a tokenizer")
     source, revision = _source(str(name), revision)

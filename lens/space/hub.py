@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from lens.data.languages import english_name
-from lens.errors import InputError, MissingExtraError
+from lens.errors import InputError, MissingExtraError, first_line
 from lens.space import io
 from lens.space.provenance import Provenance
 
@@ -110,7 +110,7 @@ def push(export: Callable[[Path], Path], repo: str, *, private: bool, revision: 
             )
         except Exception as error:  # the library raises its own and its transport's errors
             raise InputError(
-                f"cannot push to '{repo}': {_short(error)}; check the id, the network and "
+                f"cannot push to '{repo}': {first_line(error)}; check the id, the network and "
                 "`hf auth login`, or write the files with --export and upload them"
             ) from error
     return str(done)
@@ -124,7 +124,7 @@ def fetch(name: str) -> Path:
         return Path(hub.hf_hub_download(repo, io.NAME, revision=revision or None))
     except Exception as error:  # the library raises its own and its transport's errors
         raise InputError(
-            f"space '{name}' is neither a file here nor did the hub give it ({_short(error)}); "
+            f"space '{name}' is neither a file here nor did the hub give it ({first_line(error)}); "
             "make one with lens probe, or check the id, the network and your access"
         ) from error
 
@@ -135,8 +135,3 @@ def _library(purpose: str) -> Any:
     except ImportError:
         raise MissingExtraError("huggingface_hub", "hf", purpose) from None
     return huggingface_hub
-
-
-def _short(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

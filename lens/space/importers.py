@@ -12,7 +12,7 @@ from safetensors import SafetensorError, deserialize
 
 from lens.arrays import is_tensor
 from lens.data.languages import canonical, is_language
-from lens.errors import DtypeError, InputError, MissingExtraError, ShapeError
+from lens.errors import DtypeError, InputError, MissingExtraError, ShapeError, first_line
 from lens.models.layers import FINAL, block_site
 from lens.pooling import pool
 
@@ -145,10 +145,9 @@ def _read_torch(path: Path, pooling: str) -> dict[str, Float64]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever the file leads to
-        reason = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(
-            f"'{path.name}' cannot be read as tensors alone ({reason[0]}); save its tensors as "
-            "safetensors where it was made"
+            f"'{path.name}' cannot be read as tensors alone ({first_line(error)}); save its "
+            "tensors as safetensors where it was made"
         ) from None
     states = as_states(content, path.name, ndim=3)
     if pooling != "last":
@@ -156,23 +155,19 @@ def _read_torch(path: Path, pooling: str) -> dict[str, Float64]:
     return {block_site(i): states[:, i] for i in range(states.shape[1])}
 
 
-KEYS = {"token_ids", "hidden_states"}
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """How files are read: see `read_states`."""
+
+    sites: Sequence[str] = ()
+    pooling: str = "mean"
+    ignore_tokens: Collection[int] = ()
+    tokens_first: bool | None = None
 
 
-def is_dump(tensors: Collection[str]) -> bool:
-    """Whether the names of a file's tensors are those of a dumped request."""
-    return set(tensors) >= KEYS
-
-
-def read_dumps(
-    files: Sequence[Path],
-    *,
-    n_sites: int,
-    pooling: str,
-    ignore_tokens: Collection[int] = (),
-    tokens_first: bool | None = None,
-) -> list[Float64]:
-    """Pool the dumped requests of one language."""
+def _read_dumps(files: Sequence[Path], how: _Reading) -> list[Float64]:
+    """Pool the dumped requests of one language, one a file: per layer (n, d) float64."""
+    n_sites, tokens_first = len(how.sites), how.tokens_first
     if tokens_first is None:
         tokens_first = _tokens_first(files, n_sites)
     pooled: list[list[Float64]] = [[] for _ in range(n_sites)]
@@ -188,17 +183,16 @@ def read_dumps(
         width = width or layers.shape[2]
         if layers.shape[2] != width:
             raise ShapeError(f"{place}: width {layers.shape[2]}, expected {width} as before")
-        kept = ~np.isin(ids, list(ignore_tokens))
+        kept = ~np.isin(ids, list(how.ignore_tokens))
         if not kept.any():
             raise InputError(f"{place}: no token is left to pool; give fewer ids to ignore")
         for site, values in enumerate(layers):
-            block = as_states(values, f"{place} layer {site}")
-            mask = kept[np.newaxis, :]
-            pooled[site].append(pool(block[np.newaxis], mask, mode=pooling)[0])  # type: ignore[arg-type]
+            block, mask = as_states(values, f"{place} layer {site}"), kept[np.newaxis, :]
+            pooled[site].append(pool(block[np.newaxis], mask, mode=how.pooling)[0])  # type: ignore[arg-type]
     return [np.stack(rows) for rows in pooled]
 
 
-def layers_of(file: Path) -> int | None:
+def _layers_of(file: Path) -> int | None:
     """Return the number of layers in a dump; None where there are as many tokens."""
     [(_, ids, states)] = _requests([file])
     first, second = states.shape[:2]
@@ -207,7 +201,7 @@ def layers_of(file: Path) -> int | None:
     return int(second if first == len(ids) else first)
 
 
-def common_first_token(files: Sequence[Path]) -> int | None:
+def _common_first_token(files: Sequence[Path]) -> int | None:
     """Return the token all requests begin with, if there is one: likely a special token."""
     firsts = {int(ids[0]) for _, ids, _ in _requests(files[:20]) if len(ids)}
     return firsts.pop() if len(firsts) == 1 and len(files) > 1 else None
@@ -227,7 +221,7 @@ def _requests(files: Sequence[Path]) -> Iterator[tuple[Path, NDArray[Any], NDArr
     for file in files:
         name = f"{file.parent.name}/{file.name}"
         tensors = read_tensors(file.read_bytes(), name)
-        if not is_dump(tensors):
+        if not {"token_ids", "hidden_states"} <= set(tensors):
             raise InputError(
                 f"{name}: holds {', '.join(tensors) or 'nothing'}; expected token_ids and "
                 "hidden_states as the other requests do"
@@ -289,13 +283,14 @@ def read_states(
     pooling : str
         How tokens of a dump become one vector; ``"last"`` for ``.pt``.
     ignore_tokens, tokens_first
-        As in `lens.space.importers.read_dumps`.
+        Ids of tokens in dumps that are not pooled, such as the beginning of the sequence; and
+        whether tokens come before layers in the shape, by default found out.
     parallel : bool
         Whether every language must have equally many rows.
 
     Returns
     -------
-    States
+    ImportedStates
         Checked: names, shapes, dtypes, finite values, numbers of rows.
 
     Raises
@@ -313,6 +308,7 @@ def read_states(
     for site in sites or ():
         if site != FINAL and not _SITE.fullmatch(site):
             raise InputError(f"site {site!r}: expected names such as block.7 or final")
+    how = _Reading(tuple(sites or ()), pooling, ignore_tokens, tokens_first)
     warnings: list[str] = []
     table: dict[str, dict[str, Float64]] = {}
     if place.is_file():
@@ -323,10 +319,7 @@ def read_states(
         for typed, entry in entries.items():
             if languages is not None and canonical(typed) not in map(canonical, languages):
                 continue
-            read = _language(
-                entry, typed, sites, pooling, ignore_tokens, tokens_first, warnings
-            )  # fmt: skip
-            for site, block in read.items():
+            for site, block in _language(entry, typed, how, warnings).items():
                 table.setdefault(site, {})[typed] = block
     table = _chosen(table, sites, languages, place.name)
     _check(table, parallel)
@@ -367,34 +360,26 @@ def _typed(stem: str) -> str | None:
     return None
 
 
-def _language(
-    entry: Path,
-    typed: str,
-    sites: Sequence[str] | None,
-    pooling: str,
-    ignore_tokens: Collection[int],
-    tokens_first: bool | None,
-    warnings: list[str],
-) -> dict[str, Float64]:
+def _language(entry: Path, typed: str, how: _Reading, warnings: list[str]) -> dict[str, Float64]:
     """Read one language in whichever form it is."""
     if entry.is_dir():
         files = sorted(entry.glob("*.safetensors"), key=_natural)
         saved = entry / "acts" / f"{entry.name}.pt"
         if not files and saved.is_file():
-            return _read_torch(saved, pooling)
+            return _read_torch(saved, how.pooling)
         if not files:
             raise InputError(f"'{entry.name}' has no *.safetensors; expected dumped requests")
-        return _dumped(files, typed, sites, pooling, ignore_tokens, tokens_first, warnings)
+        return _dumped(files, typed, how, warnings)
     if entry.suffix == ".npy":
-        return _numpy(entry, sites)
+        return _numpy(entry, how.sites)
     if entry.suffix == ".safetensors":
         tensors = read_tensors(entry.read_bytes(), entry.name)
         if len(tensors) == 1 and not _is_site(next(iter(tensors))):
             [block] = tensors.values()
-            return _split_sites(as_any(block, entry.name), entry.name, sites)
+            return _split_sites(_any(block, entry.name), entry.name, how.sites)
         return {site: as_states(block, f"{entry.name} {site}") for site, block in tensors.items()}
     if entry.suffix == ".pt":
-        return _read_torch(entry, pooling)
+        return _read_torch(entry, how.pooling)
     raise InputError(
         f"'{entry.name}' is a pickle, which may run code, and is not read; load it where it was "
         f"made and save its states as {typed}.npy of (n, sites, d) by numpy.save, or as "
@@ -403,51 +388,41 @@ def _language(
 
 
 def _dumped(
-    files: Sequence[Path],
-    typed: str,
-    sites: Sequence[str] | None,
-    pooling: str,
-    ignore_tokens: Collection[int],
-    tokens_first: bool | None,
-    warnings: list[str],
+    files: Sequence[Path], typed: str, how: _Reading, warnings: list[str]
 ) -> dict[str, Float64]:
-    if not sites:
-        has = layers_of(files[0])
+    if not how.sites:
+        has = _layers_of(files[0])
         raise InputError(
             f"the requests in '{typed}' hold {has or 'some'} layer(s) without names; name each "
             "with --sites, such as block.3,block.7 (vLLM's layer id k is block k-1)"
         )
-    blocks = read_dumps(
-        files, n_sites=len(sites), pooling=pooling, ignore_tokens=ignore_tokens,
-        tokens_first=tokens_first,
-    )  # fmt: skip
-    first = common_first_token(files)
-    if first is not None and first not in ignore_tokens and pooling != "last":
+    blocks = _read_dumps(files, how)
+    first = _common_first_token(files)
+    if first is not None and first not in how.ignore_tokens and how.pooling != "last":
         warnings.append(
             f"every request begins with token {first}, likely the beginning of the sequence, whose "
             f"state is large and says nothing; leave it out with --ignore-tokens {first}"
         )
-    return dict(zip(sites, blocks, strict=True))
+    return dict(zip(how.sites, blocks, strict=True))
 
 
-def _numpy(file: Path, sites: Sequence[str] | None) -> dict[str, Float64]:
+def _numpy(file: Path, sites: Sequence[str]) -> dict[str, Float64]:
     try:
         data = np.load(file, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        first = str(error).splitlines()[0]
         raise InputError(
-            f"{file.name}: cannot be read as .npy ({first}); save it again with numpy.save, as "
-            "numbers and not as objects"
+            f"{file.name}: cannot be read as .npy ({first_line(error)}); save it again with "
+            "numpy.save, as numbers and not as objects"
         ) from None
-    return _split_sites(as_any(data, file.name), file.name, sites)
+    return _split_sites(_any(data, file.name), file.name, sites)
 
 
-def as_any(data: object, name: str) -> Float64:
+def _any(data: object, name: str) -> Float64:
     """States of one site, (n, d), or of several, (n, sites, d)."""
     return as_states(data, name, ndim=3 if getattr(data, "ndim", 2) == 3 else 2)
 
 
-def _split_sites(block: Float64, name: str, sites: Sequence[str] | None) -> dict[str, Float64]:
+def _split_sites(block: Float64, name: str, sites: Sequence[str]) -> dict[str, Float64]:
     count = 1 if block.ndim == 2 else block.shape[1]
     if not sites:
         raise InputError(

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lens.data.quality.report import Finding
-from lens.data.quality.rows import clearly_more, sample
+from lens.data.quality.rows import of_rows
 
 LEAST_ROWS = 30
 """Fewer rows are not judged for shifts."""
@@ -27,7 +27,7 @@ _ROLLS = 8
 _ODD = np.log(3.0)
 _NUMBERS = re.compile(r"\d+")
 _WORDS = re.compile(r"[^\W\d_]{3,}")
-_COMMON = 0.1  # a word in more rows than this tells nothing about which row it is
+_COMMON = 0.1  # a word in a larger share of rows does not identify a row
 _KERNEL_ROWS = 400
 _KERNEL_WIDTH = 4096
 _PERMUTATIONS = 100
@@ -38,7 +38,12 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """What of rows survives translation."""
+    """What translation keeps of rows, (n,) each.
+
+    ``length`` is the standardised logarithm of the number of characters; ``anchors`` are numbers
+    in digits of any script and words that both languages have, such as names; ``asks`` says
+    whether there is a question mark.
+    """
 
     length: Floats
     anchors: tuple[frozenset[int | str], ...]
@@ -85,7 +90,12 @@ def _described(rows: Sequence[str], names: Sequence[set[str]]) -> Features:
 
 
 def fit(pivot: Features, other: Features, partner: NDArray[np.int_]) -> Floats:
-    """Score how well rows of the pivot fit their partners in another language."""
+    """Score (n,) how well rows of the pivot fit their partners in another language.
+
+    ``partner`` names the row of ``other`` for each, -1 for none, which scores NaN. A score is minus
+    the difference of lengths (at most 2), plus 1 for the same anchors to minus 1 for different
+    ones, minus 1/2 where one side asks.
+    """
     here = np.flatnonzero(partner >= 0)
     there = partner[here]
     score = -np.minimum(np.abs(pivot.length[here] - other.length[there]), 2.0)
@@ -131,7 +141,7 @@ def parallel_t(pivot: Features, other: Features) -> float | None:
 
 
 def kernel_z(pivot: Sequence[str], rows: Sequence[str]) -> float:
-    """Agreement of two languages on which rows resemble each other.
+    """Agreement of two languages on which rows resemble each other, in standard deviations.
 
     The Hilbert-Schmidt independence criterion (Gretton et al. 2005): tr(K H L H) with cosine
     kernels K, L over hashed runs of four bytes and centring H, against 100 permutations.
@@ -181,7 +191,7 @@ def odd_lengths(rows: Sequence[str], pivot: Sequence[str]) -> tuple[list[int], f
 def check_alignment(
     code: str, rows: Sequence[str], pivot_code: str, pivot: Sequence[str]
 ) -> tuple[list[Finding], int, float | None]:
-    """Check the alignment of one language with the pivot."""
+    """Check the alignment with the pivot: findings, rows of odd length, and the usual ratio."""
     both = [i for i in range(min(len(rows), len(pivot))) if rows[i].strip() and pivot[i].strip()]
     odd, ratio = odd_lengths(rows, pivot)
     found: list[Finding] = []
@@ -193,21 +203,22 @@ def check_alignment(
         if shift is not None:
             found.append(_shifted(code, pivot_code, shift, both))
         elif t is not None and t < T_PARALLEL and kernel_z(*sides) < Z_PARALLEL:
-            found.append(Finding(
-                "warning", "parallel", code,
+            message = (
                 f"its rows fit those of {pivot_code} no better than rows far away do "
-                f"(t = {t:.1f}, n = {len(both)})",
+                f"(t = {t:.1f}, n = {len(both)})"
+            )
+            advice = (
                 "give rows that are translations of each other, in one order; for rows that are "
-                "not parallel use parallel=False in Python, and expect the topic in the subspace",
-            ))  # fmt: skip
-    if odd and not found:  # rows that do not belong together differ in length, which says no more
-        share = len(odd) / max(1, len(both))
-        found.append(Finding(
-            "warning" if clearly_more(len(odd), len(both), 0.02) else "note", "length", code,
-            f"{len(odd)} row(s) ({share:.1%}) are more than 3 times as long or short as usual "
-            f"beside {pivot_code}", "read them: a part may be missing, or belong to another row",
-            *sample(rows, odd),
-        ))  # fmt: skip
+                "not parallel use parallel=False in Python, and expect the topic in the subspace"
+            )
+            found.append(Finding("warning", "parallel", code, message, advice))
+    if odd and not found:  # rows that do not belong together differ in length: no news
+        message = (
+            f"{len(odd)} row(s) ({len(odd) / max(1, len(both)):.1%}) are more than 3 times as long "
+            f"or short as usual beside {pivot_code}"
+        )
+        advice = "read them: a part may be missing, or belong to another row"
+        found.append(of_rows("length", code, rows, odd, message, advice, n=len(both), limit=0.02))
     return found, len(odd), ratio
 
 
@@ -216,13 +227,15 @@ def _shifted(code: str, pivot_code: str, shift: Shift, both: Sequence[int]) -> F
     far = abs(shift.offset)
     which = "later" if shift.offset > 0 else "earlier"
     change = f"{far} row(s) are {'missing' if shift.offset > 0 else 'too many'} in it"
-    return Finding(
-        "warning", "shift", code,
+    message = (
         f"rows {first} to {last} say what {pivot_code} says {far} row(s) {which} "
-        f"(t = {shift.t:.1f})",
+        f"(t = {shift.t:.1f})"
+    )
+    advice = (
         f"look at it near row {first}: {change}; or leave out rows {first} to {last}, or the "
-        "language", rows=(first,),
-    )  # fmt: skip
+        "language"
+    )
+    return Finding("warning", "shift", code, message, advice, rows=(first,))
 
 
 def _windows(gain: Floats) -> list[tuple[int, float]]:

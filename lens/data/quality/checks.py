@@ -15,6 +15,7 @@ from lens.data.quality.rows import (
     check_same_text,
     clearly_more,
     empty_rows,
+    of_rows,
     repeated_rows,
     sample,
 )
@@ -30,7 +31,7 @@ _JOINED = 50
 
 @dataclass(frozen=True, slots=True)
 class LanguageVerdict:
-    """What was found about the language of some rows: how many were judged, and findings."""
+    """Numbers of rows judged, foreign, and in another script, and the findings."""
 
     judged: int
     foreign: int
@@ -39,7 +40,7 @@ class LanguageVerdict:
 
 
 def check_language(code: str, rows: Sequence[str], *, most: int | None = None) -> LanguageVerdict:
-    """Judge the language and the script of rows."""
+    """Judge the script of rows, and the language of at most ``most`` of them, evenly spread."""
     scripts, script_rows = _script(code, rows)
     where = _spread(len(rows), most)
     try:
@@ -50,10 +51,9 @@ def check_language(code: str, rows: Sequence[str], *, most: int | None = None) -
         note = Finding("warning", "identity", "", "no language was judged", str(error))
         return LanguageVerdict(0, 0, script_rows, (*scripts, note))
     except InputError:
-        note = Finding(
-            "note", "identity", code, "the identifier does not know this language",
-            "only its script was judged; read a few rows yourself",
-        )  # fmt: skip
+        message = "the identifier does not know this language"
+        advice = "only its script was judged; read a few rows yourself"
+        note = Finding("note", "identity", code, message, advice)
         return LanguageVerdict(0, 0, script_rows, (*scripts, note))
     together = _together(code, rows, where)
     if together is not None:
@@ -72,13 +72,13 @@ def _identity(
         return []
     counts = Counter(other for _, other in hits)
     listed = ", ".join(f"{_name(other)} {n}" for other, n in counts.most_common(3))
-    share = len(hits) / judged
+    message = (
+        f"{len(hits)} of {judged} rows judged ({len(hits) / judged:.1%}) are in another language: "
+        f"{listed}"
+    )
+    advice = "translate these rows, or leave them out in every language"
     where = [i for i, _ in hits]
-    return [Finding(
-        "warning" if clearly_more(len(hits), judged, 0.01) else "note", "identity", code,
-        f"{len(hits)} of {judged} rows judged ({share:.1%}) are in another language: {listed}",
-        "translate these rows, or leave them out in every language", *sample(rows, where),
-    )]  # fmt: skip
+    return [of_rows("identity", code, rows, where, message, advice, n=judged, limit=0.01)]
 
 
 def _together(code: str, rows: Sequence[str], where: Sequence[int]) -> Finding | None:
@@ -88,10 +88,9 @@ def _together(code: str, rows: Sequence[str], where: Sequence[int]) -> Finding |
     [other] = foreign_languages([" ".join(rows[i] for i in chosen)], code)
     if not other:
         return None
-    return Finding(
-        "warning", "identity", code, f"taken together, its rows are in {_name(other)}",
-        "correct the key or the name of the file, or replace these rows", *sample(rows, chosen),
-    )  # fmt: skip
+    message = f"taken together, its rows are in {_name(other)}"
+    advice = "correct the key or the name of the file, or replace these rows"
+    return Finding("warning", "identity", code, message, advice, *sample(rows, chosen))
 
 
 def _script(code: str, rows: Sequence[str]) -> tuple[list[Finding], int]:
@@ -106,13 +105,15 @@ def _script(code: str, rows: Sequence[str]) -> tuple[list[Finding], int]:
     counts = Counter(main_script(rows[i]).capitalize() for i in where)
     listed = ", ".join(f"{script} {n}" for script, n in counts.most_common(3))
     n = sum(1 for row in rows if row.strip())
-    finding = Finding(
-        "warning" if clearly_more(len(where), n, 0.01) else "note", "script", code,
-        f"{len(where)} of {n} rows ({len(where) / n:.1%}) are mostly in another script: {listed}",
+    message = (
+        f"{len(where)} of {n} rows ({len(where) / n:.1%}) are mostly in another script: {listed}"
+    )
+    advice = (
         "translate these rows, or leave them out in every language; where all are, give the "
-        "script in the code, such as srp_Latn", *sample(rows, where),
-    )  # fmt: skip
-    return [finding], len(where)
+        "script in the code, such as srp_Latn"
+    )
+    found = of_rows("script", code, rows, where, message, advice, n=n, limit=0.01)
+    return [found], len(where)
 
 
 def _spread(n: int, most: int | None) -> list[int]:
@@ -158,34 +159,35 @@ def count_tokens(tokenizer: Any, rows: Sequence[str], *, max_tokens: int | None 
 def check_tokens(
     counts: Mapping[str, Counted], pivot: str, *, max_tokens: int | None, given: bool
 ) -> list[Finding]:
-    """Judge numbers of tokens."""
+    """Judge numbers of tokens, against the pivot's and a limit (``given`` by the user or not)."""
     found = []
     for code, counted in counts.items():
         ratio = parity(counted, counts[pivot])
         if ratio is not None and ratio > PARITY:
-            found.append(Finding(
-                "warning", "tokens", code,
-                f"{ratio:.1f} tokens for each of {pivot}: the tokenizer hardly knows this language",
+            message = (
+                f"{ratio:.1f} tokens for each of {pivot}: the tokenizer hardly knows this language"
+            )
+            advice = (
                 "means run over many more tokens than in the pivot: prefer --pooling last or "
-                "weighted, and compare with a model whose tokenizer knows it",
-            ))  # fmt: skip
+                "weighted, and compare with a model whose tokenizer knows it"
+            )
+            found.append(Finding("warning", "tokens", code, message, advice))
         total = sum(counted.lengths)
         if clearly_more(counted.unknown, total, _UNKNOWN):
-            found.append(Finding(
-                "warning", "tokens", code,
-                f"{counted.unknown / total:.1%} of its tokens are unknown to the tokenizer",
-                "the model cannot read them; choose a model made for this language",
-            ))  # fmt: skip
+            message = f"{counted.unknown / total:.1%} of its tokens are unknown to the tokenizer"
+            advice = "the model cannot read them; choose a model made for this language"
+            found.append(Finding("warning", "tokens", code, message, advice))
         if counted.cut:
             limit = "max_tokens" if given else "what the model takes"
-            found.append(Finding(
-                "warning", "cut", code,
+            message = (
                 f"{counted.cut} of {len(counted.lengths)} rows "
                 f"({counted.cut / len(counted.lengths):.1%}) are longer than {limit}, {max_tokens} "
-                f"tokens (the longest: {max(counted.lengths)})",
-                "raise --max-tokens, or shorten these rows in every language"
-                if given else "shorten these rows in every language, or cut them by --max-tokens",
-            ))  # fmt: skip
+                f"tokens (the longest: {max(counted.lengths)})"
+            )
+            advice = "shorten these rows in every language, or cut them by --max-tokens"
+            if given:
+                advice = "raise --max-tokens, or shorten these rows in every language"
+            found.append(Finding("warning", "cut", code, message, advice))
     return found
 
 
@@ -201,11 +203,9 @@ def check_special(tokenizer: Any, code: str, rows: Sequence[str]) -> list[Findin
     where = [i for i, row in enumerate(rows) if any(token in row for token in special)]
     if not where:
         return []
-    return [Finding(
-        "warning", "special tokens", code,
-        f"{len(where)} row(s) hold the text of a special token ({', '.join(special[:6])})",
-        "remove it from the text: the tokenizer would read it as a command", *sample(rows, where),
-    )]  # fmt: skip
+    message = f"{len(where)} row(s) hold the text of a special token ({', '.join(special[:6])})"
+    advice = "remove it from the text: the tokenizer would read it as a command"
+    return [Finding("warning", "special tokens", code, message, advice, *sample(rows, where))]
 
 
 def check_template(tokenizer: Any, chat: ChatOptions | None = None) -> list[Finding]:
@@ -216,18 +216,18 @@ def check_template(tokenizer: Any, chat: ChatOptions | None = None) -> list[Find
     begins = list(tokenizer("a", add_special_tokens=True)["input_ids"])[:1] == [bos]
     ours = encode_prompts(tokenizer, ["a"], chat=chat)[0]
     if ours[:2] == [bos, bos]:
-        return [Finding(
-            "warning", "template", "",
-            "the chat template writes the beginning-of-sequence token twice",
-            "repair the template: keep its first {{ bos_token }} only",
-        )]  # fmt: skip
+        message = "the chat template writes the beginning-of-sequence token twice"
+        advice = "repair the template: keep its first {{ bos_token }} only"
+        return [Finding("warning", "template", "", message, advice)]
     if begins and ours[:1] == [bos]:
-        return [Finding(
-            "note", "template", "",
-            "the chat template writes the beginning-of-sequence token, and the tokenizer adds one",
+        message = (
+            "the chat template writes the beginning-of-sequence token, and the tokenizer adds one"
+        )
+        advice = (
             "lens adds none to a rendered prompt; elsewhere pass add_special_tokens=False, or "
-            "there are two",
-        )]  # fmt: skip
+            "there are two"
+        )
+        return [Finding("note", "template", "", message, advice)]
     return []
 
 

@@ -7,13 +7,16 @@ from typing import Any, Literal, TypeAlias
 Level: TypeAlias = Literal["error", "warning", "note"]
 
 _LEVELS: tuple[Level, ...] = ("error", "warning", "note")
-_HEAD = ("language", "rows", "empty", "repeated", "other language", "other script", "same text",
-         "odd length", "length", "tokens", "cut")  # fmt: skip
+_HEAD = (
+    "language",
+    *("rows", "empty", "repeated", "other language", "other script", "same text"),
+    *("odd length", "length", "tokens", "cut"),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was found.
+    """One problem, or note, about the text.
 
     Attributes
     ----------
@@ -94,7 +97,7 @@ class LanguageText:
 
 @dataclass(frozen=True, slots=True)
 class TextReport:
-    """Everything the data doctor found.
+    """Result of all checks of a text.
 
     Attributes
     ----------
@@ -136,8 +139,8 @@ class TextReport:
             ).rstrip()
             for row in table
         ]
-        told = [found for found in self.findings if notes or found.level != "note"]
-        return "\n".join([*lines, *(f"\n{found}" for found in told), "", self.verdict()])
+        listed = [found for found in self.findings if notes or found.level != "note"]
+        return "\n".join([*lines, *(f"\n{found}" for found in listed), "", self.verdict()])
 
     def verdict(self) -> str:
         """One line that counts the findings."""
@@ -166,9 +169,9 @@ def ordered(findings: list[Finding]) -> tuple[Finding, ...]:
 def _cells(entry: LanguageText) -> tuple[str, ...]:
     name = entry.typed if entry.typed == entry.code else f"{entry.typed} ({entry.code})"
     judged = f"{entry.foreign} of {entry.judged}" if entry.judged else "not judged"
-    ratio, tokens = (f"{value:.2f}" if value else "" for value in
-                     (entry.length_ratio, entry.tokens_ratio))  # fmt: skip
+    ratios = (entry.length_ratio, entry.tokens_ratio)
+    length, tokens = (f"{value:.2f}" if value else "" for value in ratios)
     cut = "" if entry.cut is None else str(entry.cut)
     counts = map(str, (entry.rows, entry.empty, entry.repeated))
     more = map(str, (entry.other_script, entry.same_text, entry.odd_length))
-    return (name, *counts, judged, *more, ratio, tokens, cut)
+    return (name, *counts, judged, *more, length, tokens, cut)

@@ -4,7 +4,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from lens.data.quality.report import Finding
+from lens.data.quality.report import Finding, Level
 from lens.stats import wilson
 
 _SHOWN = 3
@@ -27,6 +27,22 @@ def sample(rows: Sequence[str], where: Sequence[int]) -> tuple[tuple[int, ...], 
     """Numbers from 1 and beginnings of some rows, the last fields of a finding."""
     chosen = list(where[:_SHOWN])
     return tuple(i + 1 for i in chosen), tuple(_short(rows[i]) for i in chosen)
+
+
+def of_rows(
+    check: str,
+    code: str,
+    rows: Sequence[str],
+    where: Sequence[int],
+    message: str,
+    advice: str,
+    *,
+    n: int,
+    limit: float,
+) -> Finding:
+    """Report some of n rows: a warning where their share is clearly above a limit, else a note."""
+    level: Level = "warning" if clearly_more(len(where), n, limit) else "note"
+    return Finding(level, check, code, message, advice, *sample(rows, where))
 
 
 def empty_rows(rows: Sequence[str]) -> list[int]:
@@ -80,22 +96,22 @@ def check_rows(code: str, rows: Sequence[str], pivot: Sequence[str]) -> list[Fin
     found = []
     damaged = damaged_rows(rows)
     if damaged:
-        found.append(Finding(
-            "warning" if clearly_more(len(damaged), len(rows), 0.001) else "note",
-            "characters", code,
-            f"{len(damaged)} row(s) hold control characters or the mark of undecodable bytes",
-            "decode the source again as UTF-8, or leave these rows out", *sample(rows, damaged),
-        ))  # fmt: skip
+        message = f"{len(damaged)} row(s) hold control characters or the mark of undecodable bytes"
+        advice = "decode the source again as UTF-8, or leave these rows out"
+        n = len(rows)
+        found.append(of_rows("characters", code, rows, damaged, message, advice, n=n, limit=0.001))
     merged = merged_rows(rows, pivot)
     if merged:
-        said = len(rows) - len(empty_rows(rows))
-        share = len(merged) / max(1, said)
-        found.append(Finding(
-            "warning" if clearly_more(len(merged), said, 0.05) else "note", "repeated", code,
-            f"{len(merged)} row(s) ({share:.1%}) repeat an earlier one though the pivot's do not",
-            "look whether they were copied; repeated rows count twice and make means look surer "
-            "than they are", *sample(rows, merged),
-        ))  # fmt: skip
+        n = len(rows) - len(empty_rows(rows))
+        message = (
+            f"{len(merged)} row(s) ({len(merged) / max(1, n):.1%}) repeat an earlier one though "
+            "the pivot's do not"
+        )
+        advice = (
+            "check whether they were copied; repeated rows count twice and make means look surer "
+            "than they are"
+        )
+        found.append(of_rows("repeated", code, rows, merged, message, advice, n=n, limit=0.05))
     return found
 
 
@@ -106,13 +122,15 @@ def check_same_text(rows: Mapping[str, Sequence[str]]) -> dict[str, tuple[int, l
         findings = []
         if hits:
             other = Counter(owner for _, owner in hits).most_common(1)[0][0]
-            n = len(rows[code])
-            findings.append(Finding(
-                "warning" if clearly_more(len(hits), n, 0.01) else "note", "same text", code,
-                f"{len(hits)} row(s) ({len(hits) / n:.1%}) are the same text as in {other}: "
-                "not translated", "translate them, or leave them out in every language",
-                *sample(rows[code], [i for i, _ in hits]),
-            ))  # fmt: skip
+            n, where = len(rows[code]), [i for i, _ in hits]
+            message = (
+                f"{len(hits)} row(s) ({len(hits) / n:.1%}) are the same text as in {other}: not "
+                "translated"
+            )
+            advice = "translate them, or leave them out in every language"
+            findings.append(
+                of_rows("same text", code, rows[code], where, message, advice, n=n, limit=0.01)
+            )
         out[code] = (len(hits), findings)
     return out
 
