@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import importlib.util
 import json
 import re
@@ -15,26 +14,24 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lens.errors import InputError, MissingExtraError
+from lens.errors import DamagedError, InputError, MissingExtraError
 from lens.models.fingerprint import _sha256_of_parts, tokenizer_sha256
 from lens.training.config import LensConfig
 from lens.training.losses import SiteGeometry
 from lens.training.objective import BatchObjective, ValidationMonitor
 from lens.training.optimizer import DivergedError, Entry, Optimization
-from lens.utils.files import to_disk, write_text
 from lens.utils.progress import progress, say
 from lens.utils.signals import StoppedError, StopRequest, stop_requests
 from lens.utils.versions import versions
+from lens.utils.workdir import WorkDir, differences
 
 if TYPE_CHECKING:
     from lens.training.trainer import LensTrainer
 
-_SHOWN = 8
 # What a run is given besides its settings and its rows.
 INPUTS = ("model", "dtype", "tokenizer", "subspaces", "processes")
 
@@ -66,33 +63,6 @@ def identity(
         "subspaces": None if geometry is None else _geometry_sha256(geometry),
         "processes": trainer.processes.count,
     }
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Say which values of two identities differ, one line each."""
-    old, new = dict(_flat(before)), dict(_flat(now))
-    lines = []
-    for key in sorted(old.keys() | new.keys()):
-        if old.get(key) == new.get(key):
-            continue
-        is_hash = "sha256" in key or key in ("space", "tokenizer", "parameters", "subspaces")
-        change = "another one" if is_hash else f"was {old.get(key)}, is now {new.get(key)}"
-        lines.append(f"{key.removesuffix('.sha256').removesuffix('.weights_sha256')}: {change}")
-    lines = list(dict.fromkeys(lines))
-    if len(lines) > _SHOWN:
-        lines = [*lines[:_SHOWN], f"and {len(lines) - _SHOWN} more"]
-    return lines
-
-
-def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        for name, inner in value.items():
-            yield from _flat(inner, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
-        for i, inner in enumerate(value):
-            yield from _flat(inner, f"{key}.{i}")
-    else:
-        yield key, value
 
 
 def _geometry_sha256(geometry: Mapping[str, SiteGeometry]) -> str:
@@ -215,7 +185,6 @@ def _opened(kind: str, *, folder: Path, name: str, start: int, settings: dict[st
     return _Service(trackio.init(project="lens", name=name, config=settings, resume=resume))
 
 
-SCHEMA = "lens.run/1"
 _KEPT = 2
 _NAME = re.compile(r"step-(\d+)")
 Tensors = dict[str, Tensor]
@@ -240,101 +209,86 @@ class RunCheckpoint:
     state: dict[str, Any]
 
 
-class RunFolder:
-    """Working folder of one run, beside its output.
+class RunFolder(WorkDir):
+    """Work folder of a training run, beside its output.
+
+    The last two checkpoints are kept: when a loss stops being finite, the weights that gave it are
+    the last checkpoint's, and the one before is good.
 
     Parameters
     ----------
     path : Path
-        Where it is, or will be once `begin` is called.
+        Where it is, or will be.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        super().__init__(path, "training run", keeps="complete checkpoints")
         self._metrics: IO[str] | None = None
 
     @property
     def metrics(self) -> Path:
-        """The log so far, one JSON object per line."""
+        """The log so far, one JSON object per line, for whoever watches it."""
         return self.path / "metrics.jsonl"
 
     def checkpoints(self) -> list[tuple[int, Path]]:
         """Complete checkpoints, oldest first."""
-        if not self.path.is_dir():
+        if not self.begun:
             return []
         named = [(_NAME.fullmatch(item.name), item) for item in self.path.iterdir()]
         return sorted((int(match[1]), item) for match, item in named if match)
 
-    def begin(self, identity: dict[str, Any], machine: dict[str, Any]) -> None:
-        """Make the folder for a new run; what an earlier one left is removed."""
-        if self.metrics.exists():
-            self._locked().close()
-        self.discard()
-        content = {"schema": SCHEMA, "run": identity, "machine": machine}
-        try:
-            with self._told(f"the run in {self.path}"):
-                self.path.mkdir(parents=True)
-                write_text(self.path / "run.json", json.dumps(content, indent=1))
-            self._follow([])
-        except InputError:
-            self.discard()
-            raise
-
-    def resume(self, identity: dict[str, Any]) -> RunCheckpoint | None:
-        """Read the last checkpoint of the same run; None when there is nothing to go on from.
+    def check(self, *, resume: bool = False, force: bool = False) -> None:
+        """Refuse what `open` could not use; a run without a checkpoint may be discarded.
 
         Raises
         ------
         InputError
-            If the folder is another run's; the message names what differs.
+            As `WorkDir.check`.
         """
         found = self.checkpoints()
-        if not found:
-            return None
-        changes = differences(self.about()["run"], identity)
-        if changes:
+        if found and not resume and not force:
             raise InputError(
-                f"cannot resume the run in {self.path}, it is another one:\n  "
-                + "\n  ".join(changes)
-                + "\ngive the settings it began with, or start anew with --force"
+                f"an unfinished training run, {found[-1][0]} steps long, is in {self.path}; "
+                "continue it with --resume, or discard it with --force"
             )
+        super().check(resume=resume, force=force or self.begun)
+
+    def last(self, identity: Mapping[str, Any]) -> RunCheckpoint | None:
+        """Read the last checkpoint of the same run; None when there is none to resume from.
+
+        Raises
+        ------
+        InputError
+            If the folder is another run's, naming what differs, or the checkpoint is damaged.
+        """
+        found = self.checkpoints()
+        if not found or not self.matches(identity):
+            return None
         step, path = found[-1]
         try:
-            state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-            tensors = {file.stem: load_file(file) for file in path.glob("*.safetensors")}
-        except (OSError, ValueError, SafetensorError) as error:
+            state = self.load_snapshot(path.name)
+        except DamagedError as error:
             raise InputError(
-                f"checkpoint {path} cannot be read: {error}; remove this folder to resume from "
-                "the one before"
+                f"checkpoint {error}; remove this folder to resume from the one before"
             ) from None
+        tensors = {file.stem: load_file(file) for file in path.glob("*.safetensors")}
         return RunCheckpoint(step, tensors, state)
 
-    def about(self) -> dict[str, Any]:
-        """Read what the folder belongs to: ``run``, its identity, and ``machine``."""
-        path = self.path / "run.json"
-        try:
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            if found["schema"] != SCHEMA:
-                raise ValueError(f"its schema is {found['schema']}, not {SCHEMA}")
-            found = {"run": dict(found["run"]), "machine": dict(found["machine"])}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path} does not describe a run: {error}") from None
-        return found
-
-    def go_on(self, log: list[dict[str, Any]]) -> None:
-        """Take over from an earlier process, whose log up to its checkpoint is ``log``."""
-        for item in self.path.glob(".*"):
-            shutil.rmtree(item, ignore_errors=True)
-        self._follow(log)
+    def follow(self, log: list[dict[str, Any]]) -> None:
+        """Begin the metrics with the entries up to the checkpoint that the run resumes from."""
+        with self.writing(f"the log {self.metrics}"):
+            self._metrics = self.metrics.open("w", encoding="utf-8")
+            self._metrics.write("".join(json.dumps(entry) + "\n" for entry in log))
+            self._metrics.flush()
 
     def note(self, entry: dict[str, Any]) -> None:
-        """Append a log entry for whoever watches the file."""
+        """Append an entry to the metrics."""
         if self._metrics is not None:
-            with self._told(f"the log {self.metrics}"):
+            with self.writing(f"the log {self.metrics}"):
                 self._metrics.write(json.dumps(entry) + "\n")
                 self._metrics.flush()
 
-    def write(self, checkpoint: RunCheckpoint) -> Path:
+    def write(self, checkpoint: RunCheckpoint) -> None:
         """Write a checkpoint completely or not at all, then remove those before the last two.
 
         Raises
@@ -342,27 +296,16 @@ class RunFolder:
         InputError
             If it cannot be written; earlier ones are as they were.
         """
-        path = self.path / f"step-{checkpoint.step:06d}"
-        temporary = self.path / f".{path.name}"
-        with self._told(f"the checkpoint of step {checkpoint.step}"):
-            try:
-                temporary.mkdir()
-                for name, tensors in checkpoint.tensors.items():
-                    kept = {key: value.contiguous() for key, value in tensors.items()}
-                    save_file(kept, temporary / f"{name}.safetensors", {"format": "pt"})
-                text = json.dumps(checkpoint.state)
-                (temporary / "state.json").write_text(text, encoding="utf-8")
-                for item in (*temporary.iterdir(), temporary):
-                    to_disk(item)
-                if path.exists():  # the same step again, after a resume
-                    shutil.rmtree(path)
-                temporary.rename(path)
-                to_disk(self.path)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
+        name = f"step-{checkpoint.step:06d}"
+        with (
+            self.writing(f"the checkpoint of step {checkpoint.step}"),
+            self.snapshot(name, checkpoint.state) as folder,
+        ):
+            for file, tensors in checkpoint.tensors.items():
+                kept = {key: value.contiguous() for key, value in tensors.items()}
+                save_file(kept, folder / f"{file}.safetensors", {"format": "pt"})
         for _, old in self.checkpoints()[:-_KEPT]:
             shutil.rmtree(old, ignore_errors=True)
-        return path
 
     def drop_after(self, step: int) -> Path | None:
         """Remove checkpoints of ``step`` steps and more; return the last that is left."""
@@ -372,53 +315,15 @@ class RunFolder:
         left = self.checkpoints()
         return left[-1][1] if left else None
 
-    def close(self, *, keep: bool) -> None:
-        """Stop writing; unless ``keep``, remove the folder when it holds nothing to go on from."""
+    def leave(self, *, keep: bool) -> None:
+        """Close the folder; unless ``keep``, remove it when there is no checkpoint in it."""
         if self._metrics is not None:
             self._metrics.close()
             self._metrics = None
-        if not keep and not self.checkpoints():
+        if keep or self.checkpoints():
+            self.close()
+        else:
             self.discard()
-
-    def discard(self) -> None:
-        """Remove the folder."""
-        if self.path.exists():
-            shutil.rmtree(self.path)
-
-    def _follow(self, log: list[dict[str, Any]]) -> None:
-        """Hold the log open, starting with ``log``."""
-        with self._told(f"the log {self.metrics}"):
-            self._metrics = self._locked()
-            self._metrics.truncate(0)
-            self._metrics.write("".join(json.dumps(entry) + "\n" for entry in log))
-            self._metrics.flush()
-
-    def _locked(self) -> IO[str]:
-        """Open the log for this process alone; the lock goes with the process, however it ends."""
-        file = self.metrics.open("a", encoding="utf-8")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            raise InputError(
-                f"another process is writing {self.path}; wait until it ends"
-            ) from None
-        return file
-
-    @contextmanager
-    def _told(self, what: str) -> Iterator[None]:
-        """Turn a write error into one message that says what is kept."""
-        try:
-            yield
-        except (OSError, SafetensorError) as error:
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            kept = "make room and start again"
-            if self.checkpoints():
-                kept = (
-                    f"the checkpoints in {self.path} are complete: make room, then continue with "
-                    "--resume"
-                )
-            raise InputError(f"cannot write {what}: {reason}; {kept}") from None
 
 
 SUFFIX = ".unfinished"
@@ -476,12 +381,7 @@ class RunOptions:
             if self.checkpoint_every or self.resume or self.report_to:
                 raise InputError("checkpoints, resuming and trackers need a working folder")
             return
-        found = RunFolder(self.folder).checkpoints()
-        if found and not self.resume and not self.force:
-            raise InputError(
-                f"an unfinished run, {found[-1][0]} steps long, is in {self.folder}; go on with it "
-                "by --resume, or discard it with --force"
-            )
+        RunFolder(self.folder).check(resume=self.resume, force=self.force)
 
 
 class TrainingRun:
@@ -553,7 +453,7 @@ class TrainingRun:
             ) from None
         finally:
             if self.folder and self.processes.main:
-                self.folder.close(keep=diverged)
+                self.folder.leave(keep=diverged)
         return self.log
 
     def _open(self) -> bool:
@@ -561,23 +461,27 @@ class TrainingRun:
         self.running.check()
         if self.folder is None:
             return False
-        found = self.folder.resume(self.identity) if self.running.resume else None
+        found = self.folder.last(self.identity) if self.running.resume else None
         self.processes.wait()
-        if found is None:
-            if self.running.resume and self.processes.main:
-                say(f"nothing to resume in {self.folder.path}; starting from the first step")
-            if self.processes.main:
-                self.folder.begin(self.identity, _machine())
-            self.processes.wait()
-            return False
-        self._load(found)
+        if found is not None:
+            self._load(found)
         if self.processes.main:
+            self._take(self.folder, found)
+        self.processes.wait()
+        return found is not None and bool(found.state["finished"])
+
+    def _take(self, folder: RunFolder, found: RunCheckpoint | None) -> None:
+        """Lock the folder for this run, and report what is resumed."""
+        machine = _machine()
+        folder.open(self.identity, environment=machine, resume=found is not None, force=True)
+        folder.follow(self.log)
+        if found is not None:
             say(f"resuming after step {found.step} of {self.optimization.config.steps}")
-            changes = differences(self.folder.about()["machine"], _machine())
+            changes = differences(folder.head()["environment"], machine)
             if changes:
                 say(f"the last bits may differ from those of one run: {'; '.join(changes)}")
-            self.folder.go_on(self.log)
-        return bool(found.state["finished"])
+        elif self.running.resume:
+            say(f"nothing to resume in {folder.path}; starting from the first step")
 
     def _steps(self, request: StopRequest, trackers: list[Tracker]) -> None:
         optimization, watch = self.optimization, self.watch

@@ -38,7 +38,7 @@ def test_train_resumes_validates_and_reports_refusals(place: Path, tmp_path: Pat
     with no_file_above(150_000):  # room for checkpoints, none for the model
         refused(*common, "--out", out, "--checkpoint-every", 2, words=f"kept in {work}: make room")
     assert work.is_dir() and not out.exists()
-    refused(*common, "--out", out, words="unfinished run, 6 steps long")
+    refused(*common, "--out", out, words="unfinished training run, 6 steps long")
     refused(*common, "--out", out, "--resume", "--lr", 0.5, words="losses.learning_rate: was 0.001")
     again = run(*common, "--out", out, "--resume", "--json")
     assert again.exit_code == 0, again.output

@@ -36,7 +36,7 @@ def test_killed_at_any_moment_and_resumed_gives_the_same_bits(tmp_path):
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["left"], "the run was always faster than the kill"
-    assert any("run.json" in names for names in found["left"])
+    assert any("workdir.json" in names for names in found["left"])
     assert found["same_log"] and found["same_band"] and found["steps"] == 14
 
 
@@ -78,7 +78,7 @@ def test_stopped_by_a_signal_and_resumed(tmp_path, number, dtype):
         "band.safetensors", "optimizer.safetensors", "state.json",
     }  # fmt: skip
     assert all(torch.equal(p, trainer.original[n]) for n, p in trainer.parameters.items())
-    with pytest.raises(InputError, match=f"unfinished run, {step} steps long"):
+    with pytest.raises(InputError, match=f"unfinished training run, {step} steps long"):
         make(dtype=dtype).run(settings, running=RunOptions(folder=work))
     resumed = make(dtype=dtype).run(settings, running=RunOptions(folder=work, resume=True))
     assert same(resumed, alone)
@@ -128,7 +128,7 @@ def test_another_run_is_not_resumed_and_the_message_says_why(tmp_path):
     work = tmp_path / "w.unfinished"
     make().run(config(), running=RunOptions(folder=work, checkpoint_every=4))
     again = RunOptions(folder=work, resume=True)
-    with pytest.raises(InputError, match="another one") as refused:
+    with pytest.raises(InputError, match="it is not the same one") as refused:
         make().run(config(learning_rate=0.5), strength=2.0, seed=1, running=again)
     text = str(refused.value)
     assert "losses.learning_rate: was 0.001, is now 0.5" in text
@@ -136,14 +136,14 @@ def test_another_run_is_not_resumed_and_the_message_says_why(tmp_path):
     other = {lang: [*rows[:3], "x"] for lang, rows in PROMPTS.items()}
     trainer = make()
     trained = LensTrainer(trainer.model, trainer.tokenizer, trainer.space, other)
-    with pytest.raises(InputError, match=r"prompts\.spa_Latn: another one"):
+    with pytest.raises(InputError, match=r"prompts\.spa_Latn: has changed"):
         trained.run(config(), running=again)
     with pytest.raises(InputError, match=r"dtype: was float32, is now bfloat16"):
         make(dtype=torch.bfloat16).run(config(), running=again)
     with pytest.raises(InputError, match="validation"):
         make(validation=HELD_OUT).run(config(), running=again)
     other = {"final": geometry(trainer).randomised(1)}
-    with pytest.raises(InputError, match="subspaces: another one"):
+    with pytest.raises(InputError, match="subspaces: has changed"):
         make().run(config(), running=again, geometry=other)
     fresh = make().run(config(), running=RunOptions(folder=work, force=True))
     assert len(fresh.log) == 8
@@ -151,10 +151,10 @@ def test_another_run_is_not_resumed_and_the_message_says_why(tmp_path):
 
 def test_two_processes_do_not_write_one_folder(tmp_path):
     work = RunFolder(tmp_path / "w.unfinished")
-    work.begin({}, {})
-    with pytest.raises(InputError, match="another process is writing"):
+    work.open({})
+    with pytest.raises(InputError, match="another process is at work in"):
         make().run(config(), running=RunOptions(folder=work.path))
-    work.close(keep=False)
+    work.leave(keep=False)
     assert not work.path.exists()
 
 
@@ -167,6 +167,18 @@ def test_a_broken_checkpoint_is_named(tmp_path):
     (work / "step-000008").rename(tmp_path / "away")
     resumed = make().run(config(), running=RunOptions(folder=work, resume=True))
     assert same(resumed, make().run(config()))
+
+
+def test_a_run_of_an_earlier_version_is_refused(tmp_path):
+    work = tmp_path / "w.unfinished"
+    (work / "step-000004").mkdir(parents=True)
+    (work / "run.json").write_text(json.dumps({"schema": "lens.run/1", "run": {}, "machine": {}}))
+    for options in ({}, {"resume": True}):
+        with pytest.raises(InputError, match=r"format of an earlier version.*--force"):
+            make().run(config(), running=RunOptions(folder=work, **options))
+    assert (work / "step-000004").exists()
+    make().run(config(), running=RunOptions(folder=work, force=True))
+    assert not (work / "run.json").exists()
 
 
 def test_needs_a_folder():
@@ -199,8 +211,8 @@ def test_a_result_without_room_is_kept_for_saving(tmp_path):
     with no_file_above(40_000), pytest.raises(InputError, match=r"cannot write .*--resume"):
         result.save(out)
     assert [p.name for p in tmp_path.iterdir()] == ["out.unfinished"]
-    assert not list(work.glob(".*"))
-    (work / ".out.killed").mkdir()  # what a process leaves that is killed while it writes
+    assert [p.name for p in work.glob(".*")] == [".lock"]
+    (work / ".out.killed.lens-part").mkdir()  # what a killed process leaves
     make().run(config(), running=RunOptions(folder=work, resume=True)).save(out)
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
@@ -223,7 +235,7 @@ def test_a_full_disk_leaves_complete_checkpoints_only(small_disk):
         make().run(config(), running=RunOptions(folder=work, checkpoint_every=1))
     assert "\n" not in str(full.value)
     left = RunFolder(work).checkpoints()
-    assert left and not list(work.glob(".*"))
+    assert left and [p.name for p in work.glob(".*")] == [".lock"]
     (small_disk / "w.unfinished" / "step-000001").rename(small_disk / "x")  # make room …
     subprocess.run(["rm", "-r", str(small_disk / "x")], check=True)
     assert RunFolder(work).checkpoints() == [c for c in left if c[0] != 1]
