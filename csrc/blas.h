@@ -1,58 +1,75 @@
 /* SPDX-License-Identifier: MIT
- * blas.h: the only place for BLAS and LAPACKE names, prefixes and integer width.  Level 1.
- * LENS_BLAS_SCIPY: the scipy-openblas32 wheel, where every symbol carries `scipy_`.
- * LENS_BLAS_ILP64: a library whose integers have 64 bits (LAPACK_ILP64 and OPENBLAS_USE64BITINT
- * follow from it).  Otherwise plain OpenBLAS, or any CBLAS with LAPACKE beside it. */
+ * blas.h: BLAS and LAPACK on row-major arrays with sizes in size_t.  Level 1.
+ * Only blas.c knows the names of the library.  Every call runs on the caller's thread alone. */
 #ifndef LENS_BLAS_H
 #define LENS_BLAS_H
 
-#ifdef LENS_BLAS_ILP64
-#define LAPACK_ILP64
-#define OPENBLAS_USE64BITINT
-#endif
+#include "lens.h"
 
-#include <cblas.h>
-#include <lapacke.h>
-#include <limits.h>
-#include <stdint.h>
+/* Whether every size fits BLAS's integers; check before calling anything below. */
+int lens_blas_fits(size_t a, size_t b, size_t c);
 
-#ifdef LENS_BLAS_SCIPY
-#define BLAS(name) scipy_##name
-#else
-#define BLAS(name) name
-#endif
+/* ---- products; ldc, lda, ldb are the distances between rows, in elements --------------------- */
 
-typedef lapack_int blas_int;
+/* C (p,q) = A (p,d) B^T, B (q,d). */
+void lens_gemm_nt_f64(double *C, size_t ldc, const double *A, size_t lda, const double *B,
+                      size_t ldb, size_t p, size_t q, size_t d);
+void lens_gemm_nt_f32(float *C, size_t ldc, const float *A, size_t lda, const float *B, size_t ldb,
+                      size_t p, size_t q, size_t d);
 
-#ifdef LENS_BLAS_ILP64
-#define BLAS_INT_MAX INT64_MAX
-#else
-#define BLAS_INT_MAX INT32_MAX
-#endif
+/* C (p,q) = A^T B, A (d,p), B (d,q). */
+void lens_gemm_tn_f32(float *C, size_t ldc, const float *A, size_t lda, const float *B, size_t ldb,
+                      size_t p, size_t q, size_t d);
 
-#define blas_dgemm BLAS(cblas_dgemm)
-#define blas_sgemm BLAS(cblas_sgemm)
-#define blas_dsyrk BLAS(cblas_dsyrk)
-#define lapack_dsyevd BLAS(LAPACKE_dsyevd_work)
-#define lapack_dgeqrf BLAS(LAPACKE_dgeqrf_work)
-#define lapack_dorgqr BLAS(LAPACKE_dorgqr_work)
-#define lapack_dgesdd BLAS(LAPACKE_dgesdd_work)
+/* C (p,q) = A (p,d) B (d,q). */
+void lens_gemm_nn_f64(double *C, size_t ldc, const double *A, size_t lda, const double *B,
+                      size_t ldb, size_t p, size_t q, size_t d);
 
-/* The core runs sites in parallel itself.  The setting is per library, so a vendored copy touches
- * nobody else; OPENBLAS_VERSION tells OpenBLAS from another CBLAS. */
-#if defined(LENS_BLAS_SCIPY) || defined(OPENBLAS_VERSION) || defined(OPENBLAS_CONFIG_H)
-static inline void blas_single_thread(void) {
-    BLAS(openblas_set_num_threads)(1);
-}
-static inline const char *blas_config(void) {
-    return BLAS(openblas_get_config)();
-}
-#else
-static inline void blas_single_thread(void) {
-}
-static inline const char *blas_config(void) {
-    return "CBLAS and LAPACKE of the system";
-}
-#endif
+/* C (p,q) -= A (p,d) B (d,q). */
+void lens_gemm_nn_subtract_f64(double *C, size_t ldc, const double *A, size_t lda, const double *B,
+                               size_t ldb, size_t p, size_t q, size_t d);
+
+/* C (p,q) += A (p,d) B^T, B (q,d). */
+void lens_gemm_nt_add_f64(double *C, size_t ldc, const double *A, size_t lda, const double *B,
+                          size_t ldb, size_t p, size_t q, size_t d);
+
+/* C (p,p) = A A^T, lower triangle only;  C += A A^T, upper triangle only.  A: (p,d). */
+void lens_syrk_f64(double *C, size_t ldc, const double *A, size_t lda, size_t p, size_t d);
+void lens_syrk_add_f64(double *C, size_t ldc, const double *A, size_t lda, size_t p, size_t d);
+
+/* ---- factorisations --------------------------------------------------------------------------
+ * All return LAPACK's info, 0 on success.  `work` holds `size` doubles, at least the worksize for
+ * the same sizes; a worksize is SIZE_MAX when LAPACK's integers cannot hold it. */
+
+/* Eigenvalues of a symmetric A (n,n), ascending; only its lower triangle is read.  With `vectors`,
+ * row k of A becomes the unit eigenvector of value k; otherwise A is destroyed. */
+int lens_eigen_f64(double *A, double *values, size_t n, int vectors, double *work, size_t size);
+
+/* Singular values of A (n,d), descending, min(n,d) of them.  Destroys A. */
+int lens_singular_f64(double *values, double *A, size_t n, size_t d, double *work, size_t size);
+size_t lens_singular_worksize(size_t n, size_t d);
+
+/* A = left (n,k) diag(values[k]) right (k,d), k = min(n,d), values descending.  Destroys A (n,d). */
+int lens_svd_f64(double *left, double *values, double *right, double *A, size_t n, size_t d,
+                 double *work, size_t size);
+size_t lens_svd_worksize(size_t n, size_t d);
+
+/* X = R Q for the rows X (r,d), r <= d, that Q holds on entry: Q gets orthonormal rows, and R (r,r)
+ * is lower triangular with zeros above, not written where R is NULL. */
+int lens_qr_f64(double *Q, double *R, size_t r, size_t d, double *work, size_t size);
+size_t lens_qr_worksize(size_t r, size_t d);
+
+/* One workspace for any of these: QR of (n,d), and all four of (n,n).  SIZE_MAX unless n <= d. */
+size_t lens_factor_worksize(size_t n, size_t d);
+
+/* ---- before and after a factorisation -------------------------------------------------------- */
+
+/* Divide x by a power of two if the squares of its elements would overflow or vanish; returns the
+ * exponent, 0 if x was left as it is. */
+int lens_scale_f64(double *x, size_t n);
+
+/* Flip the sign of x so that its component of largest size (the first on ties) is positive; returns
+ * the sign it had. */
+double lens_fix_sign_f64(double *x, size_t n);
 
 #endif

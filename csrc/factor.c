@@ -4,36 +4,11 @@
  * A factorisation knows each pair of vectors up to a sign, which LAPACK leaves to rounding, and
  * loses what overflows or vanishes when it is squared.  Hence signs by the largest component or by
  * the diagonal of R, and powers of two that are taken out before and put back after. */
+#include "blas.h"
 #include "kernels.h"
-#include "linalg.h"
 
 #include <math.h>
 #include <string.h>
-
-int lens_scale_f64(double *x, size_t n) {
-    double most = 0.0;
-    int exponent = 0;
-    for (size_t i = 0; i < n; i++)
-        most = fmax(most, fabs(x[i]));
-    if (!isfinite(most) || most == 0.0 || (most < 0x1p400 && most > 0x1p-400))
-        return 0;
-    frexp(most, &exponent);
-    for (size_t i = 0; i < n; i++)
-        x[i] = ldexp(x[i], -exponent);
-    return exponent;
-}
-
-double lens_fix_sign_f64(double *x, size_t n) {
-    double most = 0.0, sign = 1.0;
-    for (size_t i = 0; i < n; i++)
-        if (fabs(x[i]) > most) {
-            most = fabs(x[i]);
-            sign = x[i] < 0.0 ? -1.0 : 1.0;
-        }
-    for (size_t i = 0; i < n; i++)
-        x[i] *= sign;
-    return sign;
-}
 
 /* Where the first element is that is NaN or infinite; 0 if there is none. */
 static int find_nonfinite(lens_fault *fault, const double *X, size_t n, size_t d) {

@@ -98,7 +98,14 @@ lens_status lens_moments_merge(double *mean_out, double *m2_out, const double *m
                                const double *m2_a, const double *mean_b, const double *m2_b,
                                size_t d, uint64_t count_a, uint64_t count_b);
 
-/* ---- linalg.c -------------------------------------------------------------------------------- */
+/* ---- blas.c ---------------------------------------------------------------------------------- */
+
+/* Keep BLAS single-threaded: the core runs sites in parallel itself.  Once, at start. */
+void lens_blas_init(void);
+/* Which BLAS this is, in the words of the library. */
+const char *lens_blas_config(void);
+
+/* ---- subspace.c ------------------------------------------------------------------------------ */
 
 /* For each site s: mean[s] = means of the L rows; basis[s,k], sigma[s,k] = left singular vectors
  * and values of the centred d x L matrix, k < L-1, largest |component| of a vector > 0; route[s] =
@@ -117,11 +124,6 @@ size_t lens_subspace_fit_worksize(size_t S, size_t L, size_t d, int n_threads);
 lens_status lens_subspace_angles(double *angles, lens_fault *fault, const double *A,
                                  const double *B, size_t a, size_t b, size_t d, double *work);
 size_t lens_subspace_angles_worksize(size_t a, size_t b, size_t d);
-
-/* Keep BLAS single-threaded: the core runs sites in parallel itself.  Once, at start. */
-void lens_blas_init(void);
-/* Which BLAS this is, in the words of the library. */
-const char *lens_blas_config(void);
 
 /* ---- factor.c -------------------------------------------------------------------------------- */
 

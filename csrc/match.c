@@ -4,8 +4,8 @@
  * its rows and columns are noted.  BLAS gives equal rows unequal bits, so rivals nearer than its
  * rounding error (see margin_of) are judged again by the lanes of `similarity`: the places are
  * those that the lanes alone would give, whatever BLAS does. */
+#include "blas.h"
 #include "kernels.h"
-#include "linalg.h"
 #include "parallel.h"
 
 #include <float.h>

@@ -3,7 +3,7 @@
  * With J = I - 1 1^T/L, J K J = V S^2 V^T, the directions of a refit are U = Y W J V S^-1, so
  * U^T U* = S^-1 V^T J (W^T G W*) J V* S*^-1 and no vector of width d is ever formed.  Cosines carry
  * the error of K, which is why angles below the root of it cannot be told from zero. */
-#include "linalg.h"
+#include "blas.h"
 #include "parallel.h"
 
 #include <math.h>
@@ -166,7 +166,7 @@ static lens_status angle_chunk(void *ctx, size_t r, size_t thread) {
         lens_gemm_nn_f64(s.B, L, s.f.A, L, s.V, L, rank, L, L);
         lens_gemm_nt_f64(Z, rank, s.B, L, j->fixed.A, L, rank, rank, L);
         j->agnostic[r] = agnostic_angle(j, &s, cross, Z);
-        info = lens_singular_f64(cosine, Z, rank, s.lapack, j->lapack);
+        info = lens_singular_f64(cosine, Z, rank, rank, s.lapack, j->lapack);
         for (size_t k = 0; k < rank && info == 0; k++)
             j->angles[r * rank + k] = to_angle(cosine[k]);
     }
@@ -184,7 +184,7 @@ lens_status lens_resample_angles(double *angles, double *agnostic, double *sigma
     *fault = (lens_fault){.row = LENS_NOWHERE, .item = LENS_NOWHERE};
     if (L < 2 || rank >= L)
         return LENS_ESHAPE;
-    size_t lapack = lens_small_worksize(L);
+    size_t lapack = lens_factor_worksize(L, L);
     if (lapack == SIZE_MAX || !lens_blas_fits(L, L, L))
         return LENS_EOVERFLOW;
     for (size_t i = 0; i < LENS_MAX_THREADS; i++)
@@ -219,6 +219,6 @@ lens_status lens_resample_angles(double *angles, double *agnostic, double *sigma
 }
 
 size_t lens_resample_angles_worksize(size_t R, size_t L, size_t rank, int n_threads) {
-    size_t each = lens_add(scratch_doubles(L, rank), lens_small_worksize(L));
+    size_t each = lens_add(scratch_doubles(L, rank), lens_factor_worksize(L, L));
     return lens_mul(lens_threads(R, n_threads) + 1, each);
 }

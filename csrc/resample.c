@@ -2,8 +2,8 @@
  * resample.c: the Gram matrix of all states of a site, and what resampling asks of it.  Level 3.
  * Means of any choice of rows are Y W with W (N,L) of one nonzero a row, so their products are
  * W^T G W with G = Y^T Y: O(N^2) a refit and independent of d.  refits.c goes on from there. */
+#include "blas.h"
 #include "kernels.h"
-#include "linalg.h"
 #include "parallel.h"
 
 #include <math.h>

@@ -3,7 +3,7 @@
  * point when several threads work. */
 #include "minunit.h"
 
-#include "linalg.h"
+#include "blas.h"
 
 #include <float.h>
 

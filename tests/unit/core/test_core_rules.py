@@ -1,6 +1,7 @@
 """House rules of the C core and of the layers above it, read from the sources."""
 
 import re
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ CSRC = ROOT / "csrc"
 
 LEVELS = {
     "lens.h": 0, "status.c": 0, "dtype.h": 0,
-    "parallel.h": 1, "parallel.c": 1, "blas.h": 1, "simd.h": 1,
+    "parallel.h": 1, "parallel.c": 1, "blas.h": 1, "blas.c": 1, "simd.h": 1,
     "kernels.h": 2,
     "convert.h": 4, "convert.c": 4, "module.c": 4, "ops.def": 4, "shims.h": 4,
 }  # fmt: skip
@@ -57,10 +58,41 @@ def test_python_stays_in_level_four(path):
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.name)
 def test_blas_has_one_user(path):
-    if '#include "blas.h"' in path.read_text():
-        assert path.name == "linalg.c"
-    if path.name != "blas.h":
-        assert not re.search(r"\b(scipy_|cblas_|LAPACKE_)", code(path))
+    if path.name != "blas.c":
+        assert not re.search(r"\b(scipy_|cblas_|LAPACKE_)|cblas\.h|lapacke\.h", code(path))
+
+
+def with_templates(path):
+    """Source of a file and of the templates it includes, directly or through another one."""
+    names = re.findall(r'#include "(\w+\.inc\.h)"', path.read_text())
+    return "\n".join([code(path), *(with_templates(CSRC / name) for name in names)])
+
+
+# A function or table with external linkage: `lens_status lens_pool(...) {`, `lens_ops[] = {`.
+DEFINITION = re.compile(
+    r"^(?!typedef|static|extern)[A-Za-z_][\w *]*\b(lens_\w+)(?:\([^;{}]*\)|\[\] =)\s*\{", re.M
+)
+
+
+def test_c_files_form_no_circle():
+    """Neither by includes nor by who calls whom; CycleError names the files of a circle."""
+    text = {path.name: with_templates(path) for path in SOURCES if path.suffix == ".c"}
+    home = {}
+    for name, source in text.items():
+        for symbol in DEFINITION.findall(source):
+            assert home.setdefault(symbol, name) == name, f"{symbol} is also defined in {name}"
+    assert {"lens_pool", "lens_blas_init", "lens_ops", "lens_return"} <= set(home)
+    uses = {
+        name: {home[word] for word in re.findall(r"\blens_\w+", source) if word in home} - {name}
+        for name, source in text.items()
+    }
+    assert uses["factor.c"] == {"blas.c", "kernels.c", "status.c"}
+    # Macros make the names of the tables of kernels, out of reach of a search for words.
+    uses["kernels.c"] |= {name for name in text if name.startswith("kernels_")}
+    TopologicalSorter(uses).prepare()
+    TopologicalSorter(
+        {path.name: re.findall(r'#include "([^"]+)"', path.read_text()) for path in SOURCES}
+    ).prepare()
 
 
 NAMES = "malloc|calloc|realloc|free|alloca|printf|fprintf|puts|getenv|setenv|exit|abort|assert"
@@ -74,22 +106,10 @@ def test_core_owns_nothing_and_says_nothing(path):
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.name)
-def test_size_and_head(path):
+def test_head(path):
     lines = path.read_text().splitlines()
-    assert len(lines) <= 400
     assert lines[0] == "/* SPDX-License-Identifier: MIT"
     assert all(len(line) <= 130 for line in lines)
-
-
-def test_functions_are_short():
-    for path in SOURCES:
-        start = None
-        for number, line in enumerate(path.read_text().splitlines()):
-            if re.match(r"[A-Za-z_].*\)\s*\{$|    .*\)\s*\{$", line) and start is None:
-                start = number
-            if line == "}" and start is not None:
-                assert number - start <= 60, f"{path.name}:{start + 1}"
-                start = None
 
 
 def test_no_openmp_and_no_fast_math():
