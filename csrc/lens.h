@@ -342,9 +342,4 @@ lens_status lens_weights_combine(void *out, const void *const *sources, const le
 lens_status lens_weights_nonfinite(uint64_t *nan, uint64_t *inf, const void *x, size_t n,
                                    lens_dtype dtype, int n_threads);
 
-/* ---- checksum.c ------------------------------------------------------------------------------- */
-
-/* XXH64 of n bytes, seed 0. */
-uint64_t lens_checksum(const void *x, size_t n);
-
 #endif

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT
- * py_weights.c: shims of weights and checksum.  Level 4. */
+ * py_weights.c: shims of weights.  Level 4. */
 #include "shims.h"
 
 SHIM(weights_delta) {
@@ -103,14 +103,4 @@ SHIM(weights_nonfinite) {
         return NULL;
     WITHOUT_GIL(lens_weights_nonfinite(&nan, &inf, v.ptr[0], v.dim['n'], v.dtype, threads(&v, 2)))
     return lens_return(&v, status, Py_BuildValue("(KK)", nan, inf));
-}
-
-SHIM(checksum) {
-    lens_args v;
-    lens_status status;
-    uint64_t hash = 0;
-    if (PARSE(v, checksum))
-        return NULL;
-    WITHOUT_GIL((hash = lens_checksum(v.ptr[0], v.dim['n']), LENS_OK))
-    return lens_return(&v, status, PyLong_FromUnsignedLongLong(hash));
 }
