@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT
  * combine.inc.h: sums of weighted sources in double, and rounding them once.  Level 2 template.
- * Element by element, so any width of register gives the same bits. */
+ * Element by element, so any register width gives the same bits. */
 
-/* sum (+)= w[0] x[0] + ... + w[few-1] x[few-1], one after the other; `few` and `more` are literals
- * where this is called, so that each loop is free of branches. */
+/* sum (+)= w[0] x[0] + ... + w[few-1] x[few-1], in this order; callers pass `few` and `more` as
+ * literals, so that each loop is free of branches. */
 static inline void FN(sum_few)(double *restrict sum, const ACC *const *x, const double *w,
                                size_t few, int more, size_t m) {
     const ACC *x0 = x[0], *x1 = x[few > 1 ? 1 : 0], *x2 = x[few > 2 ? 2 : 0],
@@ -55,11 +55,11 @@ static void FN(sum)(double *sum, const void *const *sources, const double *w, si
 static void FN(round)(void *out_, const double *x, size_t n) {
     T *restrict out = out_;
     for (size_t k = 0; k < n; k++)
-        out[k] = CLEAN((T)x[k]); /* which NaN a sum gives is left to chance */
+        out[k] = CLEAN((T)x[k]); /* the payload of a NaN sum depends on the compiler */
 }
 #else
-/* The float next to x on the side of zero, made odd unless x is a float: rounding that to 16 bits
- * gives what rounding x itself would, as a float has more than two bits to spare. */
+/* x rounded toward zero to float, with the last bit set if that was inexact (round to odd).  Rounding
+ * the result to 16 bits equals rounding x itself, as a float has more than two extra bits. */
 static inline float FN(round_to_odd)(double x) {
     float near = (float)x;
     uint32_t bits = lens_f32_to_bits(near);
@@ -68,8 +68,8 @@ static inline float FN(round_to_odd)(double x) {
     return lens_bits_to_f32(bits);
 }
 
-/* The same of x[m] by masks, for all but what is subnormal as a float.  The conversion is exact, as
- * it is left with 24 bits. */
+/* The same for x[m] by bit masks, except for values subnormal as float.  24 bits are left, so the
+ * conversion to float is exact. */
 static inline void FN(odd_piece)(float *restrict out, const double *x, size_t m) {
     const uint64_t tail = (1u << 29) - 1u;
     for (size_t k = 0; k < m; k++) {

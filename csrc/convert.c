@@ -67,7 +67,7 @@ static int typenum(char kind, lens_dtype dtype) {
     }
 }
 
-/* "(n, t) = (3, ?)": the dims of the spec and what is known of their sizes. */
+/* "(n, t) = (3, any)": the dims of the spec and their sizes as far as known. */
 static void describe(char *out, size_t size, const lens_args *v, const lens_arg_spec *a) {
     size_t at = (size_t)PyOS_snprintf(out, size, "(");
     for (int i = 0; i < a->ndim; i++)
@@ -96,7 +96,7 @@ static int fail_shape(const lens_args *v, const lens_arg_spec *a, PyObject *arra
 }
 
 static int check_layout(const lens_args *v, const lens_arg_spec *a, PyArrayObject *array) {
-    const char *wrong, *shown, *repair; /* what is wrong, the attribute that shows it, what to do */
+    const char *wrong, *shown, *repair; /* the problem, the attribute that shows it, the remedy */
     if (!PyArray_ISNOTSWAPPED(array)) {
         wrong = "is not in native byte order: it has dtype", shown = "dtype";
         repair = "use .astype(x.dtype.newbyteorder('='))";
@@ -154,7 +154,7 @@ static int parse_array(lens_args *v, const lens_arg_spec *a, PyObject *arg, size
     return check_layout(v, a, array);
 }
 
-/* The conversion of a scalar failed: say of which.  Errors of its own methods stay as they are. */
+/* The conversion of a scalar failed: name the argument.  Errors raised by its own methods stay. */
 static int wrong_scalar(const lens_args *v, const lens_arg_spec *a, PyObject *arg,
                         const char *kind) {
     if (PyErr_ExceptionMatches(PyExc_OverflowError))
@@ -248,7 +248,7 @@ static int share(PyObject *x, PyObject *y) {
     return n > 0 && m > 0 && a < b + m && b < a + n;
 }
 
-/* Outputs may share no byte with any other array.  Arrays are contiguous, so ranges decide. */
+/* Outputs may share no byte with any other array.  Arrays are contiguous, so comparing ranges suffices. */
 static int check_overlap(const lens_args *v, const lens_arg_spec *specs, PyObject *const *args,
                          size_t n) {
     for (size_t i = 0; i < n; i++)
@@ -289,12 +289,12 @@ int lens_parse(lens_args *v, lens_op op, PyObject *const *args, Py_ssize_t nargs
                      nargs);
         return -1;
     }
-    for (size_t i = 0; i < n; i++) /* scalars first: the dtype code decides what arrays must be */
+    for (size_t i = 0; i < n; i++) /* scalars first: the dtype code sets the arrays' dtypes */
         if (specs[i].ndim == 0 && parse_scalar(v, &specs[i], args[i], i) < 0)
             return -1;
         else if (specs[i].kind == 'c')
             v->dtype = (lens_dtype)v->integer[i];
-    for (int outputs = 0; outputs < 2; outputs++) /* inputs first: they say what sizes mean */
+    for (int outputs = 0; outputs < 2; outputs++) /* inputs first: they define the sizes */
         for (size_t i = 0; i < n; i++)
             if (specs[i].ndim > 0 && specs[i].output == outputs &&
                 (specs[i].kind == 't' ? parse_tuple : parse_array)(v, &specs[i], args[i], i) < 0)

@@ -32,7 +32,7 @@ typedef struct {
 /* Read the next `name:kind[dims]flags` of a spec; NULL at its end. */
 const char *lens_next_arg(const char *s, lens_arg_spec *a);
 
-/* The arguments of one call.  Arrays stay owned by the caller, who holds them for the whole call. */
+/* The arguments of one call.  Arrays are borrowed: the caller holds them for the whole call. */
 typedef struct {
     lens_op op;
     void *ptr[LENS_MAX_ARGS]; /* data of arrays (NULL for None), UTF-8 of strings */
@@ -46,16 +46,16 @@ typedef struct {
     double *work;
 } lens_args;
 
-/* Load the NumPy API (convert.c); that and numpy.linalg.LinAlgError.  -1 with an exception set on
- * failure. */
+/* lens_numpy_init loads the NumPy API (convert.c), lens_convert_init also numpy.linalg.LinAlgError.
+ * -1 with an exception set on failure. */
 int lens_numpy_init(void);
 int lens_convert_init(void);
 
-/* Fill v from args as ops.def says.  -1 with an exception set if anything is not as expected. */
+/* Fill v from args by the spec in ops.def.  -1 with an exception set if anything does not match it. */
 int lens_parse(lens_args *v, lens_op op, PyObject *const *args, Py_ssize_t nargs);
 
-/* Whether a request for memory is granted; if not (tests only), MemoryError is set.  Blocks go
- * through lens_block, which sets no exception when there is no memory, and lens_unblock. */
+/* Whether an allocation is allowed; if not (in tests only), MemoryError is set.  Blocks are allocated
+ * by lens_block, which sets no exception when there is no memory, and freed by lens_unblock. */
 int lens_granted(void);
 void *lens_block(size_t bytes);
 void lens_unblock(void *block);
@@ -63,10 +63,10 @@ void lens_unblock(void *block);
 /* -1 with an exception set unless the size of a letter of the spec is from least to most. */
 int lens_expect(const lens_args *v, char letter, size_t least, size_t most);
 
-/* Room for `count` doubles in v->work, freed by lens_return.  -1 and MemoryError on failure. */
+/* Allocate `count` doubles in v->work, freed by lens_return.  -1 and MemoryError on failure. */
 int lens_workspace(lens_args *v, size_t count);
 
-/* Free the workspace; `value` (NULL: None) if status is LENS_OK, else the exception it stands for. */
+/* Free the workspace; return `value` (NULL: None) if status is LENS_OK, else set its exception. */
 PyObject *lens_return(lens_args *v, lens_status status, PyObject *value);
 
 #endif

@@ -34,7 +34,7 @@ static inline uint64_t lens_f64_to_bits(double d) {
     return u;
 }
 
-/* x, or the one quiet NaN for any NaN; by integers, so that the loop has no branch */
+/* x, or one fixed quiet NaN for any NaN; integer operations, so that loops have no branch */
 static inline float lens_clean_f32(float x) {
     uint32_t u = lens_f32_to_bits(x);
     return lens_bits_to_f32((u & 0x7fffffffu) > 0x7f800000u ? 0x7fc00000u : u);
@@ -74,7 +74,7 @@ static inline float lens_load_f16(uint16_t x) {
     uint32_t em = (uint32_t)(x & 0x7fffu) << 13;
     uint32_t normal = em + (112u << 23); /* rebias 15 -> 127 */
     uint32_t special = (em + (224u << 23)) | (em > 0x0f800000u ? 0x400000u : 0u);
-    /* a subnormal m * 2^-24: put m below an implicit one, then subtract that one */
+    /* a subnormal m * 2^-24: put m below an implicit leading 1, then subtract that 1 */
     float tiny = lens_bits_to_f32(em + (113u << 23)) - lens_bits_to_f32(113u << 23);
     uint32_t finite = em < 0x00800000u ? lens_f32_to_bits(tiny) : normal;
     return lens_bits_to_f32(sign | (em >= 0x0f800000u ? special : finite));
@@ -94,7 +94,7 @@ static inline uint16_t lens_store_f16(float x) {
     return (uint16_t)(sign | half);
 }
 
-/* Ask for bytes that will be read soon, a line at a time. */
+/* Prefetch bytes that will be read soon, one cache line at a time. */
 static inline void lens_prefetch(const void *x, size_t bytes) {
 #if defined(__GNUC__)
     for (size_t i = 0; i < bytes; i += 64)

@@ -1,16 +1,15 @@
 /* SPDX-License-Identifier: MIT
- * factor.c: thin SVD and thin QR of one matrix, with signs that are settled, and the products that
- * a fit of low rank is made of.  Level 3.
- * A factorisation knows each pair of vectors up to a sign, which LAPACK leaves to rounding, and
- * loses what overflows or vanishes when it is squared.  Hence signs by the largest component or by
- * the diagonal of R, and powers of two that are taken out before and put back after. */
+ * factor.c: thin SVD and thin QR of one matrix with fixed signs, and the products of low-rank fits.
+ * Level 3.  A factorisation fixes each pair of vectors up to a sign only, which in LAPACK depends on
+ * rounding, and is inaccurate where squares overflow or vanish.  Hence signs are fixed by the largest
+ * component or by the diagonal of R, and powers of two are divided out before and restored after. */
 #include "blas.h"
 #include "kernels.h"
 
 #include <math.h>
 #include <string.h>
 
-/* Where the first element is that is NaN or infinite; 0 if there is none. */
+/* Whether X has a NaN or infinite element; fault is the first. */
 static int find_nonfinite(lens_fault *fault, const double *X, size_t n, size_t d) {
     *fault = (lens_fault){.row = LENS_NOWHERE, .item = LENS_NOWHERE};
     size_t i = lens_kernels_of(LENS_F64)->first_nonfinite(X, n * d);
@@ -63,7 +62,7 @@ lens_status lens_thin_qr(double *Q, double *R, lens_fault *fault, const double *
     if (r == 0)
         return LENS_OK;
     memcpy(Q, X, r * d * sizeof *Q);
-    for (size_t i = 0; i < r; i++) /* one by one: a small row beside a large one keeps its bits */
+    for (size_t i = 0; i < r; i++) /* row by row: a small row beside a large one loses no bits */
         work[i] = lens_scale_f64(Q + i * d, d);
     fault->info = lens_qr_f64(Q, R, r, d, work + r, total - r);
     if (fault->info != 0)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT
- * families.inc.h: all templates for one dtype; undefines what instances.inc.h set.  Level 2. */
+ * families.inc.h: all templates for one dtype; undefines the macros of instances.inc.h.  Level 2. */
 #include "lanes.inc.h"
 
 #include "moments.inc.h"

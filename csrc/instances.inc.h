@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT
- * instances.inc.h: each template once per dtype, for the instruction set ISA.  Level 2.
+ * instances.inc.h: includes each template once per dtype, for the instruction set ISA.  Level 2.
  * T storage, ACC accumulator, DIRECT when they are the same type, LOADN/STOREN runs of elements,
  * FN(name) the name of an instance, such as dot_f16_avx2. */
 #define PASTE_(a, b, c) a##_##b##_##c

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
- * kernels.c: which instruction set is in use.  Level 2.
- * The choice is made once at module init; only lens_isa_force changes it, and every set gives the
- * same bits, so a race between the two could not change a result. */
+ * kernels.c: selects the instruction set.  Level 2.
+ * Chosen once at module init; only lens_isa_force changes it.  Every set gives the same bits, so a
+ * race between the two could not change a result. */
 #include "kernels.h"
 
 #include "simd.h"

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  * kernels.h: the table of row kernels, one instance per dtype and instruction set.  Level 2.
- * A kernel works on one row (or one tile of columns) and knows no threads, no masks and no errors.
+ * A kernel works on one row (or one tile of columns); threads, masks and errors are its caller's.
  * x, h, h0, p, out, grad are of the dtype; basis, target, u of its accumulator ACC. */
 #ifndef LENS_KERNELS_H
 #define LENS_KERNELS_H
@@ -9,7 +9,7 @@
 
 #define LENS_LANES 16  /* fixed partial sums of every reduction */
 #define LENS_PIECE 512 /* columns reduced in ACC before their sum joins a double: 32 adds a lane */
-#define LENS_STRIP 128 /* columns of four rows taken together */
+#define LENS_STRIP 128 /* columns of four rows processed together */
 #define LENS_TILE 2048 /* columns counted together */
 #define LENS_COUNT_ROWS 32768 /* rows counted before narrow counters are emptied */
 
@@ -53,7 +53,7 @@ typedef struct {
                     size_t n);
     /* index of the first NaN in x[n], or n */
     size_t (*first_nan)(const void *x, size_t n);
-    /* scale[2] with |x| = 1 / (scale[0] scale[1]), or 0 if x has no direction;  out[n] = x / |x| */
+    /* scale[2] with |x| = 1 / (scale[0] scale[1]); returns 0 if x has no direction;  out[n] = x / |x| */
     int (*scale)(double *scale, const void *x, size_t n);
     void (*unit)(void *out, const void *x, const double *scale, size_t n);
     /* z[n] += t;  whether some z[k] >= floor or floors[k];  z, t, floors of ACC */
@@ -64,7 +64,7 @@ typedef struct {
     /* |x - mean|^2, mean of ACC */
     double (*distance)(const void *x, const void *mean, size_t d);
 
-    /* weights; x = a - b, y = c - d, where NULL for b or d is zeros, and for c no y at all */
+    /* weights; x = a - b, y = c - d, where b or d NULL is zeros, and c NULL means no y */
     void (*delta)(float *out, const void *a, const void *b, size_t n);
     /* sums[3] = x.x, y.y, x.y */
     void (*delta_dots)(double *sums, const void *a, const void *b, const void *c, const void *d,
@@ -72,7 +72,7 @@ typedef struct {
     /* counts[key >> LENS_BUCKET_BITS]++ where x != 0;  index of the first x not finite, or n */
     size_t (*delta_histogram)(uint64_t *counts, const void *a, const void *b, size_t n);
     /* marks = 1 where key >= high, else 2 where key >= low, else 0;  lows = the low bits of the
-     * keys marked 2, in order, and returns how many;  counts[2] += marked 1, in high's bucket */
+     * keys marked 2, in order; returns their number;  counts[2] += number marked 1, in high's bucket */
     size_t (*delta_select)(uint8_t *marks, uint16_t *lows, uint64_t *counts, const void *a,
                            const void *b, size_t n, uint32_t low, uint32_t high);
     /* sum of |x|;  acc[n] += |x|, both in double */
@@ -80,7 +80,7 @@ typedef struct {
     void (*add_sizes)(double *acc, const void *a, const void *b, size_t n);
     /* counts[2] += NaN, infinite */
     void (*count_nonfinite)(uint64_t *counts, const void *x, size_t n);
-    /* sum[m] = sum_s w[s] sources[s][i..i+m), m <= LENS_PIECE, after what is there if more != 0 */
+    /* sum[m] = sum_s w[s] sources[s][i..i+m), m <= LENS_PIECE, added to sum if more != 0 */
     void (*sum)(double *sum, const void *const *sources, const double *w, size_t n_sources,
                 int more, size_t i, size_t m);
     /* out[n] = x[n] rounded once */

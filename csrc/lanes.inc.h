@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * lanes.inc.h: views of a row as ACC, and the dot product over 16 lanes.  Level 2 template.
  * A reduction adds element i to lane i mod 16, then folds the lanes in a fixed tree: the compiler
- * may use registers of any width and the bits stay the same. */
+ * may use registers of any width without changing a bit. */
 
 /* n <= LENS_PIECE elements of x as ACC: x itself, or a converted copy in buf. */
 static inline const ACC *FN(view)(ACC *buf, const T *x, size_t n) {
@@ -18,7 +18,7 @@ static inline const ACC *FN(view)(ACC *buf, const T *x, size_t n) {
 #endif
 }
 
-/* Where to compute what flush() will store: in out itself if it is of ACC, else in buf. */
+/* Buffer for values that flush() will store: out itself if T is ACC, else buf. */
 static inline ACC *FN(target)(ACC *buf, T *out) {
 #if defined(DIRECT)
     (void)buf;
@@ -29,7 +29,7 @@ static inline ACC *FN(target)(ACC *buf, T *out) {
 #endif
 }
 
-/* out[n] = buf[n] in T; nothing to do where buf is out. */
+/* out[n] = buf[n] in T; no copy if buf is out. */
 static inline void FN(flush)(T *out, const ACC *buf, size_t n) {
 #if defined(DIRECT)
     if (buf != out)
@@ -46,8 +46,8 @@ static inline size_t FN(piece)(size_t i, size_t n) {
     return n - i < LENS_PIECE ? n - i : LENS_PIECE;
 }
 
-/* The sum of the lanes in a fixed tree; overwrites them.  Not inlined, nor is tail(): compilers
- * would scatter the lanes of the loop before over scalars. */
+/* Sum of the lanes in a fixed tree; overwrites them.  Neither this nor tail() is inlined: compilers
+ * would otherwise scatter the lanes of the preceding loop over scalars. */
 LENS_NOINLINE static ACC FN(fold)(ACC *lane) {
     for (size_t l = 0; l < 8; l++)
         lane[l] += lane[l + 8];
@@ -58,7 +58,7 @@ LENS_NOINLINE static ACC FN(fold)(ACC *lane) {
     return lane[0] + lane[1];
 }
 
-/* lane += x y for the n < LENS_LANES elements that are left. */
+/* lane += x y for the last n < LENS_LANES elements. */
 LENS_NOINLINE static void FN(tail)(ACC *lane, const ACC *x, const ACC *y, size_t n) {
     for (size_t l = 0; l < n; l++)
         lane[l] += x[l] * y[l];

@@ -45,8 +45,8 @@ typedef enum {
 
 typedef enum { LENS_POOL_LAST, LENS_POOL_MEAN, LENS_POOL_WEIGHTED, LENS_N_POOLINGS } lens_pooling;
 
-/* Where a function failed: row and item (token, column) of the first offender, or LAPACK's info.
- * LENS_NOWHERE marks a field that says nothing. */
+/* Where a function failed: row and item (token, column) of the first bad value, or LAPACK's info.
+ * LENS_NOWHERE marks a field that is not set. */
 #define LENS_NOWHERE ((size_t)-1)
 typedef struct {
     size_t row, item;
@@ -61,7 +61,7 @@ size_t lens_dtype_size(lens_dtype dtype);
 /* a*b and a+b, SIZE_MAX when they do not fit. */
 size_t lens_mul(size_t a, size_t b);
 size_t lens_add(size_t a, size_t b);
-/* Choose the widest instruction set of this CPU.  Once, at start. */
+/* Choose the widest instruction set of this CPU.  Called once, at start. */
 void lens_isa_init(void);
 /* The instruction set in use, and the i-th this CPU can run (NULL past the last). */
 const char *lens_isa(void);
@@ -100,9 +100,9 @@ lens_status lens_moments_merge(double *mean_out, double *m2_out, const double *m
 
 /* ---- blas.c ---------------------------------------------------------------------------------- */
 
-/* Keep BLAS single-threaded: the core runs sites in parallel itself.  Once, at start. */
+/* Make BLAS single-threaded: the core runs sites in parallel itself.  Called once, at start. */
 void lens_blas_init(void);
-/* Which BLAS this is, in the words of the library. */
+/* Name and build options of the BLAS, as the library reports them. */
 const char *lens_blas_config(void);
 
 /* ---- subspace.c ------------------------------------------------------------------------------ */
@@ -115,7 +115,7 @@ const char *lens_blas_config(void);
 lens_status lens_subspace_fit(double *basis, double *sigma, double *mean, uint8_t *route,
                               lens_fault *fault, const double *means, size_t S, size_t L, size_t d,
                               int n_threads, double *work);
-/* Doubles of `work` for the same arguments; SIZE_MAX when it cannot be. */
+/* Size of `work` in doubles for the same arguments; SIZE_MAX if it would overflow. */
 size_t lens_subspace_fit_worksize(size_t S, size_t L, size_t d, int n_threads);
 
 /* Principal angles in radians, ascending, between the row spaces of A and B (any full-rank rows).
@@ -134,7 +134,7 @@ size_t lens_subspace_angles_worksize(size_t a, size_t b, size_t d);
  * LENS_ENOCONV (info). */
 lens_status lens_thin_svd(double *left, double *sigma, double *right, lens_fault *fault,
                           const double *X, size_t n, size_t d, double *work);
-/* Doubles of `work` for the same sizes; SIZE_MAX when it cannot be.  The same below. */
+/* Size of `work` in doubles for the same sizes; SIZE_MAX if it would overflow.  The same below. */
 size_t lens_thin_svd_worksize(size_t n, size_t d);
 
 /* X[i] = sum_(k<=i) R[i,k] Q[k], Householder, rows of Q orthonormal whatever the rank of X, R[k,k]
@@ -143,8 +143,8 @@ lens_status lens_thin_qr(double *Q, double *R, lens_fault *fault, const double *
                          size_t d, double *work);
 size_t lens_thin_qr_worksize(size_t r, size_t d);
 
-/* out (n,k) = X (n,d) B^T, B (k,d);  out (k,d) = Y^T X, Y (n,k), X (n,d): what is asked of a matrix
- * that comes in slices of rows.  Whatever the number of CPUs, the same bits.  LENS_EOVERFLOW. */
+/* out (n,k) = X (n,d) B^T, B (k,d);  out (k,d) = Y^T X, Y (n,k), X (n,d): the products needed of a
+ * matrix that is read in slices of rows.  Same bits for any number of CPUs.  LENS_EOVERFLOW. */
 lens_status lens_matmul_nt(float *out, const float *X, const float *B, size_t n, size_t k,
                            size_t d);
 lens_status lens_matmul_tn(float *out, const float *Y, const float *X, size_t n, size_t k,
@@ -216,8 +216,8 @@ lens_status lens_neuron_lape(double *p, double *entropy, lens_fault *fault, cons
                              const uint64_t *tokens, size_t L, size_t m);
 
 /* tau = the rank-th smallest of all p;  entropy = raw, or +infinity where no p > tau;  member[l,j]
- * = p[l,j] > tau for the `keep` neurons of lowest finite entropy (fewer if there are not so many;
- * ties to the lowest j), else 0.  member, p: (L,m), entropy, raw: (m,).  LENS_ESHAPE unless 1 <=
+ * = p[l,j] > tau for the `keep` neurons of lowest finite entropy (all of them if there are fewer; ties
+ * to the lowest j), else 0.  member, p: (L,m), entropy, raw: (m,).  LENS_ESHAPE unless 1 <=
  * rank <= L m and keep <= m, LENS_EDOMAIN (language, neuron) of a p outside [0, 1] or raw < 0. */
 lens_status lens_neuron_select(uint8_t *member, double *entropy, double *tau, lens_fault *fault,
                                const double *p, const double *raw, size_t L, size_t m, size_t rank,
@@ -240,12 +240,12 @@ lens_status lens_metrics_match(uint64_t *row_best, uint64_t *column_best, lens_f
 size_t lens_metrics_match_worksize(size_t n, size_t d, lens_dtype dtype, int n_threads);
 
 /* label[i] = the l of smallest |X[i] - means[l]|^2, the first on ties.  label: (n,), X: (n,d) dtype,
- * means: (L,d) ACC.  LENS_ESHAPE if L = 0, LENS_ENONFINITE (row, mean) of such a distance. */
+ * means: (L,d) ACC.  LENS_ESHAPE if L = 0, LENS_ENONFINITE (row, mean) if a distance is not finite. */
 lens_status lens_metrics_nearest(uint64_t *label, lens_fault *fault, const void *X,
                                  const void *means, size_t n, size_t L, size_t d, lens_dtype dtype,
                                  int n_threads);
 
-/* ---- resample.c, refits.c --------------------------------------------------------------------- */
+/* ---- resample.c, resample_angles.c ----------------------------------------------------------- */
 /* N rows of L languages, one language after the other; Y = rows - mean.  A refit needs G only. */
 
 /* For each site s: mean = mean of the N rows, G[i,k] = Y[i].Y[k], drift[i] = Y[i].mean.
@@ -265,15 +265,15 @@ lens_status lens_resample_refits(double *K, double *cross, const double *G, cons
 size_t lens_resample_refits_worksize(size_t R, size_t N, int n_threads);
 
 /* K[p,a,b] = mean of G[i,k] over rows i labelled a and k labelled b.  K: (P,L,L), G: (N,N),
- * labels: (P,N).  LENS_EDOMAIN (p, row) of a label >= L, (p, nowhere) without a row of some label. */
+ * labels: (P,N).  LENS_EDOMAIN (p, row) for a label >= L, (p, nowhere) if a label has no rows. */
 lens_status lens_resample_labels(double *K, lens_fault *fault, const double *G,
                                  const uint64_t *labels, size_t P, size_t N, size_t L,
                                  int n_threads, double *work);
 size_t lens_resample_labels_worksize(size_t P, size_t L, int n_threads);
 
 /* sigma[r] = singular values of the centred means whose products are K[r].  Unless angles is NULL,
- * with cross as above for the F = L means of one fit and then drift, and `fit` the same of that fit
- * itself: angles[r] = principal angles between the first `rank` directions of both, ascending;
+ * with cross as above for the F = L means of one reference fit, then drift, and `fit` the same for
+ * that fit itself: angles[r] = principal angles between the first `rank` directions of both, ascending;
  * agnostic[r] = angle between both M_a, pi/2 if one is zero.  mean_square = |mean|^2.  angles:
  * (R,rank), agnostic: (R,), sigma: (R,L-1), K: (R,L,L), cross: (R,L,L+1), fit: (L,L+1).
  * LENS_ESHAPE unless rank < L, LENS_ENOCONV (refit, info). */
@@ -287,7 +287,7 @@ size_t lens_resample_angles_worksize(size_t R, size_t L, size_t rank, int n_thre
 /* Flat arrays of n elements in dtype.  A delta is x = a - b in float32 (f64: in double); b = NULL
  * stands for zeros.  Its key is the 31 bits of |x| as float32, which sort as |x| does. */
 
-#define LENS_BUCKET_BITS 15 /* low bits of a key that its bucket leaves open */
+#define LENS_BUCKET_BITS 15 /* low bits of a key; the others number its bucket */
 #define LENS_BUCKETS (1u << (31 - LENS_BUCKET_BITS))
 #define LENS_MAX_SOURCES 16
 
@@ -296,7 +296,7 @@ lens_status lens_weights_delta(float *out, const void *a, const void *b, size_t 
                                int n_threads);
 
 /* sums[3] = x.x, y.y, x.y for x = a - b, y = c - d, in double; c = NULL: y = 0.
- * LENS_ENONFINITE (element, which of a b c d). */
+ * LENS_ENONFINITE (element, index of its array among a b c d). */
 lens_status lens_weights_dots(double *sums, lens_fault *fault, const void *a, const void *b,
                               const void *c, const void *d, size_t n, lens_dtype dtype,
                               int n_threads, double *work);
@@ -310,35 +310,35 @@ lens_status lens_weights_histogram(uint64_t *counts, lens_fault *fault, const vo
 size_t lens_weights_histogram_worksize(size_t n, int n_threads);
 
 /* marks = 1 where key >= high, 2 where low <= key < high, else 0;  lows[0..c) = the low
- * LENS_BUCKET_BITS of the keys marked 2, in order, c = counts[2];  counts[0] = how many are marked 1,
- * counts[1] = how many nonzero keys are in the bucket that ends at high, at least c.  marks: (n,),
- * lows: (n,), of which the rest is scratch, counts: (3,).  LENS_EDOMAIN unless 0 < low <= high <= 2^31
- * and all from low to high - 1 is in one bucket.  The worksize is in size_t. */
+ * LENS_BUCKET_BITS of the keys marked 2, in order, c = counts[2];  counts[0] = number marked 1,
+ * counts[1] = number of nonzero keys in the bucket that ends at high, at least c.  marks: (n,),
+ * lows: (n,), the rest is scratch, counts: (3,).  LENS_EDOMAIN unless 0 < low <= high <= 2^31 and the
+ * keys from low to high - 1 are in one bucket.  The worksize is in size_t. */
 lens_status lens_weights_select(uint8_t *marks, uint16_t *lows, uint64_t *counts, const void *a,
                                 const void *b, size_t n, uint32_t low, uint32_t high,
                                 lens_dtype dtype, int n_threads, size_t *work);
 size_t lens_weights_select_worksize(size_t n);
 
-/* In place: the k-th 2 in marks becomes keep[k] != 0.  marks: (n,), keep: (n_keep,).  LENS_ESHAPE
- * unless there are n_keep of them; marks are as before then. */
+/* In place: the k-th 2 in marks becomes keep[k] != 0.  marks: (n,), keep: (n_keep,).  LENS_ESHAPE,
+ * with marks unchanged, unless there are n_keep of them. */
 lens_status lens_weights_settle(uint8_t *marks, const uint8_t *keep, size_t n, size_t n_keep);
 
 /* out[i] = mean_k |x[i,k]|, and out[k] = mean_i |x[i,k]|, in double.  out: (n,) and (d,), a, b: (n,d).
- * LENS_ESHAPE for a mean of nothing, LENS_ENONFINITE (row, column). */
+ * LENS_ESHAPE for a mean of no elements, LENS_ENONFINITE (row, column). */
 lens_status lens_weights_row_means(double *out, lens_fault *fault, const void *a, const void *b,
                                    size_t n, size_t d, lens_dtype dtype, int n_threads);
 lens_status lens_weights_column_means(double *out, lens_fault *fault, const void *a, const void *b,
                                       size_t n, size_t d, lens_dtype dtype, int n_threads);
 
 /* out = sum_s weights[s] sources[s], in double and in order, then rounded once to dtype.  Source s
- * has n elements in dtypes[s].  Sources of weight 0 are not read; one alone of weight 1 and of the
- * same dtype is copied; a NaN comes out as the quiet one.  LENS_ESHAPE for more than
+ * has n elements in dtypes[s].  Sources of weight 0 are not read; a single one of weight 1 and the same
+ * dtype is copied; every NaN becomes the same quiet NaN.  LENS_ESHAPE for more than
  * LENS_MAX_SOURCES, LENS_EDOMAIN when a weight is not finite. */
 lens_status lens_weights_combine(void *out, const void *const *sources, const lens_dtype *dtypes,
                                  const double *weights, size_t n_sources, size_t n,
                                  lens_dtype dtype, int n_threads);
 
-/* How many elements are NaN, and how many infinite. */
+/* Number of NaN and of infinite elements. */
 lens_status lens_weights_nonfinite(uint64_t *nan, uint64_t *inf, const void *x, size_t n,
                                    lens_dtype dtype, int n_threads);
 

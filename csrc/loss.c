@@ -9,9 +9,8 @@
 #include <string.h>
 
 #define ROWS 16 /* rows that share a piece of the basis */
-#define CHUNKS \
-    4 /* chunks that a thread takes at once: less work than that takes no longer than
-                    starting a thread does */
+/* Chunks that a thread takes at once: less work takes no longer than starting a thread. */
+#define CHUNKS 4
 
 typedef struct loss_job {
     unsigned char *grad, *grad_p;
@@ -22,7 +21,7 @@ typedef struct loss_job {
     double uniform, *terms, *z;
     size_t B, t, d, r, rows, size, acc_size, target_step;
     const lens_kernels *k;
-    /* One of the two: a row, returning its term, or up to ROWS of them. */
+    /* Exactly one is set: `row` does one row and returns its term, `block` does up to ROWS rows. */
     double (*row)(const struct loss_job *j, size_t b, double scale);
     void (*block)(const struct loss_job *j, size_t b, size_t n, const double *scale);
 } loss_job;
@@ -51,7 +50,7 @@ static double retain_row(const loss_job *j, size_t b, double scale) {
     return j->k->retain(j->grad + at, j->h + at, j->other + at, j->d, scale);
 }
 
-/* Row b is a whole prompt of t tokens; z + b*d holds its mean difference. */
+/* Here row b is a prompt of t tokens; z + b*d holds its mean difference. */
 static double retain_mean_row(const loss_job *j, size_t b, double scale) {
     double *mean = j->z + b * j->d, count = 0.0, sum = 0.0;
     memset(mean, 0, j->d * sizeof *mean);
@@ -75,7 +74,7 @@ static double retain_mean_row(const loss_job *j, size_t b, double scale) {
     return 0.5 * scale * sum;
 }
 
-/* 2 w / d of a row, and a gradient of zeros where that is 0. */
+/* 2 w / d of a row; where that is 0, also zeroes its gradient. */
 static double scale_of(const loss_job *j, size_t b) {
     size_t bytes = j->d * j->size;
     double scale = 2.0 * (j->weights ? j->weights[b] : j->uniform) / (double)j->d;
@@ -106,7 +105,7 @@ static lens_status loss_chunk(void *ctx, size_t chunk, size_t thread) {
     return LENS_OK;
 }
 
-/* Run every row, add the terms in order, name the first that is not finite. */
+/* Run every row and add the terms in order; fault is the first that is not finite. */
 static lens_status run(loss_job *j, double *value, lens_fault *fault, lens_dtype dtype,
                        int n_threads) {
     *fault = (lens_fault){.row = LENS_NOWHERE, .item = LENS_NOWHERE};

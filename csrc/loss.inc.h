@@ -3,7 +3,7 @@
  * scale = 2 w_b / d, so a row's term is scale/2 times a sum of squares and its gradient scale times
  * the residual.  Two passes over a row: its coordinates, then its gradient. */
 
-/* z (n,r) = basis.(x - y) for rows of scale != 0.  All rows take a piece of the basis while it is in
+/* z (n,r) = basis.(x - y) for rows of scale != 0.  All rows use a piece of the basis while it is in
  * the first-level cache. */
 static inline void FN(coordinates_of)(double *z, const T *x, const T *y, const ACC *basis,
                                       const double *scale, size_t n, size_t d, size_t r) {

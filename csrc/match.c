@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT
- * match.c: which sentence is nearest to which, MEXA, arXiv 2410.05873.  Level 3.
- * BLAS finds the cosines block by block, each block forgotten once the rivals for the maximum of
- * its rows and columns are noted.  BLAS gives equal rows unequal bits, so rivals nearer than its
- * rounding error (see margin_of) are judged again by the lanes of `similarity`: the places are
- * those that the lanes alone would give, whatever BLAS does. */
+ * match.c: mutual nearest neighbours of two sets of sentences by cosine, MEXA, arXiv 2410.05873.  Level 3.
+ * BLAS computes the cosines block by block; of each block only the rivals are stored, the candidates
+ * for the maximum of a row or column.  BLAS can give equal rows different bits, so rivals closer than
+ * its rounding error (see margin_of) are compared again by the lanes of `similarity`.  The result is
+ * the one the lanes alone would give, whatever BLAS does. */
 #include "blas.h"
 #include "kernels.h"
 #include "parallel.h"
@@ -14,20 +14,20 @@
 #define BLOCK 512    /* rows of one block of cosines */
 #define WIDE 1024    /* columns of it */
 #define STEP 64      /* columns compared at once */
-#define RIVALS 6     /* places noted for a maximum; where more compete, the lanes see them all */
-#define COLUMNS 1024 /* columns whose rivals one thread joins at once */
-#define SWEEP 32     /* rows of the other side that the lanes see at once */
+#define RIVALS 6     /* rivals stored for a maximum; with more, the lanes do the whole row */
+#define COLUMNS 1024 /* columns whose rivals one thread merges at once */
+#define SWEEP 32     /* rows of the other side that the lanes compare at once */
 
-/* Who may hold the maximum of a row or column: those within the margin of the top seen so far. */
+/* Rivals for the maximum of a row or column: those within the margin of the largest so far. */
 typedef struct {
     double top, value[RIVALS];
-    size_t n, at[RIVALS]; /* n = RIVALS + 1: too many to name */
+    size_t n, at[RIVALS]; /* n = RIVALS + 1: too many to store */
 } contest;
 
 typedef struct {
     const unsigned char *X[2]; /* A and B: the rows and the columns of the cosines */
     uint64_t *best[2];
-    double *scale[2], *rooms; /* (n,2) each; a room for each thread */
+    double *scale[2], *rooms; /* (n,2) each; a workspace for each thread */
     size_t n, d, size, acc_size, rows, per_thread, n_threads;
     double margin;
     const lens_kernels *k;
@@ -35,7 +35,7 @@ typedef struct {
     int side;           /* of a sweep */
 } match_job;
 
-/* One thread's room, in doubles; panels also hold units of whole rows when the lanes judge. */
+/* One thread's workspace; the panels also hold whole unit rows when the lanes compare. */
 typedef struct {
     contest *columns, *row;
     unsigned char *floors, *z, *t, *panel[2];
@@ -45,7 +45,7 @@ static size_t least(size_t a, size_t b) {
     return a < b ? a : b;
 }
 
-/* Two chunks at least, for two threads, and equal ones. */
+/* Rows of a chunk: at least two chunks, for two threads, of equal size. */
 static size_t match_rows(size_t n) {
     size_t chunks = 2 * (n / (2 * BLOCK) + (n % (2 * BLOCK) != 0));
     return n < 2 ? 1 : n / chunks + (n % chunks != 0);
@@ -55,7 +55,7 @@ static size_t panel_size(size_t rows, size_t d) {
     return lens_mul(rows, least(d, LENS_PIECE));
 }
 
-/* Doubles of one thread's room; ACC never takes more than one. */
+/* Doubles of one thread's workspace; an ACC is never larger than a double. */
 static size_t room_size(size_t n, size_t d, size_t acc_size) {
     size_t p = match_rows(n), q = least(n, WIDE), contests = lens_add(n, p);
     size_t panels = lens_add(panel_size(p, d), panel_size(q, d));
@@ -77,10 +77,10 @@ static room room_of(const match_job *j, size_t thread) {
     return r;
 }
 
-/* Twice the most by which BLAS and the lanes can differ, for rows of length 1.  A sum of m products
+/* Twice the largest difference between BLAS and the lanes, for rows of length 1.  A sum of m products
  * in any order is off by at most (m + 1) u sum |a b|, and that sum is at most 1 (Cauchy-Schwarz).
  * Both add up pieces of LENS_PIECE coordinates; within a piece the lanes make 37 roundings.  The
- * rest of the 128 is for lengths that are 1 to rounding and for floors that are rounded. */
+ * rest of the 128 covers lengths that are 1 only to rounding, and rounded floors. */
 static double margin_of(size_t d, size_t acc_size) {
     double roundings = (double)(least(d, LENS_PIECE) + 128 + 2 * (d / LENS_PIECE + 1));
     if (acc_size == sizeof(double))
@@ -88,7 +88,7 @@ static double margin_of(size_t d, size_t acc_size) {
     return roundings * (double)FLT_EPSILON + 8.0 * (double)d * (double)FLT_MIN;
 }
 
-/* Let v, at place `at`, compete. */
+/* Add value v of index `at` to the rivals if it is one, and drop those it beats. */
 static void compete(contest *c, double v, size_t at, double margin) {
     if (!(v >= c->top - margin))
         return;
@@ -110,7 +110,7 @@ static void compete(contest *c, double v, size_t at, double margin) {
     c->n += c->n <= RIVALS;
 }
 
-/* Let what another thread saw of the same column compete. */
+/* Merge the rivals another thread stored for the same column. */
 static void join(contest *c, const contest *other, double margin) {
     if (other->n <= RIVALS) {
         for (size_t i = 0; i < other->n; i++)
@@ -133,7 +133,7 @@ static void unit_of(const match_job *j, unsigned char *out, int side, size_t i, 
     j->k->unit(out, j->X[side] + (i * j->d + c) * j->size, j->scale[side] + 2 * i, m);
 }
 
-/* The strict maximum so far: v, at place i, competes; n is the place of a tie. */
+/* Update the strict maximum by v of index i; the index becomes n on a tie. */
 static void compete_strictly(double *best, uint64_t *at, double v, size_t i, size_t n) {
     if (v > *best) {
         *best = v;
@@ -143,8 +143,8 @@ static void compete_strictly(double *best, uint64_t *at, double v, size_t i, siz
     }
 }
 
-/* Where row i of a side has its strict maximum, n if that is tied; n + 1 if there are too many
- * rivals to say. */
+/* Index of the strict maximum of row i of a side, n if it is tied, n + 1 if too many rivals are left
+ * to decide here. */
 static uint64_t decide(const match_job *j, const room *r, const contest *c, int side, size_t i) {
     if (c->n == 1)
         return c->at[0];
@@ -176,7 +176,7 @@ static lens_status scale_chunk(void *ctx, size_t chunk, size_t thread) {
     return LENS_OK;
 }
 
-/* z (p,q) = cosines of rows a.. and columns b..; pieces are added here, as margin_of wants. */
+/* z (p,q) = cosines of rows a.. and columns b..; pieces are added here, as margin_of assumes. */
 static void multiply(const match_job *j, const room *r, size_t a, size_t p, size_t b, size_t q) {
     for (size_t c = 0, m; c < j->d; c += m) {
         unsigned char *out = c == 0 ? r->z : r->t;
@@ -204,7 +204,7 @@ static void set_floor(const match_job *j, const room *r, size_t k) {
         *(float *)at = (float)floor;
 }
 
-/* Note the rivals of the block z; most steps hold none, and are passed over as a whole. */
+/* Store the rivals of the block z; most runs of STEP columns have none and are skipped at once. */
 static void note(const match_job *j, const room *r, size_t a, size_t p, size_t b, size_t q) {
     for (size_t i = 0; i < p; i++)
         for (size_t c = 0, m; c < q; c += m) {
@@ -249,7 +249,7 @@ static lens_status column_chunk(void *ctx, size_t chunk, size_t thread) {
     return LENS_OK;
 }
 
-/* By lanes alone, the rows of a side that decide() left open. */
+/* Decide, by the lanes alone, the rows of a side that decide() left open. */
 static lens_status sweep_chunk(void *ctx, size_t chunk, size_t thread) {
     const match_job *j = ctx;
     size_t open[BLOCK], n_open = 0, n = j->n, bytes = j->d * j->acc_size;
@@ -276,7 +276,7 @@ static lens_status sweep_chunk(void *ctx, size_t chunk, size_t thread) {
     return LENS_OK;
 }
 
-/* Scales of all rows; fault is (row, side) of one that has no direction. */
+/* Scales of all rows; fault is (row, side) of the first without a direction. */
 static lens_status scale_rows(match_job *j, lens_fault *fault, int n_threads) {
     size_t chunks = lens_n_chunks(2 * j->n, lens_chunk_rows(j->d));
     lens_status status = lens_parallel(scale_chunk, j, chunks, n_threads);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT
- * metrics.c: unit rows, and which mean is nearest to a state.  Level 3. */
+ * metrics.c: unit rows, and the mean nearest to each state.  Level 3. */
 #include "kernels.h"
 #include "parallel.h"
 

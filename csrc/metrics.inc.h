@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  * metrics.inc.h: unit rows, blocks of dot products, squared distances.  Level 2 template.
- * A dot product has the same bits wherever its two rows stand in a block: equal rows tie. */
+ * A dot product has the same bits wherever its two rows are in a block, so equal rows tie. */
 
-/* The largest |x| of n elements; NaN is passed over. */
+/* The largest |x| of n elements; NaN is ignored. */
 static inline ACC FN(largest)(const ACC *x, size_t n) {
     ACC top = 0;
     for (size_t i = 0; i < n; i++) {
@@ -27,8 +27,8 @@ static inline double FN(squares)(const T *x, size_t n, ACC power) {
     return sum;
 }
 
-/* scale[2] with |x| = 1 / (scale[0] scale[1]).  The first is a power of two, which rounds nothing,
- * and 1 unless squares would overflow or vanish.  0 if x is zero or holds NaN or infinity. */
+/* scale[2] with |x| = 1 / (scale[0] scale[1]).  The first is a power of two, so it rounds nothing,
+ * and is 1 unless squares would overflow or vanish.  Returns 0 if x is zero or has NaN or infinity. */
 static int FN(scale)(double *scale, const void *x_, size_t n) {
     const T *x = x_;
     ACC buf[LENS_PIECE], top = 0;
@@ -52,7 +52,7 @@ static int FN(scale)(double *scale, const void *x_, size_t n) {
     return isfinite(sum);
 }
 
-/* out[n] = x scale[0] scale[1] in ACC: a part of a unit row has the bits it has in the whole. */
+/* out[n] = x scale[0] scale[1] in ACC: a part of a unit row has the same bits as in the whole row. */
 static void FN(unit)(void *out_, const void *x_, const double *scale, size_t n) {
     const T *x = x_;
     ACC *out = out_, buf[LENS_PIECE], power = (ACC)scale[0], factor = (ACC)scale[1];

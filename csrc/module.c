@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT
- * module.c: lens._core, its table of functions and what they say of the build.  Level 4. */
+ * module.c: lens._core, its table of functions, and the operations that describe the build.  Level 4. */
 #include "shims.h"
 
 /* A tuple of the first n strings of names. */

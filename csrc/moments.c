@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * moments.c: count, mean and sum of squared deviations of each column, mergeable.  Level 3.
- * Welford (in West's form) within a block of rows, Chan across blocks.  The caller keeps the tree of blocks. */
+ * Welford (in West's form) within a block of rows, Chan across blocks.  The caller holds the tree of
+ * blocks. */
 #include "kernels.h"
 #include "parallel.h"
 
@@ -47,8 +48,8 @@ lens_status lens_moments_update(double *mean_out, double *m2_out, lens_fault *fa
                      .count = count,
                      .size = lens_dtype_size(dtype),
                      .k = lens_kernels_of(dtype)};
-    /* Columns are independent, so tiles may follow the threads: the wider, the longer the runs in
-     * memory, as long as mean and m2 stay in cache. */
+    /* Columns are independent, so the tile width may depend on the number of threads: wide tiles read
+     * longer runs of memory, as long as mean and m2 stay in cache. */
     size_t pieces = lens_n_chunks(d, LENS_PIECE), share = pieces / lens_threads(pieces, n_threads);
     j.tile = LENS_PIECE * (share < 1 ? 1 : share > 8 ? 8 : share);
     lens_status status = lens_parallel(moments_chunk, &j, lens_n_chunks(d, j.tile), n_threads);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  * moments.inc.h: sums of rows, element by element in double.  Level 2 template.
- * Nothing is reduced across columns, so any width of register gives the same bits. */
+ * Nothing is summed across columns, so any register width gives the same bits. */
 
 static void FN(add)(double *acc, const void *x_, size_t n, double w) {
     const T *x = x_;
@@ -59,7 +59,7 @@ static inline void FN(welford_rows)(double *restrict mean, double *restrict m2, 
     }
 }
 
-/* Strips are short so that fetching the next rows is spread evenly over the work on these. */
+/* Short strips, so that prefetching the next rows is spread evenly over the work on these. */
 static void FN(welford)(double *mean, double *m2, const void *X_, size_t rows, size_t d, size_t n,
                         uint64_t count) {
     const T *X = X_;

@@ -77,7 +77,7 @@ lens_status lens_neuron_lape(double *p, double *entropy, lens_fault *fault, cons
             double share = p[l * m + j] / total;
             sum += share > 0.0 ? share * log(share) : 0.0;
         }
-        entropy[j] = total > 0.0 ? 0.0 - sum : HUGE_VAL; /* 0 - 0 is +0, -(0) would not be */
+        entropy[j] = total > 0.0 ? 0.0 - sum : HUGE_VAL; /* 0 - 0 is +0, unlike -(0) */
     }
     return LENS_OK;
 }
@@ -131,7 +131,7 @@ lens_status lens_neuron_select(uint8_t *member, double *entropy, double *tau, le
     }
     memset(member, 0, L * m);
     double limit = keep > 0 ? kth_smallest(entropy, m, keep) : 0.0;
-    size_t ties = keep; /* how many of the neurons at the limit there is room for */
+    size_t ties = keep; /* number of neurons at the limit that are still wanted */
     for (size_t j = 0; j < m; j++)
         ties -= entropy[j] < limit;
     for (size_t j = 0; j < m; j++) {

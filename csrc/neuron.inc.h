@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
- * neuron.inc.h: how often each column is above zero.  Level 2 template.
+ * neuron.inc.h: number of rows above zero in each column.  Level 2 template.
  * COUNT is an unsigned integer as wide as T, so that one register holds as many counters as
- * elements; INFINITE, of 16 bit types, the bits of infinity: larger ones are NaN. */
+ * elements.  INFINITE, for 16-bit types, is the bits of infinity: anything larger is NaN. */
 #if defined(DIRECT)
 #define POSITIVE(x) ((x) > 0)
 #define IS_NAN(x) ((x) != (x))
@@ -10,8 +10,8 @@
 #define IS_NAN(x) ((int16_t)((x) & 0x7fff) > INFINITE)
 #endif
 
-/* counts[n] += how many of the rows of X with mask != 0 (NULL: of all) are above zero in columns
- * 0..n-1, n <= LENS_TILE.  1 if one of these elements is NaN; +infinity is above zero. */
+/* counts[n] += number of rows of X with mask != 0 (all, if NULL) above zero in columns 0..n-1, n <=
+ * LENS_TILE.  Returns 1 if one of these elements is NaN; +infinity is above zero. */
 static int FN(positive)(uint64_t *counts, const void *X_, const uint8_t *mask, size_t rows,
                         size_t d, size_t n) {
     const T *X = X_;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  * parallel.c: pthreads created and joined per call.  Level 1.
- * Creating a thread costs microseconds against gigabytes; in exchange there is no pool to break
- * under fork and no exit handler.  Chunks are handed out in order, so the lowest one that fails is
- * always reached whatever the number of threads. */
+ * Creating a thread costs microseconds, little against gigabytes of data, and needs no pool that
+ * could break under fork and no exit handler.  Chunks are handed out in order, so the lowest one that
+ * fails is always reached, for any number of threads. */
 #define _POSIX_C_SOURCE 200809L /* pthread_sigmask under -std=c11 */
 #include "parallel.h"
 
@@ -57,13 +57,13 @@ lens_status lens_parallel(lens_chunk_fn fn, void *ctx, size_t n_chunks, int n_th
     sigset_t all, before;
     for (size_t i = 0; i < wanted; i++)
         w[i] = (worker){.job = &j, .index = i, .failed_chunk = SIZE_MAX, .status = LENS_OK};
-    if (wanted >
-        1) { /* signals belong to the caller's thread, where the interpreter expects them */
+    if (wanted > 1) {
+        /* Signals go to the caller's thread, where the interpreter expects them. */
         sigfillset(&all);
         pthread_sigmask(SIG_SETMASK, &all, &before);
         for (; started < wanted; started++)
             if (pthread_create(&w[started].thread, NULL, run, &w[started]) != 0)
-                break; /* fewer threads: the same bits, later */
+                break; /* fewer threads: same bits, slower */
         pthread_sigmask(SIG_SETMASK, &before, NULL);
     }
     run(&w[0]);

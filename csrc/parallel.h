@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
- * parallel.h: run fixed chunks on threads that live for one call.  Level 1.
- * What a chunk computes depends on its index only, never on the number of threads: that is why
- * every result has the same bits for any count. */
+ * parallel.h: run fixed chunks on threads created for one call.  Level 1.
+ * A chunk's result depends on its index only, never on the number of threads, so every result has
+ * the same bits for any number. */
 #ifndef LENS_PARALLEL_H
 #define LENS_PARALLEL_H
 
@@ -10,10 +10,10 @@
 #define LENS_MAX_THREADS 64     /* OpenBLAS wheels are built for at most 64 callers */
 #define LENS_CHUNK (64u * 1024) /* elements of work in a chunk */
 
-/* Do chunk `chunk`; `thread` < n_threads picks a slice of a per-thread workspace. */
+/* Computes chunk `chunk`; `thread` < n_threads selects a slice of a per-thread workspace. */
 typedef lens_status (*lens_chunk_fn)(void *ctx, size_t chunk, size_t thread);
 
-/* Threads really used for n_threads requested and this many chunks: 1..LENS_MAX_THREADS. */
+/* Threads used for n_threads requested and n_chunks chunks: 1..LENS_MAX_THREADS. */
 size_t lens_threads(size_t n_chunks, int n_threads);
 
 /* Call fn for chunks 0..n_chunks-1.  Returns the status of the lowest chunk that failed. */

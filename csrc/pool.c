@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  * pool.c: one pooled state per row from the states of its tokens, and dtype conversion.  Level 3.
- * Only real tokens are read, in order, so padding on either side, or more of it, changes no bit. */
+ * Only unmasked tokens are read, in order, so padding on either side changes no bit. */
 #include "kernels.h"
 #include "parallel.h"
 

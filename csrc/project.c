@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * project.c: move states out of (or, signed, further into) a subspace: arXiv 2505.15257.  Level 3. */
+ * project.c: remove the part of states in a subspace, or amplify it by a negative strength.  Level 3.
+ * arXiv 2505.15257. */
 #include "kernels.h"
 #include "parallel.h"
 

@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: MIT
- * py_alloc.c: the one place where level 4 asks for memory.  Level 4.
- * Tests can make the n-th request fail and can see how many blocks are out; nothing else uses that.
- * LAPACK and the interpreter have allocators of their own, which are not touched. */
+ * py_alloc.c: the only allocator of level 4.  Level 4.
+ * Tests can make the n-th request fail and read the number of live blocks; nothing else uses that.
+ * LAPACK and the interpreter have allocators of their own, which are not affected. */
 #include "shims.h"
 
 #include <stdatomic.h>
 
-static atomic_llong until_failure; /* requests up to the one that fails; 0: none will */
-static atomic_llong blocks;        /* lent and not yet returned */
+static atomic_llong until_failure; /* requests up to the one that fails; 0: none fails */
+static atomic_llong blocks;        /* allocated and not yet freed */
 
 int lens_granted(void) {
     long long left = atomic_load(&until_failure);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT
- * py_return.c: statuses and sizes of the core to values and exceptions of Python.  Level 4. */
+ * py_return.c: statuses and sizes of the core as Python values and exceptions.  Level 4. */
 #include "convert.h"
 
 #include <string.h>
@@ -48,7 +48,7 @@ static PyObject *exception_of(lens_status status) {
     return PyExc_SystemError;
 }
 
-/* ": L = 3, m = 8, rank = 9": sizes and integers, for errors that point at no element. */
+/* ": L = 3, m = 8, rank = 9": sizes and integers, for errors that name no element. */
 static void numbers(char *out, size_t size, const lens_args *v) {
     char seen[128] = {0};
     lens_arg_spec a;

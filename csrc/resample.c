@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
- * resample.c: the Gram matrix of all states of a site, and what resampling asks of it.  Level 3.
+ * resample.c: the Gram matrix of all states of a site, and products of resampled means.  Level 3.
  * Means of any choice of rows are Y W with W (N,L) of one nonzero a row, so their products are
- * W^T G W with G = Y^T Y: O(N^2) a refit and independent of d.  refits.c goes on from there. */
+ * W^T G W with G = Y^T Y: O(N^2) a refit and independent of d.  resample_angles.c continues there. */
 #include "blas.h"
 #include "kernels.h"
 #include "parallel.h"
@@ -9,10 +9,10 @@
 #include <math.h>
 #include <string.h>
 
-#define TILE 512    /* at most so many rows a side of a tile of G */
+#define TILE 512    /* most rows a side of a tile of G */
 #define DEPTH 512   /* columns converted to double at a time; at most LENS_PIECE */
 #define REFITS 128  /* refits in one matrix product */
-#define COLUMNS 128 /* columns of G that stay in cache while labels change */
+#define COLUMNS 128 /* columns of G held in cache while labels change */
 #define SHUFFLES 64 /* permutations that share one reading of G */
 
 typedef struct {
@@ -170,7 +170,7 @@ typedef struct {
     size_t R, N, L, F, w;
 } refit_job;
 
-/* Sum of products in eight lanes: exact order, whatever the register. */
+/* Dot product in eight lanes: a fixed order, for any register width. */
 static double dot(const double *x, const double *y, size_t n) {
     double lane[8] = {0};
     size_t i = 0;

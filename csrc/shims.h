@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * shims.h: what every shim is made of.  Level 4.  A shim parses, lends a workspace, calls the core
- * once without the GIL and maps the status; ops.def says what its arguments are.  v.ptr[i] is
+ * shims.h: the parts of every shim.  Level 4.  A shim parses its arguments by the spec in ops.def,
+ * allocates a workspace, calls the core once without the GIL and maps the status.  v.ptr[i] is
  * argument i. */
 #ifndef LENS_SHIMS_H
 #define LENS_SHIMS_H
@@ -17,8 +17,8 @@
 #include "ops.def"
 #undef OP
 
-/* Argument i as a number of threads.  No more than 1024 are ever started, so a larger count means
- * the same. */
+/* Argument i as a number of threads.  Never more than LENS_MAX_THREADS are started, so clamping a
+ * large count changes nothing. */
 static inline int threads(const lens_args *v, int i) {
     return v->integer[i] > 1024 ? 1024 : (int)v->integer[i];
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT
- * simd.h: the instruction sets one build serves, and the probe for them.  Level 1.
+ * simd.h: the instruction sets of one build, and how to detect them.  Level 1.
  * Kernels are plain C over 16 fixed lanes; only the target of the compiler differs between the
  * kernels_<isa>.c files.  On AArch64 the baseline is NEON. */
 #ifndef LENS_SIMD_H

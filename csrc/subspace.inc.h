@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
- * subspace.inc.h: coordinates in a basis, and leaving its span.  Level 2 template.
+ * subspace.inc.h: coordinates in a basis, and projection out of its span.  Level 2 template.
  * basis: (r,d), one direction a row. */
 
-/* sum[k] += lane[k] and the elements i..m of row k of basis that no lane has yet, k < n. */
+/* sum[k] += lane[k] and the products of the remaining elements i..m of row k of basis, k < n. */
 static inline void FN(gather)(double *sum, ACC (*lane)[LENS_LANES], const ACC *v, const ACC *basis,
                               size_t d, size_t i, size_t m, size_t n) {
     for (size_t k = 0; k < n; k++) {
@@ -12,8 +12,8 @@ static inline void FN(gather)(double *sum, ACC (*lane)[LENS_LANES], const ACC *v
     }
 }
 
-/* sum[k] += v . row k of basis for k < n <= 4, as dot() would give each: four chains of additions at
- * once, of which some are idle when n < 4. */
+/* sum[k] += v . row k of basis for k < n <= 4, each as dot() gives it: four chains of additions at
+ * once, some of them idle when n < 4. */
 static inline void FN(dot4)(double *sum, const ACC *v, const ACC *basis, size_t d, size_t m,
                             size_t n) {
     const ACC *b0 = basis, *b1 = n > 1 ? b0 + d : b0, *b2 = n > 2 ? b1 + d : b0;
@@ -30,7 +30,7 @@ static inline void FN(dot4)(double *sum, const ACC *v, const ACC *basis, size_t 
     FN(gather)(sum, lane, v, basis, d, i, m, n);
 }
 
-/* The same for six rows, the rank of seven languages. */
+/* The same for six rows, the usual rank of seven languages. */
 static inline void FN(dot6)(double *sum, const ACC *v, const ACC *basis, size_t d, size_t m) {
     const ACC *b0 = basis, *b1 = b0 + d, *b2 = b1 + d, *b3 = b2 + d, *b4 = b3 + d, *b5 = b4 + d;
     ACC lane[6][LENS_LANES] = {{0}};
@@ -47,7 +47,7 @@ static inline void FN(dot6)(double *sum, const ACC *v, const ACC *basis, size_t 
     FN(gather)(sum, lane, v, basis, d, i, m, 6);
 }
 
-/* z[k] += basis[k, i..i+m) . v[m], the piece in ACC and the pieces in double. */
+/* z[k] += basis[k, i..i+m) . v[m], within the piece in ACC, across pieces in double. */
 static inline void FN(coordinates)(double *z, const ACC *v, const ACC *basis, size_t i, size_t m,
                                    size_t d, size_t r) {
     size_t k = 0;
@@ -62,7 +62,8 @@ static inline void FN(combine)(ACC *v, const ACC *x, const double *z, const ACC 
                                size_t m, size_t d, size_t r, double scale) {
     size_t k = 0;
     ACC c[6];
-    for (; k + 6 <= r; k += 6, x = v) { /* six at a time saves traffic; the order stays */
+    for (; k + 6 <= r;
+         k += 6, x = v) { /* six at a time saves memory traffic; same order of additions */
         const ACC *b0 = basis + k * d + i, *b1 = b0 + d, *b2 = b1 + d, *b3 = b2 + d, *b4 = b3 + d;
         const ACC *b5 = b4 + d;
         for (size_t l = 0; l < 6; l++)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
- * weights.c: differences of the weights of two models, their largest, their sums.  Level 3.
- * arXiv 2410.07825.  Flat arrays, read once and in place: no difference is ever stored unless it is
- * the result.  Counts are integers and sums are kept by chunk, so threads cannot change a bit. */
+ * weights.c: differences of the weights of two models, their largest elements, sums.  Level 3.
+ * arXiv 2410.07825.  Flat arrays, read once and in place: no difference is stored unless it is the
+ * result.  Counts are integers and sums are stored by chunk, so threads cannot change a bit. */
 #include "dtype.h"
 #include "kernels.h"
 #include "parallel.h"
@@ -12,7 +12,7 @@
 typedef struct {
     unsigned char *out;
     const unsigned char *x[4];    /* a, b, c, d; NULL where not given */
-    const void *const *sources;   /* of combine, with */
+    const void *const *sources;   /* for combine, with */
     const lens_dtype *dtypes;     /* their dtypes and */
     const double *weights;        /* weights */
     size_t n_sources, n, d, size; /* d: columns, where there are rows */
@@ -20,7 +20,7 @@ typedef struct {
     double *sums;
     uint16_t *lows;
     uint64_t *counts; /* LENS_BUCKETS or 2 a thread */
-    size_t *found;    /* a thread: first that is not finite;  a chunk: how many */
+    size_t *found;    /* by thread: first element not finite;  by chunk: how many */
     const lens_kernels *k;
 } weights_job;
 
@@ -28,7 +28,7 @@ static size_t chunk_size(const weights_job *j, size_t i) {
     return j->n - i < LENS_CHUNK ? j->n - i : LENS_CHUNK;
 }
 
-/* Element i of x, or NULL if x is. */
+/* Address of element i of input x, or NULL if x is NULL. */
 static const void *at(const weights_job *j, size_t x, size_t i) {
     return j->x[x] ? j->x[x] + i * j->size : NULL;
 }
@@ -70,7 +70,7 @@ static lens_status select_chunk(void *ctx, size_t chunk, size_t thread) {
     return LENS_OK;
 }
 
-/* Strips are short so that fetching the next one is spread evenly over the work on this one. */
+/* Short strips, so that prefetching the next one is spread evenly over the work on this one. */
 static lens_status combine_chunk(void *ctx, size_t chunk, size_t thread) {
     const weights_job *j = ctx;
     size_t first = chunk * LENS_CHUNK, end = first + chunk_size(j, first);
@@ -137,7 +137,7 @@ static lens_status run(lens_chunk_fn chunk, weights_job *j, lens_dtype dtype, in
     return run_chunks(chunk, lens_n_chunks(j->n, LENS_CHUNK), j, dtype, n_threads);
 }
 
-/* The first element of all inputs that is not finite, and in which input it is. */
+/* The first element that is not finite, and the input it is in. */
 static lens_fault first_fault(const weights_job *j, size_t n) {
     lens_fault fault = {.row = LENS_NOWHERE, .item = LENS_NOWHERE};
     for (size_t k = 0; k < 4; k++) {
@@ -246,7 +246,7 @@ lens_status lens_weights_settle(uint8_t *marks, const uint8_t *keep, size_t n, s
     return LENS_OK;
 }
 
-/* Status and place of an importance that is not finite. */
+/* LENS_ENONFINITE if a mean is not finite, and the element that caused it. */
 static lens_status check_means(lens_fault *fault, const weights_job *j, size_t n_means) {
     *fault = (lens_fault){.row = LENS_NOWHERE, .item = LENS_NOWHERE};
     for (size_t i = 0; i < n_means; i++)

@@ -5,7 +5,7 @@
 
 static const T FN(zeros)[LENS_PIECE];
 
-/* b from i on; zeros where there is no b: x - 0 is x, even for x = -0. */
+/* b from element i, or zeros if b is NULL: x - 0 is x, even for x = -0. */
 static inline const T *FN(or_zeros)(const T *b, size_t i) {
     return b ? b + i : FN(zeros);
 }
@@ -21,7 +21,7 @@ static void FN(delta)(float *restrict out, const void *a_, const void *b_, size_
     }
 }
 
-/* Lanes of double: the square of a tiny float32 does not vanish and that of a large one is finite.
+/* Lanes of double, where the square of a tiny float32 does not vanish and that of a large one is finite.
  * width <= LENS_LANES. */
 static inline void FN(add_dots)(double *lanes, const ACC *a, const ACC *b, const ACC *c,
                                 const ACC *d, size_t width) {
@@ -85,7 +85,7 @@ static inline uint32_t FN(delta_keys)(uint32_t *restrict key, const T *a, const 
     return most;
 }
 
-/* Counting leaves the memory idle unless the next strip is asked for before. */
+/* Counting would leave the memory idle if the next strip were not prefetched. */
 static size_t FN(delta_histogram)(uint64_t *counts, const void *a_, const void *b_, size_t n) {
     const T *a = a_, *b = b_;
     uint32_t key[LENS_STRIP];

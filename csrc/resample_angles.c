@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
- * refits.c: singular values and angles of refits from L x L products of means.  Level 3.
+ * resample_angles.c: singular values and angles of refits from L x L products of means.  Level 3.
  * With J = I - 1 1^T/L, J K J = V S^2 V^T, the directions of a refit are U = Y W J V S^-1, so
  * U^T U* = S^-1 V^T J (W^T G W*) J V* S*^-1 and no vector of width d is ever formed.  Cosines carry
- * the error of K, which is why angles below the root of it cannot be told from zero. */
+ * the error of K, so angles below its square root cannot be distinguished from zero. */
 #include "blas.h"
 #include "parallel.h"
 
@@ -29,9 +29,9 @@ static void centre(double *out, const double *in, size_t L, size_t ld, double *c
     }
 }
 
-/* What one fit gives. */
+/* Quantities of one fit. */
 typedef struct {
-    double *A;            /* (rank,L): rows of S^-1 V^T, zero where S is */
+    double *A;            /* (rank,L): rows of S^-1 V^T, zero where S is zero */
     double *lift;         /* (L,): products of its means with their mean */
     double *along;        /* (rank,): the mean of its means in its directions */
     double level, square; /* mean of drift; |mean of means|^2 */
@@ -70,7 +70,7 @@ static size_t scratch_doubles(size_t L, size_t rank) {
     return lens_add(lens_mul(L, L), lens_add(2 * lens_mul(rank, L), 4 * L + rank));
 }
 
-/* out[k] = sum_l A[k,l] x[l], of x less its mean */
+/* out[k] = sum_l A[k,l] (x[l] - mean of x) */
 static void inside(double *out, const double *A, const double *x, size_t rank, size_t L) {
     double mean = 0.0;
     for (size_t l = 0; l < L; l++)
@@ -97,7 +97,7 @@ static int spectrum(double *sigma, const scratch *s, const double *K, size_t ld,
     return info;
 }
 
-/* The rest of a view, from products K (L,ld) and drift in the last column of D (L,L+1). */
+/* The other fields of a view, from products K (L,ld) and drift, the last column of D (L,L+1). */
 static void look(fit_view *f, const double *K, size_t ld, const double *D, const angle_job *j) {
     size_t L = j->L;
     double n = (double)L, inner = 0.0;
@@ -125,12 +125,13 @@ static double to_angle(double cosine) {
     return acos(fmin(fmax(cosine, -1.0), 1.0));
 }
 
-/* Angle between M_a = w - U U^T w of this fit and the fixed one;  Z (rank,rank) = U^T U*. */
+/* Angle between M_a = w - U U^T w of this fit and of the reference fit;  Z (rank,rank) = U^T U*. */
 static double agnostic_angle(const angle_job *j, const scratch *s, const double *cross,
                              const double *Z) {
     size_t L = j->L, rank = j->rank;
     double n = (double)L, inner = j->mean_square + j->fixed.level;
-    for (size_t a = 0; a < L; a++) { /* products of this fit's means with the fixed mean of means */
+    for (size_t a = 0; a < L;
+         a++) { /* products of this fit's means with the reference mean of means */
         s->x[a] = cross[a * (L + 1) + L];
         for (size_t b = 0; b < L; b++)
             s->x[a] += cross[a * (L + 1) + b] / n;
@@ -138,7 +139,7 @@ static double agnostic_angle(const angle_job *j, const scratch *s, const double 
     }
     inside(s->q, s->f.A, s->x, rank, L);
     inner -= dot(s->f.along, s->q, rank);
-    for (size_t b = 0; b < L; b++) { /* and of the fixed means with this fit's */
+    for (size_t b = 0; b < L; b++) { /* and of the reference means with this fit's mean */
         s->x[b] = j->fit[b * (L + 1) + L];
         for (size_t a = 0; a < L; a++)
             s->x[b] += cross[a * (L + 1) + b] / n;
@@ -203,7 +204,7 @@ lens_status lens_resample_angles(double *angles, double *agnostic, double *sigma
                    .lapack = lapack,
                    .mean_square = mean_square,
                    .faults = faults};
-    if (j.rank > 0) { /* the first slice of the workspace belongs to the fixed fit */
+    if (j.rank > 0) { /* the first slice of the workspace is for the reference fit */
         scratch s = carve(work, L, rank);
         fault->info = spectrum(s.B, &s, fit, L + 1, &j);
         if (fault->info != 0)
