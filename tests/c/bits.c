@@ -62,7 +62,9 @@ static void weights(lens_dtype t, const void *x, const void *y) {
     uint8_t *mask = room(N, 1);
     void *out = room(N, sizeof(double));
     double sums[3], *work = room(LENS_BUCKETS, sizeof *work), w[2] = {0.3, -1.7};
-    uint64_t *counts = room(LENS_BUCKETS, sizeof *counts), chosen;
+    uint64_t *counts = room(LENS_BUCKETS, sizeof *counts), chosen[3];
+    uint16_t *lows = room(N, sizeof *lows);
+    size_t *found = room(lens_weights_select_worksize(N), sizeof *found);
     const void *sources[2] = {x, y};
     lens_dtype dtypes[2] = {t, t};
     lens_fault f;
@@ -72,11 +74,13 @@ static void weights(lens_dtype t, const void *x, const void *y) {
     print("dots", t, sums, sizeof sums);
     lens_weights_histogram(counts, &f, x, y, N, t, 1, (uint64_t *)(void *)work);
     print("histogram", t, counts, LENS_BUCKETS * sizeof *counts);
-    lens_weights_select(mask, &chosen, x, y, N, 0x3e000000, 0x3f000000, t, 1);
+    CHECK(lens_weights_select(mask, lows, chosen, x, y, N, 0x3f7fc000, 0x3f800000, t, 1, found) ==
+          LENS_OK);
     print("select", t, mask, N);
+    print("  lows", t, lows, chosen[2] * sizeof *lows);
     CHECK(lens_weights_combine(out, sources, dtypes, w, 2, N, t, 1) == LENS_OK);
     print("combine", t, out, N * lens_dtype_size(t));
-    free(delta), free(mask), free(out), free(work), free(counts);
+    free(delta), free(mask), free(out), free(work), free(counts), free(lows), free(found);
 }
 
 int main(void) {
