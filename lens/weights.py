@@ -583,10 +583,7 @@ class TopK:
         if self._want == 0:
             self._low = self._high = 1 << 31
             return
-        reached = np.cumsum(self._counts[::-1])
-        i = int(np.searchsorted(reached, np.uint64(self._want)))
-        q = BUCKETS - 1 - i
-        self._need = self._want - int(reached[i] - self._counts[q])
+        q, self._need = _kth(self._counts, self._want)
         self._inside = int(self._counts[q])
         self._low, self._high = max(1, q << BUCKET_BITS), (q + 1) << BUCKET_BITS
 
@@ -643,13 +640,7 @@ class TopK:
         self._found += lows.size
         if self._found >= self._need:  # from now on, only a larger one can be among the best
             base = (self._high - 1) >> BUCKET_BITS << BUCKET_BITS
-            self._low = base + self._cut()[0] + 1
-
-    def _cut(self) -> tuple[int, int]:
-        """Low bits of the last key that is needed so far, and how many of those that equal it."""
-        at_least = np.cumsum(self._seen[::-1])[::-1]
-        cut = int(np.flatnonzero(at_least >= self._need)[-1])
-        return cut, self._need - int(at_least[cut] - self._seen[cut])
+            self._low = base + _kth(self._seen, self._need)[0] + 1
 
     def finish(self) -> TopKResult:
         """Settle the open marks.
@@ -668,7 +659,7 @@ class TopK:
         self._done = True
         if self._want == 0:
             return TopKResult(math.inf, 0, {})
-        cut, left = self._cut()
+        cut, left = _kth(self._seen, self._need)
         settled: dict[str, list[NDArray[np.uint8]]] = {}
         self._open.reverse()
         while self._open:
@@ -705,7 +696,19 @@ def check_amount(where: str, k: int | None, share: float | None) -> None:
 
 def amount(n: int, k: int | None, share: float | None) -> int:
     """Return how many of n to select: k, or floor(share n + 1/2)."""
-    return int(k) if k is not None else math.floor((share or 0.0) * n + 0.5)
+    return int(k) if k is not None else share_of(share or 0.0, n)
+
+
+def share_of(share: float, n: int) -> int:
+    """Round a share of n to a count: floor(share n + 1/2)."""
+    return math.floor(share * n + 0.5)
+
+
+def _kth(counts: NDArray[Any], k: int) -> tuple[int, int]:
+    """Index whose count holds the k-th of the largest, and how many of it are among the k."""
+    at_least = np.cumsum(counts[::-1])[::-1]
+    i = int(np.flatnonzero(at_least >= k)[-1])
+    return i, k - int(at_least[i] - counts[i])
 
 
 Unit: TypeAlias = Literal["element", "row", "column"]
@@ -957,22 +960,22 @@ def _check_finite(x: Array, name: str) -> None:
 
 Float32 = NDArray[np.float32]
 Counts = NDArray[np.uint64]
-
-_TOP = 1 << 31
+_EVERY = 1 << 31  # above every key
 
 
 @dataclass(frozen=True, slots=True)
 class Threshold:
-    """Where the k-th lies.
+    """The k-th largest of a set of deltas.
 
     Attributes
     ----------
     key : int
-        Its key: what is larger is selected. 2³¹ when nothing is, 0 when all but zeros are.
+        Its key, the 31 bits of its |delta|: what is larger is selected. 2³¹ when nothing is, 0
+        when all but zeros are.
     ties : int
-        How many of those that equal it are selected.
+        How many of those equal to it are selected.
     of : int
-        How many equal it.
+        How many are equal to it.
     """
 
     key: int
@@ -986,7 +989,9 @@ def bucket(counts: Counts, k: int) -> tuple[int, int]:
     Parameters
     ----------
     counts : numpy.ndarray (65536,), uint64
-        Of `lens.weights.histogram`: deltas other than zero by the upper bits of their keys.
+        From `histogram`.
+    k : int
+        Deltas to select.
 
     Returns
     -------
@@ -995,117 +1000,96 @@ def bucket(counts: Counts, k: int) -> tuple[int, int]:
     """
     if k <= 0:
         return BUCKETS, 0
-    if k >= int(counts.sum()):
-        return -1, 0
-    reached = np.cumsum(counts[::-1])
-    i = int(np.searchsorted(reached, np.uint64(k)))
-    q = BUCKETS - 1 - i
-    return q, k - int(reached[i] - counts[q])
+    return (-1, 0) if k >= int(counts.sum()) else _kth(counts, k)
 
 
 def threshold(q: int, wanted: int, lows: Counts) -> Threshold:
-    """Key of the k-th, from its bucket and how often each lower half occurs in it."""
-    if q < 0:
-        return Threshold(0, 0, 0)
-    if q >= BUCKETS:
-        return Threshold(_TOP, 0, 0)
-    at_least = np.cumsum(lows[::-1])[::-1]
-    low = int(np.flatnonzero(at_least >= wanted)[-1])
-    ties = wanted - int(at_least[low] - lows[low])
+    """Threshold from its bucket and `lows_in` that bucket."""
+    if not 0 <= q < BUCKETS:
+        return Threshold(0 if q < 0 else _EVERY, 0, 0)
+    low, ties = _kth(lows, wanted)
     return Threshold((q << BUCKET_BITS) + low, ties, int(lows[low]))
 
 
 def lows_in(delta: Float32, q: int) -> Counts:
-    """Count the lower halves of the keys of a slice that are in bucket ``q``."""
+    """Count the lower halves of the keys that are in bucket ``q``."""
     if not 0 <= q < BUCKETS:
-        return np.zeros(1 << BUCKET_BITS, np.uint64)
-    marks, lows = np.empty(delta.size, np.uint8), np.empty(delta.size, np.uint16)
-    low, high = max(1, q << BUCKET_BITS), (q + 1) << BUCKET_BITS
-    _, _, found = _core.weights_select(marks, lows, delta, None, low, high, F32, 1)
-    return np.bincount(lows[:found], minlength=1 << BUCKET_BITS).astype(np.uint64)
+        return np.zeros(_LOWS, np.uint64)
+    _, lows = _marked(delta, max(1, q << BUCKET_BITS), (q + 1) << BUCKET_BITS)
+    return np.bincount(lows, minlength=_LOWS).astype(np.uint64)
 
 
 def count_ties(delta: Float32, key: int) -> int:
-    """How many of a slice have exactly this key."""
-    if not 0 < key < _TOP:
+    """Count the deltas that have exactly this key."""
+    if not 0 < key < _EVERY:
         return 0
     return int(np.count_nonzero((delta.view(np.uint32) & np.uint32(0x7FFFFFFF)) == key))
 
 
-def largest(k: int, slices: Callable[[], Iterable[Float32]]) -> Threshold:
-    """Threshold of the k largest over slices that are read twice, one after the other."""
-    counts = np.zeros(BUCKETS, np.uint64)
-    for delta in slices():
-        counts += histogram(delta)
-    q, wanted = bucket(counts, k)
-    lows = np.zeros(1 << BUCKET_BITS, np.uint64)
-    if 0 <= q < BUCKETS:
-        for delta in slices():
-            lows += lows_in(delta, q)
-    return threshold(q, wanted, lows)
-
-
-def mask_of(delta: Float32, key: int, first: int, last: int) -> NDArray[np.bool_]:
-    """Mask of a slice: keys above ``key``, and of those that equal it number first to last.
-
-    Parameters
-    ----------
-    first, last : int
-        Half-open, counted within the slice.
-    """
-    low = max(key, 1)
-    high = low + 1 if 0 < key < _TOP else low
-    marks = np.empty(delta.size, np.uint8)
-    lows = np.empty(delta.size, np.uint16)
-    _, _, ties = _core.weights_select(marks, lows, delta, None, low, high, F32, 1)
-    number = np.arange(ties)
-    keep = ((number >= first) & (number < last)).astype(np.uint8)
-    _core.weights_settle(marks, keep)
-    return marks.view(np.bool_)
+def _marked(delta: Float32, low: int, high: int) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
+    """Mark as `TopK.select` does; also return the lower halves of the open keys."""
+    marks, lows = np.empty(delta.size, np.uint8), np.empty(delta.size, np.uint16)
+    _, _, found = _core.weights_select(marks, lows, delta, None, low, high, F32, 1)
+    return marks, lows[:found]
 
 
 @dataclass(frozen=True, slots=True)
-class TensorCut:
-    """Which elements of one tensor are selected.
+class TopKMask:
+    """Mask of the largest elements of one tensor, computed chunk by chunk.
 
     Attributes
     ----------
     key : int
         As in `Threshold`.
     first, last : int
-        Of those that equal it, number first to last (half-open, counted within the tensor).
+        Of those equal to it, number first to last (half-open, counted within the tensor).
     before : tuple of int
-        How many equal it before each slice; empty when all or none are selected.
+        How many are equal to it before each chunk; empty when all or none are selected.
     """
 
     key: int
-    first: int
-    last: int
+    first: int = 0
+    last: int = _EVERY
     before: tuple[int, ...] = ()
 
     def mask(self, delta: Float32, number: int) -> NDArray[np.bool_]:
-        """Mask of slice ``number``."""
+        """Mask of chunk ``number``."""
         before = self.before[number] if self.before else 0
-        return mask_of(delta, self.key, self.first - before, self.last - before)
+        low = max(self.key, 1)
+        marks, ties = _marked(delta, low, low + (0 < self.key < _EVERY))
+        index = np.arange(before, before + ties.size)
+        keep = ((index >= self.first) & (index < self.last)).astype(np.uint8)
+        _core.weights_settle(marks, keep)
+        return marks.view(np.bool_)
 
 
-def tensor_cut(
-    found: Threshold, slices: Callable[[], Iterable[Float32]], *, from_end: bool = False
-) -> TensorCut:
-    """Turn the threshold of one tensor into its cut; slices are read again only for ties.
+def topk_mask(k: int, chunks: Callable[[], Iterable[Float32]], *, last: bool = False) -> TopKMask:
+    """Mask of the k largest |delta| of a tensor read in chunks, two or three times.
 
     Parameters
     ----------
-    from_end : bool
-        Of those that equal the k-th, take the last in order instead of the first.
+    k : int
+        Elements to select; zeros never are.
+    chunks : callable
+        Returns the deltas of the tensor, float32, chunk by chunk, each time it is called.
+    last : bool
+        Of those equal to the k-th, select the last in order instead of the first.
     """
+    counts, lows = np.zeros(BUCKETS, np.uint64), np.zeros(_LOWS, np.uint64)
+    for delta in chunks():
+        counts += histogram(delta)
+    q, wanted = bucket(counts, k)
+    if 0 <= q < BUCKETS:
+        for delta in chunks():
+            lows += lows_in(delta, q)
+    found = threshold(q, wanted, lows)
     if found.ties == found.of:
-        return TensorCut(found.key, 0, _TOP)
-    counts = [count_ties(delta, found.key) for delta in slices()]
-    first = found.of - found.ties if from_end else 0
-    return TensorCut(found.key, first, first + found.ties, before_each(counts))
+        return TopKMask(found.key)
+    ties = [count_ties(delta, found.key) for delta in chunks()]
+    first = found.of - found.ties if last else 0
+    return TopKMask(found.key, first, first + found.ties, before_each(ties))
 
 
 def before_each(counts: Sequence[int]) -> tuple[int, ...]:
-    """Sum of the counts before each place."""
+    """Sum of the counts before each position."""
     return tuple(int(n) for n in np.concatenate([[0], np.cumsum(counts)[:-1]]))

@@ -1,4 +1,4 @@
-"""A PEFT LoRA adapter as differences of weights, made row by row (arXiv 2106.09685)."""
+"""A PEFT LoRA adapter as a delta of weights, computed row by row (arXiv 2106.09685)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lens import _core
 from lens.errors import InputError
 from lens.merging.tensors import as_float32
-from lens.models.checkpoint import HEADS, Checkpoint, Files, Stored, read_header
+from lens.models.checkpoint import HEADS, Checkpoint, Files, Stored, read_header, read_pickled
 
 Float32 = NDArray[np.float32]
 
@@ -24,11 +24,19 @@ _PREFIX = "base_model.model."
 _FACTOR = re.compile(
     r"(?P<module>.+)\.lora_(?:(?P<linear>[AB])\.weight|embedding_(?P<embedding>[AB]))"
 )
-# Ways to begin that leave the base as it is; PiSSA, OLoRA, LoftQ and others take a part out of it.
+# Initialisations that leave the base as it is; PiSSA, OLoRA, LoftQ and others subtract from it.
 _HARMLESS = ("true", "false", "gaussian", "eva", "orthogonal")
-# Settings that change what the adapter computes in ways that B A does not cover.
-_REFUSED = ("use_dora", "lora_bias", "target_parameters", "megatron_config", "use_qalora",
-            "arrow_config", "layer_replication", "trainable_token_indices")  # fmt: skip
+# Settings that change what the adapter computes beyond B A.
+_REFUSED = (
+    "use_dora",
+    "lora_bias",
+    "target_parameters",
+    "megatron_config",
+    "use_qalora",
+    "arrow_config",
+    "layer_replication",
+    "trainable_token_indices",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,38 +66,38 @@ class Factors:
 
     @property
     def bytes_held(self) -> int:
-        """Bytes in memory while rows are made: factors as stored, in float32, and turned."""
+        """Bytes held while rows are computed: factors as stored, in float32, and transposed."""
         return 12 * (self.a.size + self.b.size)
 
     def rows(self, files: Files, first: int, last: int) -> Float32:
-        """Rows ``first`` to ``last`` of the difference."""
+        """Rows ``first`` to ``last`` of the delta."""
         a = _matrix(files, self.a)
         if self.transposed:
             left, across = a.T[first:last], _matrix(files, self.b)
         else:
             left, across = _matrix(files, self.b, first, last), a.T
         made = np.empty((len(left), len(across)), np.float32)
-        # NumPy's product would have other bits with another number of cores.
+        # The bits of NumPy's product depend on the number of cores.
         _core.matmul_nt(made, np.ascontiguousarray(left), np.ascontiguousarray(across))
         made *= np.float32(self.scale)
         return made
 
 
 class Adapter:
-    """Differences by the name of the weight they belong to, and weights it replaces.
+    """Low-rank deltas by the name of their weight, and the weights it replaces.
 
     Parameters
     ----------
     folder : Path
         With ``adapter_config.json`` and ``adapter_model.safetensors`` (or ``.bin``).
     base : Checkpoint
-        What it was trained on.
+        The model it was trained on.
 
     Raises
     ------
     InputError
-        If it is no LoRA adapter, changes what the base does not have, or is of a kind that is more
-        than a low-rank difference (DoRA, for one).
+        If it is no LoRA adapter, changes weights that the base lacks, or is more than a low-rank
+        delta, such as DoRA.
     """
 
     def __init__(self, folder: Path, base: Checkpoint) -> None:
@@ -164,7 +172,7 @@ class Adapter:
             raise InputError(
                 f"{self.folder}: factors {a.shape} and {b.shape} of '{name}' do not fit"
             )
-        # peft keeps one fan_in_fan_out for all layers, though Conv1D and Linear are mixed.
+        # peft has one fan_in_fan_out for all layers, although Conv1D and Linear are mixed.
         conv1d = self._base.is_conv1d(name)
         by_setting = bool(self._settings.get("fan_in_fan_out")) if conv1d is None else conv1d
         transposed = embedding or by_setting
@@ -195,15 +203,11 @@ def _weights(folder: Path) -> Path:
 
 
 def _tensors(path: Path) -> dict[str, Stored]:
-    if path.suffix == ".bin":
-        from lens.models.checkpoint import read_bins
-
-        return read_bins(path)[0]
-    return read_header(path).tensors
+    return read_pickled(path)[0] if path.suffix == ".bin" else read_header(path).tensors
 
 
 def _matrix(files: Files, stored: Stored, first: int = 0, last: int | None = None) -> Float32:
-    """Rows ``first`` to ``last``, all by default."""
+    """Rows ``first`` to ``last`` of a matrix, all by default."""
     n, d = stored.shape
     start, stop = first * d, (n if last is None else last) * d
     raw = files.read(stored, start, stop, np.empty((stop - start) * stored.kind.size, np.uint8))

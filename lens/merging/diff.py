@@ -1,4 +1,4 @@
-"""What models changed from their base, tensor by tensor, in one pass over all of them."""
+"""Weight diff: the deltas of models from their base, tensor by tensor, in one pass."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from lens.merging.methods.base import Method
 from lens.merging.plan import plan_for
 from lens.merging.worker import TensorTask, normal
 from lens.utils.signals import stop_requests
-from lens.weights import compare, histogram, sum_of_squares
+from lens.weights import BUCKET_BITS, BUCKETS, compare, histogram, sum_of_squares
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -32,12 +32,11 @@ OUTLIER = 6.0
 
 _TOP = 5  # rows that are named
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-_BUCKET_BITS = 15
 
 
 @dataclass(frozen=True, slots=True)
-class TensorChange:
-    """What one model changed at one tensor, Δ = θ − θ_o in float32.
+class TensorDelta:
+    """Delta of one model at one tensor, Δ = θ − θ_o in float32.
 
     Attributes
     ----------
@@ -50,15 +49,15 @@ class TensorChange:
     largest : float
         The largest |Δ| of one element.
     outliers : int
-        Elements with |Δ| above six root mean squares, to a part in 256.
+        Elements with |Δ| above six root mean squares, accurate to 1/256.
     effective_rank : float or None
-        (Σσ²)² / Σσ⁴ of the singular values: how many directions of equal size would spread as
-        much; None for vectors and for no change. Estimated from 64 random columns, standard error
-        at most 18 % (rank one), smaller for spread changes; exact for up to 64 columns.
+        (Σσ²)² / Σσ⁴ of the singular values: the number of equal singular values with the same
+        ratio; None for vectors and zero deltas. Estimated from 64 random columns, standard error
+        at most 18 % (rank one), smaller for a flat spectrum; exact for up to 64 columns.
     rows : tuple of float
         Quantiles 5, 25, 50, 75 and 95 % of |Δ| / |θ_o| of single rows (output neurons).
     top_rows : tuple of (int, float)
-        The rows that changed most, and their |Δ| / |θ_o|.
+        The rows with the largest |Δ| / |θ_o|, and its value.
     """
 
     relative: float | None
@@ -78,11 +77,11 @@ class TensorPair:
     Attributes
     ----------
     models : tuple of two int
-        Which.
+        Their indices.
     cosine : float or None
-        Of their changes; None where one changed nothing.
+        Of their deltas; None where one is zero.
     same_sign : float or None
-        Of the elements that both changed, the share they moved the same way; None without such.
+        Share of equal signs among the elements that both changed; None without such.
     """
 
     models: tuple[int, int]
@@ -92,17 +91,17 @@ class TensorPair:
 
 @dataclass(frozen=True, slots=True)
 class TensorDiff:
-    """One tensor: its changes by model, and its pairs of models."""
+    """One tensor: its delta for each model, and its pairs of models."""
 
     name: str
     shape: tuple[int, ...]
     norm: float
-    changes: tuple[TensorChange, ...]
+    changes: tuple[TensorDelta, ...]
     pairs: tuple[TensorPair, ...]
 
     @property
     def block(self) -> int | None:
-        """Block it is of."""
+        """Number of its block; None outside blocks."""
         return block_number(self.name)
 
     @property
@@ -114,13 +113,13 @@ class TensorDiff:
 
 @dataclass(frozen=True, slots=True)
 class WeightDiff:
-    """The changes of several models from one base.
+    """Deltas of several models from one base.
 
     Attributes
     ----------
     base : str
     models : tuple of str
-    tensors : tuple of TensorAtlas
+    tensors : tuple of TensorDiff
         In the order in which the base stores them.
     """
 
@@ -129,7 +128,7 @@ class WeightDiff:
     tensors: tuple[TensorDiff, ...]
 
     def relative_by_block(self) -> dict[int | None, list[float]]:
-        """|Δ| / |θ_o| over all tensors of a block, by model; None for what is outside blocks."""
+        """|Δ| / |θ_o| over all tensors of a block, by model; None for those outside blocks."""
         found: dict[int | None, list[float]] = {}
         for block in sorted({t.block for t in self.tensors}, key=lambda b: (b is None, b)):
             inside = [t for t in self.tensors if t.block == block]
@@ -145,26 +144,26 @@ class WeightDiff:
         return asdict(self)
 
 
-class _Look(Method):
+class _Diff(Method):
     """Reads base and models as a merge does, and writes nothing."""
 
-    name: ClassVar[str] = "delta"
-    title: ClassVar[str] = "Delta atlas"
-    models: ClassVar[tuple[int, int]] = (1, 15)
-    whole: ClassVar[bool] = True
+    name = "diff"
+    title = "Weight diff"
+    models = (1, 15)
+    whole = True
 
     def scratch(self, n_inputs: int) -> int:
-        """Hold changes of all models in float32, and products of two."""
+        """Deltas of all models in float32, and products of two."""
         return 4 * n_inputs + 24
 
-    def run(self, work: TensorTask) -> None:
+    def run(self, task: TensorTask) -> None:
         """Write nothing."""
 
 
 def weight_diff(
     base: str | Path, models: Sequence[str | Path], *, max_memory: int | str = "1GiB"
 ) -> WeightDiff:
-    """Measure what models changed from their base, in one pass over all of them.
+    """Measure the deltas of models from their base, in one pass over all of them.
 
     Parameters
     ----------
@@ -177,7 +176,7 @@ def weight_diff(
 
     Returns
     -------
-    Atlas
+    WeightDiff
 
     Raises
     ------
@@ -185,41 +184,41 @@ def weight_diff(
         If the models are not of one kind, or hold NaN or infinity.
     """
     config = MergeConfig(
-        merge_method="delta",
+        merge_method="diff",
         base_model=str(base),
         models=tuple(ModelEntry(model=str(m)) for m in models),
     )
     if str(base) in map(str, models):
         raise InputError(f"{base} is the base; name the models that changed from it")
-    plan = plan_for(_Look(), config, max_memory=max_memory, fetch=True)
+    plan = plan_for(_Diff(), config, max_memory=max_memory, fetch=True)
     try:
         plan.check()
         targets = [target for target in plan.targets if not target.copied]
         with stop_requests("tensor") as stop:
-            pieces = MergeExecutor(plan, stop).map(_look, targets, whole=True, label="Comparing")
-            found = tuple(made for _, made in pieces)
-        return WeightDiff(str(base), tuple(map(str, models)), found)
+            found = MergeExecutor(plan, stop).map(_compare, targets, whole=True, label="Comparing")
+            tensors = tuple(tensor for _, tensor in found)
+        return WeightDiff(str(base), tuple(map(str, models)), tensors)
     finally:
         plan.files.close()
 
 
 class _Sums:
-    """What is summed up over the slices of one model's change of a tensor."""
+    """Sums over the chunks of one model's delta of a tensor."""
 
-    def __init__(self, work: TensorTask, i: int) -> None:
-        shape = work.target.shape
+    def __init__(self, task: TensorTask, i: int) -> None:
+        shape = task.target.shape
         self.columns = shape[-1] if len(shape) > 1 else 1
         self.squares = 0.0
-        self.counts = np.zeros(1 << (31 - _BUCKET_BITS), np.uint64)
+        self.counts = np.zeros(BUCKETS, np.uint64)
         self.largest = 0.0
         self.rows: list[Float64] = []
         self._probe: Float32 | None = None
         if len(shape) > 1:
-            self._probe = probes(work.target.name, self.columns)
+            self._probe = probes(task.target.name, self.columns)
             self._seen = np.zeros((self.columns, self._probe.shape[1]))
 
     def add(self, delta: Float32) -> None:
-        """Take up the change of one slice."""
+        """Add one chunk of the delta."""
         self.squares += sum_of_squares(delta)
         self.counts += histogram(delta)
         self.largest = max(self.largest, float(np.abs(delta).max(initial=0)))
@@ -241,7 +240,7 @@ class _Sums:
     def outliers(self, size: int) -> int:
         """Elements above `OUTLIER` root mean squares, by the buckets of the histogram."""
         bound = np.float32(OUTLIER * math.sqrt(self.squares / max(size, 1)))
-        first = int(bound.view(np.uint32) >> _BUCKET_BITS) + 1
+        first = int(bound.view(np.uint32) >> BUCKET_BITS) + 1
         return int(self.counts[first:].sum())
 
 
@@ -257,52 +256,52 @@ def _row_squares(rows: Float32) -> Float64:
     return found
 
 
-def _look(work: TensorTask) -> TensorDiff:
-    target = work.target
-    sums = {i: _Sums(work, i) for i in target.others}
+def _compare(task: TensorTask) -> TensorDiff:
+    target = task.target
+    sums = {i: _Sums(task, i) for i in target.others}
     pairs = {pair: np.zeros(3) for pair in combinations(range(len(target.others)), 2)}
     base_squares, base_rows = 0.0, []
-    for cut in work.cuts:
-        base = work.mix({int(target.base or 0): 1.0}, cut)
+    for chunk in task.chunks:
+        base = task.base(chunk)
         base_squares += sum_of_squares(base)
         if len(target.shape) > 1:
             base_rows.append(_row_squares(base.reshape(-1, target.shape[-1])))
-        deltas = [work.delta(i, cut) for i in target.others]
+        deltas = [task.delta(i, chunk) for i in target.others]
         for i, delta in zip(target.others, deltas, strict=True):
             sums[i].add(delta)
         for (j, k), total in pairs.items():
-            total += _alike(deltas[j], deltas[k])
+            total += _pair_sums(deltas[j], deltas[k])
     norms = [math.sqrt(sums[i].squares) for i in target.others]
     whole = np.concatenate([np.empty(0), *base_rows])
     return TensorDiff(
         target.name,
         target.shape,
         math.sqrt(base_squares),
-        tuple(_change(sums[i], math.sqrt(base_squares), whole, target.size) for i in target.others),
+        tuple(_delta(sums[i], math.sqrt(base_squares), whole, target.size) for i in target.others),
         tuple(_pair(pair, total, norms) for pair, total in pairs.items()),
     )
 
 
-def _alike(x: Float32, y: Float32) -> Float64:
-    """Dot product, elements that moved the same way, and elements that both moved."""
+def _pair_sums(x: Float32, y: Float32) -> Float64:
+    """Dot product, elements of equal sign, and elements that both changed."""
     both = (x != 0) & (y != 0)
     same = both & ((x > 0) == (y > 0))
     dot = compare((x, None), (y, None)).dot
     return np.array([dot, np.count_nonzero(same), np.count_nonzero(both)], np.float64)
 
 
-def _change(sums: _Sums, base: float, base_rows: Float64, size: int) -> TensorChange:
+def _delta(sums: _Sums, base: float, base_rows: Float64, size: int) -> TensorDelta:
     norm = math.sqrt(sums.squares)
     quantiles: tuple[float, ...] = ()
     top: tuple[tuple[int, float], ...] = ()
     if sums.rows:
         squares = np.concatenate(sums.rows)
-        relative = np.sqrt(np.divide(squares, base_rows, out=np.zeros_like(squares),
-                                     where=base_rows > 0))  # fmt: skip
+        ratio = np.divide(squares, base_rows, out=np.zeros_like(squares), where=base_rows > 0)
+        relative = np.sqrt(ratio)
         quantiles = tuple(float(q) for q in np.quantile(relative, _QUANTILES))
         order = np.argsort(-relative, kind="stable")[:_TOP]
         top = tuple((int(k), float(relative[k])) for k in order if relative[k] > 0)
-    return TensorChange(
+    return TensorDelta(
         relative=norm / base if base > 0 else None,
         norm=norm,
         share=int(sums.counts.sum()) / max(size, 1),

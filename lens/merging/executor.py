@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from lens.merging.plan import MergePlan
@@ -16,38 +15,29 @@ from lens.utils.progress import progress
 from lens.utils.signals import StoppedError, StopRequest
 
 R = TypeVar("R")
-_AHEAD = 4  # pieces for each worker that may wait for their turn
+_AHEAD = 4  # pieces per worker that may wait for their turn
+Piece = tuple[OutputTensor, list[Chunk]]  # a tensor, or one chunk of it
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A tensor, or one slice of it."""
-
-    target: OutputTensor
-    cuts: list[Chunk]
-
-
-def pieces(targets: Sequence[OutputTensor], *, whole: bool) -> Iterator[Piece]:
-    """Tensors, or their slices one by one, in order."""
+def _pieces(targets: Sequence[OutputTensor], *, whole: bool) -> Iterator[Piece]:
     for target in targets:
-        cuts = target.cuts
         if whole or target.copied:
-            yield Piece(target, cuts)
+            yield target, target.chunks
         else:
-            yield from (Piece(target, [cut]) for cut in cuts)
+            yield from ((target, [chunk]) for chunk in target.chunks)
 
 
 class MergeExecutor:
     """Workers over the tensors of a plan.
 
-    Each worker has memory of its own, does one piece from beginning to end, and lets the others go
-    on while it waits for the disk. Results come in the order of the pieces.
+    Each worker has its own buffers, takes one piece from start to finish, and lets the others run
+    while it waits for the disk. Results come in the order of the pieces.
 
     Parameters
     ----------
     plan : MergePlan
     stop : StopRequest
-        Looked at between pieces.
+        Checked between pieces.
     """
 
     def __init__(self, plan: MergePlan, stop: StopRequest | None = None) -> None:
@@ -62,29 +52,26 @@ class MergeExecutor:
         whole: bool,
         label: str,
         sink: Sink | None = None,
-        facts: dict[str, Any] | None = None,
-    ) -> Iterator[tuple[Piece, R]]:
-        """Apply a function to every piece of some tensors.
+        facts: Mapping[str, Any] | None = None,
+    ) -> Iterator[tuple[OutputTensor, R]]:
+        """Apply a function to every piece of some tensors: whole tensors, or their chunks.
 
         Raises
         ------
         StoppedError
-            If a signal asked for it; pieces that were begun are finished.
+            If a signal asked for it; pieces already started are finished.
         """
 
         def do(piece: Piece) -> R:
-            work = TensorTask(
-                piece.target, piece.cuts, sources=self._plan.sources, space=self._space(),
-                sink=sink, facts=facts or {},
-            )  # fmt: skip
-            return function(work)
+            space = self._workspace()
+            return function(TensorTask(*piece, self._plan.sources, space, sink, facts or {}))
 
-        total = sum(1 for _ in pieces(targets, whole=whole))
-        waiting: deque[tuple[Piece, Future[R]]] = deque()
+        total = sum(1 for _ in _pieces(targets, whole=whole))
+        waiting: deque[tuple[OutputTensor, Future[R]]] = deque()
         pool = ThreadPoolExecutor(self._plan.workers)
         try:
-            for piece in progress(pieces(targets, whole=whole), label, total=total, unit="slice"):
-                waiting.append((piece, pool.submit(do, piece)))
+            for piece in progress(_pieces(targets, whole=whole), label, total=total, unit="chunk"):
+                waiting.append((piece[0], pool.submit(do, piece)))
                 if len(waiting) > _AHEAD * self._plan.workers:
                     yield self._next(waiting)
             while waiting:
@@ -92,14 +79,14 @@ class MergeExecutor:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _next(self, waiting: deque[tuple[Piece, Future[R]]]) -> tuple[Piece, R]:
+    def _next(self, waiting: deque[tuple[OutputTensor, Future[R]]]) -> tuple[OutputTensor, R]:
         if self._stop.signal_number:
             raise StoppedError("interrupted", self._stop.signal_number)
-        piece, future = waiting.popleft()
-        return piece, future.result()
+        target, future = waiting.popleft()
+        return target, future.result()
 
-    def _space(self) -> Workspace:
+    def _workspace(self) -> Workspace:
         space: Workspace | None = getattr(self._local, "space", None)
         if space is None:
-            space = self._local.space = Workspace(self._plan.needs)
+            space = self._local.space = Workspace(self._plan.worker_memory)
         return space

@@ -19,26 +19,27 @@ from lens.errors import InputError
 from lens.merging import output
 from lens.merging.config import MergeConfig, parse_config
 from lens.merging.executor import MergeExecutor
+from lens.merging.methods.base import Method, write_tensor
 from lens.merging.plan import PROCESS, MergePlan, plan_merge, problems_of_place
 from lens.merging.tensors import Chunk, OutputTensor
 from lens.merging.worker import TensorTask, normal
 from lens.subspace import thin_svd
 from lens.utils.files import new_folder, refuse_existing
 from lens.utils.signals import stop_requests
-from lens.weights import delta as difference
+from lens.weights import delta as subtract
 from lens.weights import sum_of_squares
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
-_EXTRA = 8  # columns beyond the rank that is sought
-_ITERATIONS = 2  # of the power method: each is two more passes
-_FIRST = 16  # columns tried first when an energy is asked for
+_EXTRA = 8  # columns beyond the rank
+_ITERATIONS = 2  # of the power method, two more passes each
+_FIRST = 16  # columns tried first for an energy
 
 
 @dataclass(frozen=True, slots=True)
-class Fit:
-    """How well low rank does at one tensor.
+class LowRankFit:
+    """Quality of the low-rank approximation of one tensor.
 
     Attributes
     ----------
@@ -54,109 +55,97 @@ class Fit:
     error: float
 
 
-class RowCache:
-    """Memory in which each worker keeps the first rows of the matrix it has in hand.
+Factors = tuple[LowRankFit, Float32 | None, Float32 | None]  # the fit, B and A
 
-    Parameters
-    ----------
-    n_bytes : int
-        For each worker.
-    """
+
+class RowCache:
+    """Memory of ``n_bytes`` per worker for the first rows of its current matrix."""
 
     def __init__(self, n_bytes: int) -> None:
         self._elements, self._local = max(n_bytes, 0) // 4, threading.local()
 
     def rows(self, n: int, d: int) -> Float32:
-        """Room for as many of n rows as fit, (…, d)."""
+        """Memory for as many of n rows as fit, (…, d)."""
         size = min(n, self._elements // d) * d
         held: Float32 | None = getattr(self._local, "held", None)
         if held is None or held.size < size:
-            self._local.held = None  # before the next is asked for
+            self._local.held = None  # freed before the next is allocated
             held = self._local.held = np.empty(size, np.float32)
         return held[:size].reshape(-1, d)
 
 
-class _DeltaSink:
-    """Takes slices of a merge and passes on what they changed."""
+@dataclass(frozen=True, slots=True)
+class DeltaSink:
+    """Sink that turns chunks of a merge into their deltas from the base and passes them on."""
 
-    def __init__(
-        self,
-        work: TensorTask,
-        wanted: Callable[[Chunk], bool],
-        place: Callable[[Chunk], Float32],
-        then: Callable[[Chunk, Float32], None],
-    ) -> None:
-        self._work, self._wanted, self._place, self._then = work, wanted, place, then
+    task: TensorTask
+    wanted: Callable[[Chunk], bool]
+    place: Callable[[Chunk], Float32]
+    then: Callable[[Chunk, Float32], None]
 
-    def missing(self, target: OutputTensor, cut: Chunk) -> bool:
-        """Whether a slice must be made."""
-        return self._wanted(cut)
+    def missing(self, target: OutputTensor, chunk: Chunk) -> bool:
+        """Whether a chunk must be computed."""
+        return self.wanted(chunk)
 
-    def write(self, target: OutputTensor, cut: Chunk, content: Array) -> None:
-        """Pass on the slice less the base."""
-        base, out = int(target.base or 0), self._place(cut)
-        plain = self._work.dtype(base) == "F32"
-        before = self._work.read(base, cut) if plain else self._work.mix({base: 1.0}, cut)
-        difference(content, before.reshape(-1), out=out)
-        self._then(cut, out.reshape(-1, target.shape[-1]))
+    def write(self, target: OutputTensor, chunk: Chunk, content: Array) -> None:
+        """Pass on the chunk minus the base."""
+        base, out = int(target.base or 0), self.place(chunk)
+        plain = self.task.dtype(base) == "F32"
+        before = self.task.read(base, chunk) if plain else self.task.base(chunk)
+        subtract(content, before.reshape(-1), out=out)
+        self.then(chunk, out.reshape(-1, target.shape[-1]))
 
 
-class Delta:
-    """The change of one matrix (n, d): slices of rows, in order.
+class MatrixDelta:
+    """Delta of one matrix (n, d), in chunks of rows.
 
-    Slices that fit on the shelf are made once, the others anew at each pass. What is calculated
-    from them does not depend on which is which.
-
-    Attributes
-    ----------
-    n, d : int
-    squares : float
-        |Δ|², Frobenius; known after the first pass.
+    Chunks that fit into the cache are computed once, the others again in each pass, with the same
+    result. ``squares``, |Δ|², is known after the first pass.
     """
 
-    def __init__(self, plan: MergePlan, work: TensorTask, shelf: RowCache) -> None:
-        self._plan, self._work = plan, work
-        self.d = work.target.shape[-1]
-        self.n = work.target.size // self.d
-        self.name, self.squares = work.target.name, 0.0
-        rows = shelf.rows(self.n, self.d)
-        self._kept = [cut for cut in work.cuts if cut.stop <= rows.size]
-        self._held, self._made = rows.reshape(-1), False
-        self._spare = np.empty(max((c.size for c in work.cuts), default=0), np.float32)
+    def __init__(self, method: Method, task: TensorTask, cache: RowCache) -> None:
+        self._method, self._task = method, task
+        self.d = task.target.shape[-1]
+        self.n = task.target.size // self.d
+        self.name, self.squares = task.target.name, 0.0
+        self._rows = cache.rows(self.n, self.d).reshape(-1)
+        self._cached = [chunk for chunk in task.chunks if chunk.stop <= self._rows.size]
+        self._computed = False
+        self._spare = np.empty(max((c.size for c in task.chunks), default=0), np.float32)
 
     def each(self, use: Callable[[slice, Float32], None]) -> None:
-        """Give rows and their change, in order; not to be kept or changed."""
+        """Pass rows and their delta to ``use``, in order; it may neither keep nor change them."""
 
-        def then(cut: Chunk, change: Float32) -> None:
-            if not self._made:
-                self.squares += sum_of_squares(change)
-            use(slice(cut.start // self.d, cut.stop // self.d), change)
+        def then(chunk: Chunk, delta: Float32) -> None:
+            if not self._computed:
+                self.squares += sum_of_squares(delta)
+            use(slice(chunk.start // self.d, chunk.stop // self.d), delta)
 
-        def place(cut: Chunk) -> Float32:
-            kept = cut.number < len(self._kept)
-            return self._held[cut.start : cut.stop] if kept else self._spare[: cut.size]
+        def place(chunk: Chunk) -> Float32:
+            cached = chunk.number < len(self._cached)
+            return self._rows[chunk.start : chunk.stop] if cached else self._spare[: chunk.size]
 
-        first = len(self._kept) if self._made else 0
-        for cut in self._kept[:first]:
-            then(cut, place(cut).reshape(-1, self.d))
-        if first < len(self._work.cuts):
-            catch = _DeltaSink(self._work, lambda cut: cut.number >= first, place, then)
-            self._plan.method.make(self._work.into(catch))
-        self._made = True
+        first = len(self._cached) if self._computed else 0
+        for chunk in self._cached[:first]:
+            then(chunk, place(chunk).reshape(-1, self.d))
+        if first < len(self._task.chunks):
+            sink = DeltaSink(self._task, lambda chunk: chunk.number >= first, place, then)
+            write_tensor(self._method, self._task.into(sink))
+        self._computed = True
 
     def times(self, right: Float32) -> Float32:
         """Δ rightᵀ, (n, k), of right (k, d)."""
         out = np.empty((self.n, len(right)), np.float32)
-        self.each(lambda rows, change: _core.matmul_nt(out[rows], change, right))
+        self.each(lambda rows, delta: _core.matmul_nt(out[rows], delta, right))
         return out
 
     def transposed_times(self, left: Float32) -> Float64:
         """Leftᵀ Δ, (k, d), of left (n, k)."""
         out, part = np.zeros((left.shape[1], self.d)), np.empty((left.shape[1], self.d), np.float32)
 
-        def use(rows: slice, change: Float32) -> None:
+        def use(rows: slice, delta: Float32) -> None:
             nonlocal out
-            _core.matmul_tn(part, left[rows], change)
+            _core.matmul_tn(part, left[rows], delta)
             out += part
 
         self.each(use)
@@ -164,14 +153,13 @@ class Delta:
 
     def error(self, b: Float32, a: Float32) -> float:
         """|Δ − B A|."""
-        across = np.ascontiguousarray(a.T)
-        spare = np.empty_like(self._spare)
+        across, spare = np.ascontiguousarray(a.T), np.empty_like(self._spare)
         squares: list[float] = []
 
-        def use(rows: slice, change: Float32) -> None:
-            made = spare[: change.size].reshape(change.shape)
-            _core.matmul_nt(made, b[rows], across)
-            squares.append(sum_of_squares(change, made))
+        def use(rows: slice, delta: Float32) -> None:
+            product = spare[: delta.size].reshape(delta.shape)
+            _core.matmul_nt(product, b[rows], across)
+            squares.append(sum_of_squares(delta, product))
 
         self.each(use)
         return math.sqrt(math.fsum(squares))
@@ -180,24 +168,22 @@ class Delta:
         """All of it, (n, d)."""
         out = np.empty((self.n, self.d))
 
-        def use(rows: slice, change: Float32) -> None:
-            out[rows] = change
+        def use(rows: slice, delta: Float32) -> None:
+            out[rows] = delta
 
         self.each(use)
         return out
 
 
-def factors(
-    delta: Delta, *, rank: int | None, energy: float | None
-) -> tuple[Fit, Float32 | None, Float32 | None]:
-    """Fit, B (n, r) and A (r, d) of one matrix; no factors where nothing has changed."""
+def factors(delta: MatrixDelta, *, rank: int | None, energy: float | None) -> Factors:
+    """LowRankFit, B (n, r) and A (r, d) of one matrix; no factors for a zero delta."""
     most = min(delta.n, delta.d)
     k = _FIRST if rank is None else rank + _EXTRA
     while True:
-        exact = 4 * k >= most  # nor is the long way longer then
-        u, s, vt = _exactly(delta) if exact else _leading(delta, k)
+        exact = 4 * k >= most  # the exact SVD is as fast then
+        u, s, vt = _exact(delta) if exact else _leading(delta, k)
         if delta.squares == 0:
-            return Fit(0, 0.0, 0.0), None, None
+            return LowRankFit(0, 0.0, 0.0), None, None
         if rank is not None:
             r = min(rank, s.size)
             break
@@ -209,10 +195,10 @@ def factors(
     root = np.sqrt(s[:r])
     b = np.ascontiguousarray(u[:, :r] * root, np.float32)
     a = np.ascontiguousarray(root[:, None] * vt[:r], np.float32)
-    return Fit(r, math.sqrt(delta.squares), delta.error(b, a)), b, a
+    return LowRankFit(r, math.sqrt(delta.squares), delta.error(b, a)), b, a
 
 
-def _exactly(delta: Delta) -> tuple[Array, Float64, Float64]:
+def _exact(delta: MatrixDelta) -> tuple[Array, Float64, Float64]:
     whole = delta.whole()
     if delta.squares == 0:
         return _nothing(delta)
@@ -220,11 +206,11 @@ def _exactly(delta: Delta) -> tuple[Array, Float64, Float64]:
     return found.left, found.singular_values, found.right.T
 
 
-def _leading(delta: Delta, k: int) -> tuple[Array, Float64, Float64]:
+def _leading(delta: MatrixDelta, k: int) -> tuple[Array, Float64, Float64]:
     """Leading singular vectors and values: a random sketch of k columns and its block Krylov space.
 
-    The columns of every iteration are kept, not of the last alone: a last product of three times as
-    many, and an error much nearer to the best where the spectrum is flat.
+    The columns of every iteration are used, not of the last alone: the last product has three times
+    as many, and the error is much closer to the best where the spectrum is flat.
     """
     probe = normal(f"range {delta.name}", delta.d * k).reshape(k, delta.d)
     columns = delta.times(probe)
@@ -241,12 +227,12 @@ def _leading(delta: Delta, k: int) -> tuple[Array, Float64, Float64]:
     return left, found.singular_values, found.right.T
 
 
-def _nothing(delta: Delta) -> tuple[Array, Float64, Float64]:
+def _nothing(delta: MatrixDelta) -> tuple[Array, Float64, Float64]:
     return np.zeros((delta.n, 0)), np.zeros(0), np.zeros((0, delta.d))
 
 
 def _orthonormal(rows: Array) -> Float32:
-    """Orthonormal rows that span at least what rows (k, n) span, in float32."""
+    """Orthonormal rows that span at least the rows (k, n), in float32."""
     rows = np.ascontiguousarray(rows, np.float64)
     q, triangle = np.empty_like(rows), np.empty((len(rows), len(rows)))
     _core.thin_qr(q, triangle, rows)
@@ -259,19 +245,19 @@ def _columns(rows: Float32) -> Float32:
 
 @dataclass(frozen=True, slots=True)
 class AdapterResult:
-    """An adapter that was written.
+    """Summary of a written adapter.
 
     Attributes
     ----------
     out : str
-    fits : dict of str to Fit
-        By tensor; vectors, which cannot be adapted, have rank 0 and their whole norm as error.
+    fits : dict of str to LowRankFit
+        By tensor; vectors, which cannot be adapted, have rank 0 and their norm as error.
     error : float
         |Δ − B A| / |Δ| over the whole model.
     """
 
     out: str
-    fits: dict[str, Fit]
+    fits: dict[str, LowRankFit]
     error: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -288,7 +274,7 @@ def to_adapter(
     max_memory: int | str = "1GiB",
     force: bool = False,
 ) -> AdapterResult:
-    """Write what a merge changes of its base as a LoRA adapter, and measure what is lost.
+    """Write the delta of a merge from its base as a LoRA adapter, and measure the error.
 
     Parameters
     ----------
@@ -299,11 +285,10 @@ def to_adapter(
     rank : int, optional
         Rank at every matrix.
     energy : float in (0, 1], optional
-        Instead: at each matrix the smallest rank that keeps this share of |Δ|².
+        Instead: the smallest rank at each matrix that keeps this share of |Δ|².
     max_memory : int or str
-        Bytes of memory; what is left beside the workers holds rows of the matrices in their hands.
-        What a fit takes comes on top: for each worker about 72 (n + d) k bytes, k = rank + 8, of a
-        matrix (n, d).
+        Bytes of memory; what the workers leave caches rows of their matrices. A fit takes about
+        72 (n + d) k bytes more per worker, k = rank + 8, for a matrix (n, d).
     force : bool
         Replace ``out``.
 
@@ -319,12 +304,12 @@ def to_adapter(
     Notes
     -----
     Randomised SVD (Halko, Martinsson and Tropp, arXiv 0909.4061) from rank + 8 random columns and
-    two power iterations, all of whose columns are kept (Musco and Musco, arXiv 1504.05477); where
-    four times as many columns reach min(n, d), the SVD itself, of the whole matrix in float64 (up
-    to 64 n d bytes). An energy starts with 16 columns and doubles them. The change is made slice
-    by slice; rows for which there is no memory are made anew for each product. The error is
-    measured on the factors as they are stored, alpha = rank, so that their scale is 1. The bytes
-    depend neither on memory nor on the number of cores.
+    two power iterations, all of whose columns are used (Musco and Musco, arXiv 1504.05477); where
+    four times as many columns reach min(n, d), the SVD of the whole matrix in float64 (up to 64 n d
+    bytes). An energy starts with 16 columns and doubles them. The delta is computed chunk by chunk;
+    rows that do not fit into memory are computed again for each product. The error is measured on
+    the factors as stored, with alpha = rank, so that their scale is 1. The bytes depend neither on
+    memory nor on the number of cores.
     """
     if (rank is None) == (energy is None):
         raise InputError("expected exactly one of rank and energy")
@@ -346,8 +331,8 @@ def to_adapter(
         if problems := problems_of_place(out, plan.sources, _size(plan, rank or 1)):
             raise InputError("\n".join(problems))
         with stop_requests("tensor") as stop:
-            made = _factorise(plan, MergeExecutor(plan, stop), rank, energy)
-        return _write(plan, made, out, force=force)
+            found = _factorise(plan, MergeExecutor(plan, stop), rank, energy)
+        return _write(plan, found, out, force=force)
     finally:
         plan.files.close()
 
@@ -359,43 +344,38 @@ def _size(plan: MergePlan, rank: int) -> int:
 
 
 def _factorise(
-    plan: MergePlan, stream: MergeExecutor, rank: int | None, energy: float | None
-) -> dict[str, tuple[Fit, Float32 | None, Float32 | None]]:
+    plan: MergePlan, executor: MergeExecutor, rank: int | None, energy: float | None
+) -> dict[str, Factors]:
     targets = [target for target in plan.targets if not target.copied]
-    facts = plan.method.prepare(stream, plan.targets)
+    facts = plan.method.prepare(executor, plan.targets)
+    cache = RowCache((plan.max_memory - PROCESS) // plan.workers - plan.worker_memory.total)
 
-    shelf = RowCache((plan.max_memory - PROCESS) // plan.workers - plan.needs.total)
-
-    def fit(work: TensorTask) -> tuple[Fit, Float32 | None, Float32 | None]:
-        if not work.target.size:
-            return Fit(0, 0.0, 0.0), None, None
-        delta = Delta(plan, work, shelf)
-        if len(work.target.shape) == 2:
+    def fit(task: TensorTask) -> Factors:
+        if not task.target.size:
+            return LowRankFit(0, 0.0, 0.0), None, None
+        delta = MatrixDelta(plan.method, task, cache)
+        if len(task.target.shape) == 2:
             return factors(delta, rank=rank, energy=energy)
-        delta.each(lambda rows, change: None)  # known after it: how much a vector changed
+        delta.each(lambda rows, delta: None)  # computes the norm of a vector's delta
         norm = math.sqrt(delta.squares)
-        return Fit(0, norm, norm), None, None
+        return LowRankFit(0, norm, norm), None, None
 
-    found = stream.map(fit, targets, whole=True, label="Factorising", facts=facts)
-    return {piece.target.name: made for piece, made in found}
+    found = executor.map(fit, targets, whole=True, label="Factorising", facts=facts)
+    return {target.name: result for target, result in found}
 
 
 def _write(
-    plan: MergePlan,
-    made: Mapping[str, tuple[Fit, Float32 | None, Float32 | None]],
-    out: Path,
-    *,
-    force: bool,
+    plan: MergePlan, found: Mapping[str, Factors], out: Path, *, force: bool
 ) -> AdapterResult:
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    fits = {name: fit for name, (fit, _, _) in made.items()}
+    fits = {name: fit for name, (fit, _, _) in found.items()}
     total = math.fsum(fit.norm**2 for fit in fits.values())
     error = math.sqrt(math.fsum(fit.error**2 for fit in fits.values()) / total) if total else 0.0
     tensors: dict[str, Float32] = {}
     ranks: dict[str, int] = {}
-    for name, (fit, b, a) in made.items():
+    for name, (fit, b, a) in found.items():
         if a is None or b is None:
             continue
         module = name.removesuffix(".weight")
@@ -409,12 +389,21 @@ def _write(
     if not ranks:
         raise InputError("this merge changes no matrix of its base; there is nothing to adapt")
     result = AdapterResult(str(out), fits, error)
+    most = max(ranks.values())
     content = {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path":
-        plan.config.base_model, "r": max(ranks.values()), "lora_alpha": max(ranks.values()),
-        "rank_pattern": ranks, "alpha_pattern": ranks, "target_modules": sorted(ranks),
-        "bias": "none", "lora_dropout": 0.0, "inference_mode": True, "fan_in_fan_out": False,
-    }  # fmt: skip
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": plan.config.base_model,
+        "r": most,
+        "lora_alpha": most,
+        "rank_pattern": ranks,
+        "alpha_pattern": ranks,
+        "target_modules": sorted(ranks),
+        "bias": "none",
+        "lora_dropout": 0.0,
+        "inference_mode": True,
+        "fan_in_fan_out": False,
+    }
     with new_folder(out, force=force) as folder:
         try:
             save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})

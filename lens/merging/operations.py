@@ -1,4 +1,4 @@
-"""Merge, extract and verify: plan, stream, and put a complete result in place."""
+"""Merge, extract and verify: plan, executor, and put a complete result in place."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +21,22 @@ from lens.errors import DamagedError, InputError, VerificationError
 from lens.merging import output
 from lens.merging.config import MergeConfig, parse_config
 from lens.merging.executor import MergeExecutor
+from lens.merging.methods.base import write_tensor
 from lens.merging.methods.maec import Maec
 from lens.merging.output import (
-    Checking,
+    ChunkComparer,
+    ChunkWriter,
     OutputShard,
     ShardFiles,
-    Writing,
     finished_slices,
     head_of,
-    identity,
     lay_out,
     merge_folder,
 )
 from lens.merging.plan import MergePlan, plan_merge, problems_of_place
 from lens.merging.sources import SCHEMA
 from lens.merging.tensors import SLICE, Chunk, OutputTensor
-from lens.merging.worker import NonFiniteError, TensorTask
+from lens.merging.worker import NonFiniteError, Sink, TensorTask
 from lens.utils.files import refuse_existing, size_in_bytes, to_disk
 from lens.utils.hashing import checksum
 from lens.utils.signals import StoppedError, StopRequest, stop_requests
@@ -44,20 +45,20 @@ from lens.utils.workdir import WorkDir
 
 @dataclass(frozen=True, slots=True)
 class MergeResult:
-    """What a merge did.
+    """Summary of a finished merge.
 
     Attributes
     ----------
     out : Path
-        The finished checkpoint.
+        The checkpoint.
     tensors, parameters, bytes_written : int
-        Of it.
+        Its size.
     resumed : int
-        Slices that an interrupted merge had already written.
+        Chunks that an interrupted merge had already written.
     seconds : float
         Time taken.
     facts : dict
-        What the method found out on the way, such as cosines.
+        What the method computed before the first tensor, such as cosines.
     notes : tuple of str
         Of the plan.
     """
@@ -90,15 +91,15 @@ def merge(
     Parameters
     ----------
     config : MergeConfig or mapping
-        What is merged, and how; see `MergeConfig`.
+        Models, method and parameters; see `MergeConfig`.
     out : path
-        Folder of the result: complete, or not there.
+        Folder of the result: complete, or absent.
     max_memory : int or str
         Bytes of memory for everything together. The result does not depend on it.
     shard_size : int or str
         Bytes of tensors in one file at most.
     resume : bool
-        Go on with the same merge where it was interrupted.
+        Continue the same merge where it was interrupted.
     force : bool
         Replace ``out``, and discard an interrupted merge.
 
@@ -109,14 +110,14 @@ def merge(
     Raises
     ------
     InputError
-        If the plan has problems, a source holds NaN or infinity, or there is no room.
+        If the plan has problems, a source holds NaN or infinity, or the disk is full.
     StoppedError
-        If a signal asked for it; ``resume`` goes on.
+        If a signal asked for it; ``resume`` continues.
 
     Notes
     -----
     Arithmetic is in float32 or better and rounded once to the output dtype. The result has the
-    same bytes for any number of cores and any memory, and after any number of interruptions.
+    same bytes for any number of cores, any memory, and any number of interruptions.
 
     References
     ----------
@@ -125,7 +126,7 @@ def merge(
     started, out = time.monotonic(), Path(out)
     work = merge_folder(out)
     work.check(resume=resume, force=force)
-    begun = resume and work.begun  # its room on the disk is taken already
+    begun = resume and work.begun  # its space on the disk is reserved already
     if not begun:
         refuse_existing(out, force=force)
     plan = plan_merge(config, max_memory=max_memory, out=None if begun else out, fetch=True)
@@ -144,13 +145,19 @@ def merge(
         plan.files.close()
     facts, resumed = found
     return MergeResult(
-        out, len(plan.targets), sum(target.size for target in plan.targets), plan.bytes_written,
-        resumed, time.monotonic() - started, facts, plan.notes,
-    )  # fmt: skip
+        out=out,
+        tensors=len(plan.targets),
+        parameters=sum(target.size for target in plan.targets),
+        bytes_written=plan.bytes_written,
+        resumed=resumed,
+        seconds=time.monotonic() - started,
+        facts=facts,
+        notes=plan.notes,
+    )
 
 
 def _open(work: WorkDir, identity: dict[str, Any], *, resume: bool, force: bool) -> None:
-    """Begin or resume; damage to what was kept costs time alone."""
+    """Begin or resume; a damaged folder is begun again."""
     try:
         work.open(identity, resume=resume, force=force)
     except DamagedError:
@@ -160,11 +167,11 @@ def _open(work: WorkDir, identity: dict[str, Any], *, resume: bool, force: bool)
 def _carry_out(
     plan: MergePlan, work: WorkDir, identity: dict[str, Any], out: Path, stop: StopRequest
 ) -> tuple[dict[str, Any], int]:
-    """Write the slices that are missing, then everything beside them; the rename comes last."""
+    """Write the missing chunks, then the other files; the rename comes last."""
     model, facts = work.path / "model", _facts(work)
     shards = lay_out(plan.targets, identity["shard_size"])
     started = all(shard.is_at(model) for shard in shards)
-    model.mkdir(exist_ok=True)  # files that were removed or cut are made anew
+    model.mkdir(exist_ok=True)  # files that were removed or cut are created again
     try:
         files = ShardFiles(model, shards, create=not started)
     except InputError:
@@ -177,11 +184,9 @@ def _carry_out(
         if facts is None:
             facts = method.prepare(executor, plan.targets)
             work.save("facts.json", facts)
-        sink = Writing(files, log, done if started else {})
-        for _ in executor.map(method.make, plan.targets, whole=method.whole, sink=sink, facts=facts,
-                            label="Merging"):  # fmt: skip
-            pass
-        files.start_to_disk()  # the last of it, while the rest is done
+        sink = ChunkWriter(files, log, done if started else {})
+        _write_tensors(executor, plan, plan.targets, sink, facts, "Merging")
+        files.start_to_disk()  # the last weights, while the other files are written
         _refuse_changed(plan, identity)
         output.write(model, plan, shards, identity, facts, sink.checksums)
     except NonFiniteError:
@@ -194,12 +199,26 @@ def _carry_out(
 
 
 def _facts(work: WorkDir) -> dict[str, Any] | None:
-    """Read what the method found out before it was interrupted, if it had."""
+    """Read what the method computed before the merge was interrupted, if complete."""
     try:
         found = work.load("facts.json")
     except DamagedError:
         return None
     return None if found is None else found.fields
+
+
+def _write_tensors(
+    executor: MergeExecutor,
+    plan: MergePlan,
+    targets: Sequence[OutputTensor],
+    sink: Sink,
+    facts: Mapping[str, Any],
+    label: str,
+) -> None:
+    method = plan.method
+    write = partial(write_tensor, method)
+    for _ in executor.map(write, targets, whole=method.whole, sink=sink, facts=facts, label=label):
+        pass
 
 
 def _refuse_changed(plan: MergePlan, identity: dict[str, Any]) -> None:
@@ -211,7 +230,7 @@ def _refuse_changed(plan: MergePlan, identity: dict[str, Any]) -> None:
 
 @contextmanager
 def _interruptible(work: WorkDir) -> Iterator[None]:
-    """Report what is kept after an interruption."""
+    """Report what an interruption leaves behind."""
     kept = f"interrupted; {work.keeps} are kept in {work.path}; run the same command with --resume"
     try:
         yield
@@ -221,12 +240,14 @@ def _interruptible(work: WorkDir) -> Iterator[None]:
         raise StoppedError(kept, signal.SIGINT) from None
 
 
+# === extract ======================================================================================
+
 _PARTS = {"values": "F32", "places": "I32", "starts": "I64"}
 
 
 @dataclass(frozen=True, slots=True)
 class Extraction:
-    """What was extracted.
+    """Summary of an extracted ability.
 
     Attributes
     ----------
@@ -255,7 +276,7 @@ def extract(
     max_memory: int | str = "1GiB",
     force: bool = False,
 ) -> Extraction:
-    """Write the key neurons of an ability and their changes R(A) to a sparse file.
+    """Write the key neurons of an ability and their deltas R(A) to a sparse file.
 
     R(A) = α(θ_A − θ_o) − β(θ_c − θ_o) on the share k1 of units with the largest |θ' − θ_o|.
 
@@ -263,7 +284,7 @@ def extract(
     ----------
     config : MergeConfig or mapping
         A merge of method ``maec`` with one ability, ``trained`` and perhaps ``located`` and
-        ``pivot``, and k1 below 1; languages are not looked at.
+        ``pivot``, and k1 below 1; languages are ignored.
     out : path
         File, which ``extracted`` of an ability in a later merge names.
     max_memory : int or str
@@ -291,17 +312,18 @@ def extract(
     config = config.model_copy(update={"languages": ()})
     plan = plan_merge(config, max_memory=max_memory, fetch=True)
     try:
+        method = plan.method
+        if not isinstance(method, Maec) or len(config.abilities) != 1:
+            raise InputError("extract takes a config of merge_method maec with exactly one ability")
         _check(plan, out)
         with stop_requests("slice") as stop:
-            return _write(plan, MergeExecutor(plan, stop), out)
+            return _write(plan, method, MergeExecutor(plan, stop), out)
     finally:
         plan.files.close()
 
 
 def _check(plan: MergePlan, out: Path) -> None:
     config = plan.config
-    if not isinstance(plan.method, Maec) or len(config.abilities) != 1:
-        raise InputError("extract takes a config of merge_method maec with exactly one ability")
     plan.check()
     p = next(target.parameters for target in plan.targets if not target.copied)
     if config.abilities[0].extracted is not None:
@@ -316,63 +338,57 @@ def _check(plan: MergePlan, out: Path) -> None:
         raise InputError("\n".join(problems))
 
 
-def _write(plan: MergePlan, stream: MergeExecutor, out: Path) -> Extraction:
-    method = plan.method
-    if not isinstance(method, Maec):
-        raise InputError("extract takes a config of merge_method maec")
+def _write(plan: MergePlan, method: Maec, executor: MergeExecutor, out: Path) -> Extraction:
     targets = [target for target in plan.targets if not target.copied]
-    facts = {"located": method.locate(stream, targets)}
+    facts = {"located": method.locate(executor, targets)}
     counts: dict[str, list[int]] = {target.name: [] for target in targets}
 
-    def selected(work: TensorTask) -> int:
-        mask = method.mask(work, 0, work.cuts[0])
+    def selected(task: TensorTask) -> int:
+        mask = method.mask(task, 0, task.chunks[0])
         return 0 if mask is None else int(np.count_nonzero(mask))
 
-    for piece, n in stream.map(selected, targets, whole=False, label="Counting", facts=facts):
-        counts[piece.target.name].append(n)
-    starts = {name: np.concatenate([[0], np.cumsum(found)]) for name, found in counts.items()}
+    found = executor.map(selected, targets, whole=False, label="Counting", facts=facts)
+    for target, n in found:
+        counts[target.name].append(n)
+    starts = {name: np.concatenate([[0], np.cumsum(n)]) for name, n in counts.items()}
     parts = {part.name: part for part in _parts(targets, starts)}
+    made_by = output.identity(plan, 0)
     about = {
         "schema": SCHEMA,
         "slice_elements": SLICE,
         "shapes": {target.name: list(target.shape) for target in targets},
-        "made_by": {
-            k: v for k, v in identity(plan, 0).items() if k not in ("schema", "shard_size")
-        },
+        "made_by": {k: v for k, v in made_by.items() if k not in ("schema", "shard_size")},
     }
     head = head_of(list(parts.values()), {"lens": json.dumps(about)})
 
-    def write(work: TensorTask, files: ShardFiles) -> None:
-        name, cut = work.target.name, work.cuts[0]
-        first, last = (int(n) for n in starts[name][cut.number : cut.number + 2])
+    def write(task: TensorTask, files: ShardFiles) -> None:
+        name, chunk = task.target.name, task.chunks[0]
+        first, last = (int(n) for n in starts[name][chunk.number : chunk.number + 2])
         if first == last:
             return
-        values, mask = method.one_ability(work, 0, cut)
+        values, mask = method.one_ability(task, 0, chunk)
         where = np.flatnonzero(values if mask is None else mask).astype(np.int32)
         at = Chunk(0, first, last)
         files.write(parts[f"{name}.places"], at, where)
         files.write(parts[f"{name}.values"], at, values[where])
 
-    with _beside(out) as made:
-        files = ShardFiles(
-            Path(made), [OutputShard(out.name, head, tuple(parts.values()))], create=True
-        )
+    with _beside(out) as folder:
+        shard = OutputShard(out.name, head, tuple(parts.values()))
+        files = ShardFiles(Path(folder), [shard], create=True)
         try:
             for name, begin in starts.items():
                 if f"{name}.starts" in parts:
-                    files.write(
-                        parts[f"{name}.starts"], Chunk(0, 0, begin.size), begin.astype("<i8")
-                    )
-            pieces = stream.map(
-                lambda work: write(work, files), targets, whole=False, label="Extracting",
-                facts=facts,
-            )  # fmt: skip
-            for _ in pieces:
+                    whole = Chunk(0, 0, begin.size)
+                    files.write(parts[f"{name}.starts"], whole, begin.astype("<i8"))
+            extracting = partial(write, files=files)
+            for _ in executor.map(
+                extracting, targets, whole=False, label="Extracting", facts=facts
+            ):
                 pass
             files.to_disk()
         finally:
             files.close()
-        (Path(made) / out.name).replace(out)
+        (Path(folder) / out.name).replace(out)
         to_disk(out.parent)
     per_tensor = {name: int(begin[-1]) for name, begin in starts.items()}
     total = sum(target.size for target in targets)
@@ -401,20 +417,22 @@ def _parts(targets: Sequence[OutputTensor], starts: Mapping[str, Any]) -> Iterat
             number += 1
 
 
+# === verify =======================================================================================
+
 _KINDS = {"config": dict, "sources": dict, "facts": dict, "checksums": dict, "shard_size": int}
-"""What a record holds, and as what."""
+"""Types of the entries of a record."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What was compared; everything was equal.
+    """Counts of what was compared and found equal.
 
     Attributes
     ----------
     tensors, of : int
-        Tensors made again, and tensors there are.
+        Tensors computed again, and all tensors.
     slices : int
-        Slices made again.
+        Chunks computed again.
     """
 
     tensors: int
@@ -433,15 +451,15 @@ def verify(
     seed: int = 0,
     max_memory: int | str = "1GiB",
 ) -> Verification:
-    """Make tensors of a merged checkpoint again and compare them byte by byte.
+    """Compute tensors of a merged checkpoint again and compare them byte by byte.
 
     Parameters
     ----------
     folder : path
-        What `merge` wrote; its sources must still be where they were.
+        Output of `merge`; its sources must still be where they were.
     sample : int or None
-        How many tensors, drawn at random; None for all of them, and for what was found out before
-        the first (thresholds, cosines) as well.
+        How many tensors, drawn at random; None for all of them, and for the thresholds and cosines
+        that the method computed before the first.
     seed : int
         Of the draw.
     max_memory : int or str
@@ -456,8 +474,8 @@ def verify(
     InputError
         If it is no merge of this version, or a source is missing.
     VerificationError
-        If a source is not the one that was merged, a file was changed, or a tensor comes out
-        otherwise; the message names them.
+        If a source is not the one that was merged, a file was changed, or a tensor differs; the
+        message names them.
     """
     folder = Path(folder)
     known = _read(folder)
@@ -495,7 +513,7 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 def _compare_sources(plan: MergePlan, known: Mapping[str, Any]) -> None:
-    """Refuse sources with other headers or sizes; times may change when files are copied."""
+    """Refuse sources with other headers or sizes; copies may have other times."""
 
     def lasting(about: Mapping[str, Any]) -> dict[str, Any]:
         return {
@@ -514,7 +532,7 @@ def _compare_sources(plan: MergePlan, known: Mapping[str, Any]) -> None:
 
 def _compare(
     plan: MergePlan,
-    stream: MergeExecutor,
+    executor: MergeExecutor,
     files: ShardFiles,
     known: Mapping[str, Any],
     sample: int | None,
@@ -526,11 +544,11 @@ def _compare(
         chosen = [target for i, target in enumerate(chosen) if i in drawn]
     facts = known["facts"]
     if sample is None:
-        again = json.loads(json.dumps(plan.method.prepare(stream, plan.targets)))
+        again = json.loads(json.dumps(plan.method.prepare(executor, plan.targets)))
         if again != facts:
             different = [key for key in facts if again.get(key) != facts[key]]
             raise VerificationError(
-                f"found out anew, {', '.join(different)} differ from the record"
+                f"computed again, {', '.join(different)} differ from the record"
             )
     damaged = [
         target.name
@@ -539,15 +557,13 @@ def _compare(
     ]
     if damaged:
         raise VerificationError(f"changed since the merge: tensors {', '.join(damaged[:5])}")
-    sink = Checking(files)
-    for _ in stream.map(plan.method.make, chosen, whole=plan.method.whole, sink=sink, facts=facts,
-                        label="Verifying"):  # fmt: skip
-        pass
+    sink = ChunkComparer(files)
+    _write_tensors(executor, plan, chosen, sink, facts, "Verifying")
     if sink.differing:
         names = ", ".join(list(sink.differing)[:5])
         raise VerificationError(f"made again, {len(sink.differing)} tensors differ: {names}")
-    return Verification(len(chosen), len(plan.targets), sink.slices)
+    return Verification(len(chosen), len(plan.targets), sink.compared)
 
 
 def _checksum(files: ShardFiles, target: OutputTensor) -> str:
-    return output.checksum_of([checksum(files.read(target, cut)) for cut in target.cuts])
+    return output.checksum_of([checksum(files.read(target, chunk)) for chunk in target.chunks])

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +23,18 @@ from lens.arrays import Array
 from lens.errors import InputError
 from lens.merging.plan import MergePlan, new_template
 from lens.merging.tensors import SLICE, Chunk, OutputTensor, is_8_bit
+from lens.models.checkpoint import INDEX, copy_rest
 from lens.utils.hashing import checksum
 from lens.utils.records import Log
 from lens.utils.workdir import WorkDir
 
 _ALIGN = 8
 _EVERY = 64 << 20  # bytes written from one fsync to the next
-INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True, slots=True)
 class OutputShard:
-    """One file: its name, its header with the length before it, its tensors, and its size."""
+    """One safetensors file: its name, its header with the length before it, and its tensors."""
 
     name: str
     head: bytes
@@ -45,7 +46,7 @@ class OutputShard:
         return len(self.head) + sum(target.nbytes for target in self.targets)
 
     def is_at(self, folder: Path) -> bool:
-        """Whether it was begun there: a file of its name, size and header."""
+        """Whether the folder has a file of its name, size and header."""
         try:
             with (folder / self.name).open("rb") as file:
                 return file.read(len(self.head)) == self.head and file.seek(0, 2) == self.size
@@ -71,14 +72,13 @@ def lay_out(targets: Sequence[OutputTensor], shard_size: int) -> list[OutputShar
 
 
 def head_of(targets: Sequence[OutputTensor], metadata: Mapping[str, str] | None = None) -> bytes:
-    """Length and header of a safetensors file of these tensors, one after the other."""
+    """Length and header of a safetensors file of these tensors in order."""
     header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     end = 0
     for target in targets:
         start, end = end, end + target.nbytes
-        header[target.name] = {
-            "dtype": target.dtype, "shape": list(target.shape), "data_offsets": [start, end],
-        }  # fmt: skip
+        entry = {"dtype": target.dtype, "shape": list(target.shape), "data_offsets": [start, end]}
+        header[target.name] = entry
     raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     raw += b" " * (-len(raw) % _ALIGN)
     return len(raw).to_bytes(8, "little") + raw
@@ -100,24 +100,24 @@ class ShardFiles:
     Parameters
     ----------
     folder : Path
-        Where they are; it exists.
-    shards : sequence of Shard
+        An existing folder.
+    shards : sequence of OutputShard
     create : bool
-        Whether to make them; else they are there, from a merge that was interrupted or finished.
+        Whether to create the files; otherwise an interrupted or finished merge has.
     writable : bool
         Whether they may be written to.
 
     Raises
     ------
     InputError
-        If there is no room, or a file is not there or has another size.
+        If the disk is full, or a file is missing or has another size.
     """
 
     def __init__(
         self, folder: Path, shards: Sequence[OutputShard], *, create: bool, writable: bool = True
     ) -> None:
         self._handles: list[int] = []
-        self._behind = _Behind()
+        self._flusher = _Flusher()
         self._places: dict[int, tuple[int, int]] = {}
         try:
             for shard in shards:
@@ -151,20 +151,20 @@ class ShardFiles:
             self._places[target.number] = handle, at
             at += target.nbytes
 
-    def write(self, target: OutputTensor, cut: Chunk, content: Array) -> None:
-        """Write a slice at its place."""
+    def write(self, target: OutputTensor, chunk: Chunk, content: Array) -> None:
+        """Write a chunk at its place."""
         handle, start = self._places[target.number]
-        at, left = start + cut.start * target.kind.size, content.view(np.uint8).data
+        at, left = start + chunk.start * target.kind.size, content.view(np.uint8).data
         while left.nbytes:
             count = os.pwrite(handle, left, at)
             at, left = at + count, left[count:]
-        self._behind.wrote(handle, content.nbytes)
+        self._flusher.wrote(handle, content.nbytes)
 
-    def read(self, target: OutputTensor, cut: Chunk) -> bytes:
-        """Read a slice back."""
+    def read(self, target: OutputTensor, chunk: Chunk) -> bytes:
+        """Read a chunk back."""
         handle, start = self._places[target.number]
         size = target.kind.size
-        return os.pread(handle, cut.size * size, start + cut.start * size)
+        return os.pread(handle, chunk.size * size, start + chunk.start * size)
 
     def to_disk(self) -> None:
         """Wait until everything has reached the disk."""
@@ -172,57 +172,53 @@ class ShardFiles:
             os.fsync(handle)
 
     def start_to_disk(self) -> None:
-        """Begin to bring to the disk what is not there yet."""
+        """Start to flush what is not on the disk yet."""
         for handle in self._handles:
-            self._behind.start(handle)
+            self._flusher.start(handle)
 
     def close(self) -> None:
         """Close the files."""
         try:
-            self._behind.finish()
+            self._flusher.finish()
         finally:
             while self._handles:
                 os.close(self._handles.pop())
 
 
-class _Behind:
-    """Brings to the disk, while others calculate, what is written already.
-
-    Otherwise all of it would wait for the end, and the disk would be idle until then.
-    """
+class _Flusher:
+    """Flushes written bytes to the disk in the background, instead of all at the end."""
 
     def __init__(self) -> None:
         self._pool: ThreadPoolExecutor | None = None
-        self._under_way: list[Future[None]] = []
+        self._running: list[Future[None]] = []
         self._since = 0
 
     def wrote(self, handle: int, n_bytes: int) -> None:
-        """Take note of bytes that were written."""
-        self._since += n_bytes  # a lost update, between threads, only delays
-        if self._since < _EVERY:
-            return
-        self._since = 0
-        self.start(handle)
+        """Count bytes that were written to a file, and flush now and then."""
+        self._since += n_bytes  # an update lost between threads only delays
+        if self._since >= _EVERY:
+            self._since = 0
+            self.start(handle)
 
     def start(self, handle: int) -> None:
-        """Bring to the disk what is written to a file by now."""
+        """Flush a file."""
         if self._pool is None:
             self._pool = ThreadPoolExecutor(1)
-        self._under_way.append(self._pool.submit(os.fsync, handle))
+        self._running.append(self._pool.submit(os.fsync, handle))
 
     def finish(self) -> None:
-        """Wait for what is under way; an error of the disk is raised here."""
+        """Wait for running flushes and raise their errors."""
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
-        while self._under_way:
-            done = self._under_way.pop()
+        while self._running:
+            done = self._running.pop()
             if not done.cancelled():
                 done.result()
 
 
 def _preallocate(handle: int, size: int) -> None:
-    """Take the room now, so that a full disk is noticed before hours of work."""
+    """Reserve the space now, so that a full disk is noticed before hours of work."""
     allocate = getattr(os, "posix_fallocate", None)
     if allocate is not None:
         try:
@@ -238,78 +234,77 @@ def merge_folder(out: Path) -> WorkDir:
     """Work folder of the merge that becomes ``out``, beside it.
 
     ``model/`` holds the files of the result in their final form, ``facts.json`` what the method
-    computed before the first slice, and ``slices`` a record of each slice that is written.
+    computed before the first chunk, and ``slices`` a record of each chunk that is written.
     """
     return WorkDir(Path(f"{out}.unfinished"), "merge", keeps="finished slices")
 
 
 def finished_slices(log: Log) -> dict[tuple[int, int], int]:
-    """Checksums of the slices that were written before, by tensor and slice number."""
+    """Checksums of the chunks written before, by tensor and chunk number."""
     return {
         (record.fields["tensor"], record.fields["slice"]): int(record.fields["xxh64"], 16)
         for record in log.records()
     }
 
 
-class Checking:
-    """Compares slices with those in the files of a result, instead of writing them.
+class ChunkComparer:
+    """Sink that compares chunks with those in the files of a result.
 
     Attributes
     ----------
-    slices : int
-        How many were compared.
+    compared : int
+        Number of chunks.
     differing : dict of str to list of int
-        Numbers of the slices that differ, by tensor.
+        Numbers of the chunks that differ, by tensor.
     """
 
     def __init__(self, files: ShardFiles) -> None:
         self._files = files
-        self.slices = 0
+        self.compared = 0
         self.differing: dict[str, list[int]] = {}
         self._lock = threading.Lock()
 
-    def missing(self, target: OutputTensor, cut: Chunk) -> bool:
-        """Make every slice again."""
+    def missing(self, target: OutputTensor, chunk: Chunk) -> bool:
+        """Compute every chunk again."""
         return True
 
-    def write(self, target: OutputTensor, cut: Chunk, content: Array) -> None:
-        """Compare a slice."""
-        same = self._files.read(target, cut) == content.tobytes()
+    def write(self, target: OutputTensor, chunk: Chunk, content: Array) -> None:
+        """Compare a chunk."""
+        same = self._files.read(target, chunk) == content.tobytes()
         with self._lock:
-            self.slices += 1
+            self.compared += 1
             if not same:
-                self.differing.setdefault(target.name, []).append(cut.number)
+                self.differing.setdefault(target.name, []).append(chunk.number)
 
 
-class Writing:
-    """Writes slices into the files of a result, then logs them.
+class ChunkWriter:
+    """Sink that writes chunks into the files of a result, then logs them.
 
     Parameters
     ----------
     files : ShardFiles
     log : Log
-        Gets a record per slice.
+        Gets a record per chunk.
     done : dict
-        Checksums of the slices that were written before; those whose bytes do not have it are
-        written again.
+        Checksums of the chunks written before; those whose bytes differ are written again.
     """
 
     def __init__(self, files: ShardFiles, log: Log, done: dict[tuple[int, int], int]) -> None:
         self._files, self._log, self._before = files, log, done
         self.checksums: dict[tuple[int, int], int] = {}
 
-    def missing(self, target: OutputTensor, cut: Chunk) -> bool:
-        """Whether the slice is not in the file yet."""
-        key = target.number, cut.number
+    def missing(self, target: OutputTensor, chunk: Chunk) -> bool:
+        """Whether the chunk is not in the file yet."""
+        key = target.number, chunk.number
         if key not in self._before:
             return True
-        if checksum(self._files.read(target, cut)) != self._before[key]:
+        if checksum(self._files.read(target, chunk)) != self._before[key]:
             return True
         self.checksums[key] = self._before[key]
         return False
 
     def write(self, target: OutputTensor, chunk: Chunk, content: Array) -> None:
-        """Write a slice, then log it."""
+        """Write a chunk, then log it."""
         self._files.write(target, chunk, content)
         digest = checksum(content)
         record = {"tensor": target.number, "slice": chunk.number, "xxh64": f"{digest:016x}"}
@@ -319,12 +314,8 @@ class Writing:
 
 SCHEMA = "lens.merge/2"
 REPRODUCE = "reproduce.json"
-# Weights in any format, and files that tell of the source and not of the result.
-_LEFT_OUT = (
-    ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf",
-    ".index.json", ".md", ".jsonl", ".log", ".png", ".jpg", ".yaml", ".yml",
-)  # fmt: skip
-_LEFT_OUT_NAMES = ("config.json", REPRODUCE, "made.json")
+# Files that describe the source and not the result; config.json is written separately.
+_LEFT_OUT = (".yaml", ".yml", "config.json", "made.json")
 _NOT_OF_THE_RESULT = ("--resume", "--force", "--quiet", "--json", "-v")
 _CARD = """---
 tags: [merge, lens]
@@ -339,12 +330,12 @@ Made by `lens merge` {version}: {method}{paper}, {arithmetic}.
 {config}```
 
 `{reproduce}` holds versions, hashes of what was read, and checksums of what was written;
-`lens verify` makes tensors again and compares.
+`lens verify` computes tensors again and compares.
 """
 
 
 def identity(plan: MergePlan, shard_size: int) -> dict[str, Any]:
-    """Everything that decides the bytes of a result, in plain values."""
+    """Everything that determines the bytes of a result, as plain values."""
     return {
         "schema": SCHEMA,
         "lens": lens.__version__,
@@ -356,7 +347,7 @@ def identity(plan: MergePlan, shard_size: int) -> dict[str, Any]:
 
 
 def checksum_of(checksums: Sequence[int]) -> str:
-    """One checksum for the slices of a tensor: the XXH64 of their XXH64s."""
+    """Checksum of a tensor: the XXH64 of the XXH64s of its chunks."""
     return f"{checksum(b''.join(n.to_bytes(8, 'little') for n in checksums)):016x}"
 
 
@@ -374,21 +365,26 @@ def write(
         (folder / INDEX).write_text(index, encoding="utf-8")
     if plan.template is not None and plan.template.checkpoint is not None:
         source = plan.template.checkpoint.folder
-        _copy_rest(source, folder)
+        copy_rest(source, folder, left_out=_LEFT_OUT)
         _write_config(plan, source / "config.json", folder)
         template = new_template(plan.config, plan.sources, source)
-        if template is not None:  # it goes before what tokenizer_config.json may have
+        if template is not None:  # it precedes the one in tokenizer_config.json
             (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     text = _yaml(plan)
     (folder / "merge.yaml").write_text(text, encoding="utf-8")
     (folder / "README.md").write_text(_card(plan, text), encoding="utf-8")
     written = {
-        target.name: checksum_of([checksums[target.number, cut.number] for cut in target.cuts])
+        target.name: checksum_of(
+            [checksums[target.number, chunk.number] for chunk in target.chunks]
+        )
         for target in plan.targets
     }
     content = {
         **decided,
-        "command": [Path(sys.argv[0]).name, *_telling(sys.argv[1:])],
+        "command": [
+            Path(sys.argv[0]).name,
+            *(a for a in sys.argv[1:] if a not in _NOT_OF_THE_RESULT),
+        ],
         "versions": _versions(),
         "facts": facts,
         "checksums": written,
@@ -396,20 +392,8 @@ def write(
     (folder / REPRODUCE).write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
-def _copy_rest(source: Path, folder: Path) -> None:
-    """Copy tokenizer, template, generation settings and code byte for byte."""
-    for item in sorted(source.iterdir()):
-        if not item.is_file():
-            if item.name == "additional_chat_templates":
-                shutil.copytree(item, folder / item.name, dirs_exist_ok=True)
-            continue
-        left_out = item.name.endswith(_LEFT_OUT) or item.name in _LEFT_OUT_NAMES
-        if not left_out and not item.name.startswith("."):
-            shutil.copyfile(item, folder / item.name)
-
-
 def _write_config(plan: MergePlan, path: Path, folder: Path) -> None:
-    """Copy config.json; only a new dtype or number of blocks is written into it."""
+    """Copy config.json; only a new dtype or number of blocks is changed."""
     if not path.is_file():
         return
     content = json.loads(path.read_text(encoding="utf-8"))
@@ -432,14 +416,14 @@ def _write_config(plan: MergePlan, path: Path, folder: Path) -> None:
 
 
 def _decoded(plan: MergePlan) -> str | None:
-    """Name what 8-bit floats became: results are not rounded to them."""
+    """Dtype of results from 8-bit floats, to which nothing is rounded; None without them."""
     if plan.template is None or not any(is_8_bit(x.kind) for x in plan.template.tensors.values()):
         return None
     return "float32"
 
 
 def _each_layer(plan: MergePlan, content: Mapping[str, Any], count: int) -> dict[str, Any]:
-    """Put lists that say something of each layer, as layer_types does, in the result's order."""
+    """Reorder lists with an entry per layer, such as layer_types, as in the result."""
     blocks: list[int] = []
     for part in plan.config.slices:
         base = part.base_model or plan.config.base_model
@@ -460,8 +444,7 @@ def _yaml(plan: MergePlan) -> str:
 
 
 def _card(plan: MergePlan, config: str) -> str:
-    method = plan.method
-    names = [Path(source.reference).name for source in plan.sources]
+    method, names = plan.method, [Path(source.reference).name for source in plan.sources]
     return _CARD.format(
         title=method.title,
         count=len(names),
@@ -475,14 +458,7 @@ def _card(plan: MergePlan, config: str) -> str:
     )
 
 
-def _telling(arguments: Sequence[str]) -> list[str]:
-    """Arguments without those that change nothing in the result."""
-    return [argument for argument in arguments if argument not in _NOT_OF_THE_RESULT]
-
-
 def _versions() -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
-
     found = {"lens": lens.__version__, "python": platform.python_version()}
     for package in ("numpy", "pydantic", "pyyaml"):
         try:

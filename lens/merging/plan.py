@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,80 +20,80 @@ from lens.merging.config import (
     parse_config,
     resolve,
 )
-from lens.merging.methods import METHODS
-from lens.merging.methods.base import Method
-from lens.merging.sources import MergeSource, ModelSource
+from lens.merging.methods import METHODS, Method
+from lens.merging.sources import ExtractedSource, MergeSource, ModelSource
 from lens.merging.tensors import ModelInput, OutputTensor, SourceTensor, is_8_bit
-from lens.merging.worker import Needs
+from lens.merging.worker import WorkerMemory
 from lens.models.checkpoint import OUTPUTS, Checkpoint, Files, Stored
 from lens.utils.files import read_object, said, size_in_bytes
 
 _MOST = 4  # names in one message
 
+# === tensors of the result ========================================================================
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Consecutive blocks of the result and what each is made from.
+    """Consecutive blocks of the result and the models they come from.
 
     Attributes
     ----------
-    wanted : tuple of Wanted
+    inputs : tuple of ModelInput
         Models, in order.
     settings : tuple of mapping
-        Parameters that hold for all of them, in falling precedence.
+        Parameters that apply to all of them, in order of precedence.
     start, stop : int
         Blocks of the result, half-open.
     """
 
-    wanted: tuple[ModelInput, ...]
+    inputs: tuple[ModelInput, ...]
     settings: tuple[Mapping[str, Any], ...]
     start: int
     stop: int
 
     def place(self, block: int) -> float:
-        """How far a block is from the first (0) to the last (1); 1 if there is one only."""
+        """Position of a block from the first (0) to the last (1); 1 for a single block."""
         last = self.stop - self.start - 1
         return (block - self.start) / last if last > 0 else 1.0
 
 
 @dataclass(slots=True)
 class Mismatches:
-    """What does not fit, put together so that one message names many tensors."""
+    """Tensors that do not fit, grouped so that one message names many of them."""
 
-    missing: dict[str, list[str]] = field(default_factory=dict)
+    missing: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     shapes: list[str] = field(default_factory=list)
     other: dict[str, list[str]] = field(default_factory=dict)
 
-    def note(self, problem: str, name: str) -> None:
-        """Take up a problem of one tensor."""
+    def add(self, problem: str, name: str) -> None:
+        """Add a problem of one tensor."""
         self.other.setdefault(problem, []).append(name)
 
-    def told(self) -> list[str]:
+    def lines(self) -> list[str]:
         """One line for each kind and model."""
-        lines = [
+        found = [
             f"{reference} lacks {_listed(names)}, which {where} has; are these versions of one "
             "model?"
-            for key, names in self.missing.items()
-            for reference, where in [key.split("\0")]
+            for (reference, where), names in self.missing.items()
         ]
-        lines += self.shapes[:_MOST]
+        found += self.shapes[:_MOST]
         if len(self.shapes) > _MOST:
-            lines.append(f"and {len(self.shapes) - _MOST} more tensors of other shapes or kinds")
-        return lines + [f"{text}, at {_listed(names)}" for text, names in self.other.items()]
+            found.append(f"and {len(self.shapes) - _MOST} more tensors of other shapes or kinds")
+        return found + [f"{text}, at {_listed(names)}" for text, names in self.other.items()]
 
 
 class TensorMatcher:
-    """Finds for each tensor of the result the tensors it is made from.
+    """Finds for each tensor of the result the tensors it is computed from.
 
     Parameters
     ----------
     config : MergeConfig
     method : Method
-    wanted : sequence of Wanted
+    inputs : sequence of ModelInput
         Models of a merge without slices.
-    sources : mapping of str to Source
+    sources : mapping of str to MergeSource
         By reference, all opened.
-    run : dict
+    run : mapping
         Parameters of the whole run.
     """
 
@@ -101,17 +101,17 @@ class TensorMatcher:
         self,
         config: MergeConfig,
         method: Method,
-        wanted: Sequence[ModelInput],
+        inputs: Sequence[ModelInput],
         sources: Mapping[str, MergeSource],
-        run: dict[str, Value],
+        run: Mapping[str, Value],
     ) -> None:
         self._config, self._method, self._run = config, method, run
         self._sources, self._numbers = sources, {name: i for i, name in enumerate(sources)}
-        self._parts = self._divided(tuple(wanted))
+        self._parts = self._divide(tuple(inputs))
         self._wrong = Mismatches()
 
     def targets(self, problems: list[str]) -> list[OutputTensor]:
-        """Tensors of the result in the order in which they are stored in the first model."""
+        """Tensors of the result, in the order in which the first model stores them."""
         found: list[OutputTensor] = []
         for part in self._parts:
             leader, first = self._leader(part)
@@ -123,78 +123,64 @@ class TensorMatcher:
                 elif 0 <= block - first < part.stop - part.start:
                     self._add(found, part, name, block - first + part.start)
         self._find_extra()
-        problems += self._wrong.told()
+        problems += self._wrong.lines()
         return found
 
-    def _transposed(self, name: str) -> bool:
-        """Whether a weight is stored as (in, out)."""
-        leader, _ = self._leader(self._parts[0])
-        return leader.checkpoint is not None and bool(leader.checkpoint.is_conv1d(name))
-
-    def _divided(self, wanted: tuple[ModelInput, ...]) -> list[Part]:
+    def _divide(self, inputs: tuple[ModelInput, ...]) -> list[Part]:
         if not self._config.slices:
-            return [
-                Part(
-                    wanted,
-                    (self._config.parameters,),
-                    0,
-                    _blocks(self._sources[wanted[0].reference]),
-                )
-            ]
+            n_blocks = _blocks(self._sources[inputs[0].reference])
+            return [Part(inputs, (self._config.parameters,), 0, n_blocks)]
         parts, start = [], 0
         for piece in self._config.slices:
             base = piece.base_model or self._config.base_model
             length = piece.sources[0].layer_range[1] - piece.sources[0].layer_range[0]
-            every = (piece.parameters, self._config.parameters)
+            shared = (piece.parameters, self._config.parameters)
             models = tuple(
-                ModelInput(s.model, (s.parameters, *every), s.model == base, s.layer_range[0])
+                ModelInput(s.model, (s.parameters, *shared), s.model == base, s.layer_range[0])
                 for s in piece.sources
             )
             for s in piece.sources:
-                low, high = s.layer_range
-                if not 0 <= low < high <= _blocks(self._sources[s.model]) or high - low != length:
+                (low, high), n_blocks = s.layer_range, _blocks(self._sources[s.model])
+                if not 0 <= low < high <= n_blocks or high - low != length:
                     raise InputError(
-                        f"layer_range {list(s.layer_range)} of {s.model}, which has "
-                        f"{_blocks(self._sources[s.model])} blocks; expected {length} of them, as "
-                        "for the first model of the slice"
+                        f"layer_range {list(s.layer_range)} of {s.model}, which has {n_blocks} "
+                        f"blocks; expected {length} of them, as for the first model of the slice"
                     )
-            parts.append(Part(models, every, start, start + length))
+            parts.append(Part(models, shared, start, start + length))
             start += length
         return parts
 
     def _leader(self, part: Part) -> tuple[MergeSource, int]:
-        """Model that says which tensors there are, a base if there is one; its first block."""
-        wanted = next((w for w in part.wanted if w.base), part.wanted[0])
-        return self._sources[wanted.reference], wanted.first
+        """Model whose tensors the result has, the base if there is one; its first block."""
+        leader = next((one for one in part.inputs if one.base), part.inputs[0])
+        return self._sources[leader.reference], leader.first
 
     def _add(self, found: list[OutputTensor], part: Part, name: str, block: int | None) -> None:
-        """Make the target for tensor ``name`` of the part's leader."""
+        """Add the output tensor for tensor ``name`` of the part's leader."""
         leader, first = self._leader(part)
         stored = leader.tensors[name]
         t = 0.0 if block is None else part.place(block)
         copied = not stored.kind.floating
         inputs = []
-        for wanted in part.wanted:
-            source = self._sources[wanted.reference]
-            theirs = name
-            if block is not None:
-                theirs = _renumbered(name, wanted.first - first)
+        for one in part.inputs:
+            source = self._sources[one.reference]
+            theirs = name if block is None else _renumbered(name, one.first - first)
             if not self._fits(source, theirs, leader, stored):
                 return
             try:
-                values = {} if copied else self._parameters(wanted, theirs, t)
+                values = {} if copied else self._parameters(one, theirs, t)
             except InputError as error:
-                self._wrong.note(f"{error} for {wanted.reference}", theirs)
+                self._wrong.add(f"{error} for {one.reference}", theirs)
                 return
-            inputs.append(SourceTensor(self._numbers[wanted.reference], theirs, values))
-        base = next((i for i, w in enumerate(part.wanted) if w.base), None)
-        target_name = name if block is None else _renumbered(name, part.start - first)
+            inputs.append(SourceTensor(self._numbers[one.reference], theirs, values))
+        base = next((i for i, one in enumerate(part.inputs) if one.base), None)
         if copied:
             inputs, base = [inputs[base or 0]], 0
+        checkpoint = self._leader(self._parts[0])[0].checkpoint
         found.append(
             OutputTensor(
                 number=len(found),
-                name=target_name,
+                name=name if block is None else _renumbered(name, part.start - first),
                 shape=stored.shape,
                 dtype=self._dtype(leader, name),
                 inputs=tuple(inputs),
@@ -202,36 +188,37 @@ class TensorMatcher:
                 parameters={} if copied else self._shared(part, name, t),
                 n_blocks=self._parts[-1].stop,
                 copied=copied,
-                transposed=self._transposed(name),
+                transposed=checkpoint is not None and bool(checkpoint.is_conv1d(name)),
             )
         )
 
     def _fits(self, source: MergeSource, name: str, leader: MergeSource, stored: Stored) -> bool:
         other = source.tensors.get(name)
         if other is None:
-            key = f"{source.reference}\0{leader.reference}"
+            key = source.reference, leader.reference
             self._wrong.missing.setdefault(key, []).append(name)
             return False
         if other.shape != stored.shape or other.kind.floating != stored.kind.floating:
-            rows = " (vocabularies of different sizes?)" if _is_vocabulary(name) else ""
+            is_vocabulary = any(part in name for part in ("embed", "lm_head", "wte"))
+            rows = " (vocabularies of different sizes?)" if is_vocabulary else ""
             self._wrong.shapes.append(
                 f"tensor '{name}' is {other.dtype} {list(other.shape)} in {source.reference}, "
                 f"{stored.dtype} {list(stored.shape)} in {leader.reference}{rows}"
             )
             return False
-        if other.kind.size == 1 and other.kind.floating and _scales(source, name):
-            self._wrong.note(
+        if is_8_bit(other.kind) and _has_scales(source, name):
+            self._wrong.add(
                 f"{source.reference} is in 8 bit with scales; convert it to bfloat16 first", name
             )
             return False
         return True
 
-    def _parameters(self, wanted: ModelInput, name: str, t: float) -> dict[str, Value]:
-        scopes = ("model",) if wanted.base else ("model", "others")
-        values = dict(wanted.fixed)
+    def _parameters(self, one: ModelInput, name: str, t: float) -> dict[str, Value]:
+        scopes = ("model",) if one.base else ("model", "others")
+        values = dict(one.fixed)
         for parameter in self._method.parameters:
             if parameter.scope in scopes:
-                value = resolve(parameter, wanted.settings, tensor=name, t=t)
+                value = resolve(parameter, one.settings, tensor=name, t=t)
                 if value is None:
                     raise InputError(f"parameter '{parameter.name}' is missing")
                 values[parameter.name] = value
@@ -240,40 +227,38 @@ class TensorMatcher:
     def _shared(self, part: Part, name: str, t: float) -> dict[str, Value]:
         values = dict(self._run)
         for parameter in self._method.parameters:
-            if parameter.scope == "tensor":
-                value: Value | None = None
-                try:
-                    value = resolve(parameter, part.settings, tensor=name, t=t)
-                    problem = f"parameter '{parameter.name}' is missing"
-                except InputError as error:
-                    problem = str(error)
+            if parameter.scope != "tensor":
+                continue
+            try:
+                value = resolve(parameter, part.settings, tensor=name, t=t)
                 if value is None:
-                    self._wrong.note(problem, name)
-                else:
-                    values[parameter.name] = value
+                    raise InputError(f"parameter '{parameter.name}' is missing")
+                values[parameter.name] = value
+            except InputError as error:
+                self._wrong.add(str(error), name)
         return values
 
     def _dtype(self, leader: MergeSource, name: str) -> str:
-        checkpoint = leader.checkpoint  # an adapter does not change what the model is stored in
+        checkpoint = leader.checkpoint  # an adapter does not change the dtype of its model
         stored = (leader if checkpoint is None else checkpoint).tensors[name]
-        kind, wanted = stored.kind, self._config.out_dtype or self._config.dtype
-        if not kind.floating:
+        chosen = self._config.out_dtype or self._config.dtype
+        if not stored.kind.floating:
             return stored.dtype
-        if wanted:
-            return OUTPUTS[wanted]
-        return "F32" if is_8_bit(kind) else stored.dtype
+        if chosen:
+            return OUTPUTS[chosen]
+        return "F32" if is_8_bit(stored.kind) else stored.dtype
 
     def _find_extra(self) -> None:
-        """Tensors of other models that the first does not have would be lost silently."""
+        """Report tensors of other models that the first lacks: they would be lost silently."""
         if self._config.slices:
             return
         leader, _ = self._leader(self._parts[0])
         for source in self._sources.values():
-            if source.checkpoint is None:  # a file of changes says nothing of unchanged tensors
+            if source.checkpoint is None:  # an extracted ability lists changed tensors only
                 continue
             extra = sorted(source.tensors.keys() - leader.tensors.keys())
             if extra:
-                key = f"{leader.reference}\0{source.reference}"
+                key = leader.reference, source.reference
                 self._wrong.missing.setdefault(key, []).extend(extra)
 
 
@@ -299,11 +284,7 @@ def _renumbered(name: str, by: int) -> str:
     return ".".join(parts)
 
 
-def _is_vocabulary(name: str) -> bool:
-    return any(part in name for part in ("embed", "lm_head", "wte"))
-
-
-def _scales(source: MergeSource, name: str) -> bool:
+def _has_scales(source: MergeSource, name: str) -> bool:
     stem = name.removesuffix(".weight")
     return any(f"{stem}.{end}" in source.tensors for end in ("weight_scale", "weight_scale_inv"))
 
@@ -313,12 +294,22 @@ def _listed(names: Sequence[str]) -> str:
     return shown if len(names) <= _MOST else f"{shown} and {len(names) - _MOST} more tensors"
 
 
+# === configurations, tokenizers, chat templates ===================================================
+
 _SAME = ("model_type", "vocab_size", "hidden_size", "num_attention_heads")
-# What a model computes otherwise with weights of the same shapes.
+# Settings that change what a model computes with weights of the same shapes.
 _NOTED = (
-    "architectures", "rope_theta", "rope_scaling", "rope_parameters", "sliding_window",
-    "layer_types", "hidden_act", "hidden_activation", "rms_norm_eps", "layer_norm_eps",
-)  # fmt: skip
+    "architectures",
+    "rope_theta",
+    "rope_scaling",
+    "rope_parameters",
+    "sliding_window",
+    "layer_types",
+    "hidden_act",
+    "hidden_activation",
+    "rms_norm_eps",
+    "layer_norm_eps",
+)
 _TOKENIZERS = ("tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json")
 
 
@@ -329,17 +320,19 @@ def compare_configs(
     notes: list[str],
     config: MergeConfig,
 ) -> None:
-    """Say what of architecture, vocabulary, ties and tokenizer differs between models."""
+    """Report where architecture, vocabulary, ties and tokenizer differ between models."""
     first = template.checkpoint
     if first is None:
         return
     for source in sources:
         if source.checkpoint is not None:
-            _compare(template, first, source, source.checkpoint, problems, notes, config)
-    wanted = config.chat_template
-    if wanted not in (None, "auto") and "{" not in str(wanted):
+            found = _differences(template.reference, first, source.reference, source.checkpoint)
+            for text, is_problem in (*found, *_texts_differ(template, source, config)):
+                (problems if is_problem else notes).append(text)
+    chosen = config.chat_template
+    if chosen not in (None, "auto") and "{" not in str(chosen):
         problems.append(
-            f"chat_template {wanted!r} is no Jinja text; give the text itself, or auto for what "
+            f"chat_template {chosen!r} is no Jinja text; give the text itself, or auto for what "
             "most of the models have"
         )
     source_of = config.tokenizer_source or (config.tokenizer and config.tokenizer.source)
@@ -350,51 +343,54 @@ def compare_configs(
         )
 
 
-def _compare(
-    template: MergeSource,
-    first: Checkpoint,
-    source: MergeSource,
-    other: Checkpoint,
-    problems: list[str],
-    notes: list[str],
-    config: MergeConfig,
-) -> None:
-    """Compare one model with the one whose configuration is taken."""
+def _differences(
+    name: str, first: Checkpoint, other_name: str, other: Checkpoint
+) -> Iterator[tuple[str, bool]]:
+    """Differences of the configurations, and whether each is a problem."""
     if other.config.get("quantization_config"):
-        problems.append(
-            f"{source.reference} is quantized: its numbers mean nothing without their scales; "
-            "merge the weights that it was made from"
+        yield (
+            f"{other_name} is quantized: its numbers mean nothing without their scales; merge the "
+            "weights that it was made from",
+            True,
         )
     for key in (*_SAME, *_NOTED):
         mine, theirs = first.config.get(key), other.config.get(key)
         if mine is None or theirs is None or mine == theirs:
             continue
-        text = f"{key} is {_short(theirs)} in {source.reference}, {_short(mine)} in "
-        if key in _SAME:
-            problems.append(text + template.reference)
-        else:
-            notes.append(f"{text}{template.reference}, which is taken")
+        text = f"{key} is {_short(theirs)} in {other_name}, {_short(mine)} in {name}"
+        yield (text, True) if key in _SAME else (f"{text}, which is taken", False)
     if None not in (first.tied, other.tied) and first.tied != other.tied:
-        problems.append(
-            f"{source.reference} has {'' if other.tied else 'no '}tied embeddings, "
-            f"{template.reference} has {'' if first.tied else 'none'}; they cannot be merged"
+        yield (
+            f"{other_name} has {'' if other.tied else 'no '}tied embeddings, {name} has "
+            f"{'' if first.tied else 'none'}; they cannot be merged",
+            True,
         )
-    whose = f"{source.reference} has another"
-    if _tokens_differ(first.folder, other.folder):
-        text = f"{whose} tokenizer than {template.reference}"
+
+
+def _texts_differ(
+    template: MergeSource, source: MergeSource, config: MergeConfig
+) -> Iterator[tuple[str, bool]]:
+    """Differences of tokenizer and chat template, and whether each is a problem."""
+    if template.checkpoint is None or source.checkpoint is None:
+        return
+    first, other = template.checkpoint.folder, source.checkpoint.folder
+    if _tokens_differ(first, other):
+        text = f"{source.reference} has another tokenizer than {template.reference}"
         if "base" in (config.tokenizer_source, config.tokenizer and config.tokenizer.source):
-            notes.append(f"{text}, which is taken")
+            yield f"{text}, which is taken", False
         else:
-            problems.append(f"{text}; set tokenizer_source: base if ids mean the same tokens")
-    there = template_of(other.folder) if config.chat_template is None else None
-    own = template_of(first.folder)
-    if there is not None and own is None:
-        notes.append(
+            yield f"{text}; set tokenizer_source: base if ids mean the same tokens", True
+    theirs = template_of(other) if config.chat_template is None else None
+    own = template_of(first)
+    if theirs is not None and own is None:
+        yield (
             f"{source.reference} has a chat template, {template.reference} none; chat_template: "
-            "auto takes it over"
+            "auto takes it over",
+            False,
         )
-    elif there not in (None, own):
-        notes.append(f"{whose} chat template than {template.reference}, which is taken")
+    elif theirs not in (None, own):
+        text = f"{source.reference} has another chat template than {template.reference}"
+        yield f"{text}, which is taken", False
 
 
 def template_of(folder: Path) -> Any:
@@ -407,7 +403,7 @@ def template_of(folder: Path) -> Any:
 
 
 def new_template(config: MergeConfig, sources: Sequence[MergeSource], own: Path) -> str | None:
-    """Chat template that the result gets in place of its own; None where it keeps that."""
+    """Chat template that replaces the one in ``own``; None if that is kept."""
     if config.chat_template != "auto":
         return config.chat_template
     folders = [source.checkpoint.folder for source in sources if source.checkpoint is not None]
@@ -417,7 +413,7 @@ def new_template(config: MergeConfig, sources: Sequence[MergeSource], own: Path)
 
 
 def _tokens_differ(a: Path, b: Path) -> bool:
-    """Whether two models number their tokens otherwise."""
+    """Whether two models number their tokens differently."""
     both = a / "tokenizer.json", b / "tokenizer.json"
     if a != b and all(path.is_file() for path in both):
         return not _same_bytes(*both) and _vocabulary(both[0]) != _vocabulary(both[1])
@@ -440,36 +436,38 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
+# === the plan =====================================================================================
+
 PROCESS = 112 << 20
-"""Bytes that Python, NumPy and the plan itself take, of the memory that is allowed."""
+"""Bytes of the allowed memory that Python, NumPy and the plan itself take."""
 
 _START = 0.3  # seconds until the first byte is read
 _READ_RATE, _WRITE_RATE = 2e9, 1e9  # bytes a second of an ordinary disk; estimates only
-_LOST = ("int8_mask",)  # parameters of others that change nothing here
+_IGNORED = ("int8_mask",)  # mergekit's parameters that change nothing here
 
 
 @dataclass(frozen=True, slots=True)
 class MergePlan:
-    """A merge, looked at from all sides before anything is computed.
+    """A merge, checked before anything is computed.
 
     Attributes
     ----------
     config : MergeConfig
     method : Method
-    sources : tuple of Source
-        Opened, nothing but headers read.
-    template : Source
-        Whose configuration and tokenizer the result takes over.
-    targets : tuple of Target
+    sources : tuple of MergeSource
+        Opened; only headers were read.
+    template : MergeSource
+        Source of the result's configuration and tokenizer.
+    targets : tuple of OutputTensor
         Tensors of the result, in the order they are written.
     problems : tuple of str
         Why it cannot be done; empty if it can.
     notes : tuple of str
         What one should know.
-    needs : Needs
+    worker_memory : WorkerMemory
         Memory of one worker.
     workers : int
-        How many fit into the memory that is allowed.
+        How many fit into the allowed memory.
     max_memory : int
         Bytes.
     files : Files
@@ -483,7 +481,7 @@ class MergePlan:
     targets: tuple[OutputTensor, ...]
     problems: tuple[str, ...]
     notes: tuple[str, ...]
-    needs: Needs
+    worker_memory: WorkerMemory
     workers: int
     max_memory: int
     files: Files = field(repr=False, compare=False)
@@ -505,25 +503,19 @@ class MergePlan:
 
     @property
     def memory(self) -> int:
-        """Bytes of memory at most."""
-        return PROCESS + self.workers * self.needs.total
+        """Upper bound of the memory in bytes."""
+        return PROCESS + self.workers * self.worker_memory.total
 
     @property
     def seconds(self) -> float:
-        """Time on an ordinary disk and these cores, roughly."""
+        """Rough time on an ordinary disk and these cores."""
         elements = sum(target.size * len(target.inputs) for target in self.targets)
-        again = self.method.passes if self.method.whole else 1  # a tensor in hand is in memory
-        transfer = self.bytes_read / again / _READ_RATE + self.bytes_written / _WRITE_RATE
+        cached = self.method.passes if self.method.whole else 1  # later passes hit the page cache
+        transfer = self.bytes_read / cached / _READ_RATE + self.bytes_written / _WRITE_RATE
         return _START + max(transfer, elements / self.method.rate / max(self.workers, 1))
 
     def check(self) -> None:
-        """Refuse a merge that cannot be done.
-
-        Raises
-        ------
-        InputError
-            With every problem on a line of its own.
-        """
+        """Raise InputError if the merge cannot be done, with one problem per line."""
         if self.problems:
             raise InputError("this merge cannot be done:\n  " + "\n  ".join(self.problems))
 
@@ -557,23 +549,23 @@ def plan_merge(
     out: str | Path | None = None,
     fetch: bool = False,
 ) -> MergePlan:
-    """Look at a merge before it is done; milliseconds for checkpoints of any size.
+    """Check a merge before it is done; milliseconds for checkpoints of any size.
 
     Parameters
     ----------
     config : MergeConfig or mapping
-        What is merged, and how.
+        Models and method.
     max_memory : int or str
-        Bytes, or a size such as ``"1GiB"``: everything together.
+        Bytes, or a size such as ``"1GiB"``, for everything together.
     out : path, optional
-        Where the result would go, to see whether there is room.
+        Where the result would go, to check its disk.
     fetch : bool
-        Download models that are named by hub id and not in its cache; else that is a problem.
+        Download models named by hub id that are not cached; otherwise that is a problem.
 
     Returns
     -------
     MergePlan
-        With every problem that can be seen in headers and configs; `MergePlan.check` raises them.
+        With every problem visible in headers and configs; `MergePlan.check` raises them.
 
     Raises
     ------
@@ -587,10 +579,9 @@ def plan_merge(
         close = difflib.get_close_matches(name, METHODS, n=1)
         if not close:
             raise InputError(unknown[0])
-        name = close[0]  # the rest of the problems are those of what was probably meant
-    return plan_for(
-        METHODS[name], config, max_memory=max_memory, out=out, fetch=fetch, problems=unknown
-    )
+        name = close[0]  # the other problems are reported for the method probably meant
+    more: dict[str, Any] = {"max_memory": max_memory, "out": out, "fetch": fetch}
+    return plan_for(METHODS[name], config, problems=unknown, **more)
 
 
 def plan_for(
@@ -602,94 +593,79 @@ def plan_for(
     fetch: bool = False,
     problems: Sequence[str] = (),
 ) -> MergePlan:
-    """Plan as `plan_merge` does, for a method that the config does not name.
+    """Plan as `plan_merge` does, for a method that may be unregistered.
 
-    ``problems`` are those that were found before.
+    ``problems`` are those found before.
     """
     budget, files, problems = size_in_bytes(max_memory), Files(), list(problems)
-    wanted, found = method.wanted(config)
+    inputs, found = method.inputs(config)
     problems += found
-    sources = _open(wanted, files, problems, fetch=fetch)
+    sources = _open(inputs, files, problems, fetch=fetch)
     notes: list[str] = []
     targets: list[OutputTensor] = []
     template = None
     run = _run_parameters(method, config, problems, notes)
-    lead = config.base_model or (wanted[0].reference if wanted else None)
+    lead = config.base_model or (inputs[0].reference if inputs else None)
     if not found and lead in sources:
-        template, there = sources[lead], [one for one in wanted if one.reference in sources]
-        if not config.slices or len(there) == len(wanted):  # the rest shows its problems too
-            targets = _targets(method, config, there, sources, run, problems)
+        template, opened = sources[lead], [one for one in inputs if one.reference in sources]
+        if not config.slices or len(opened) == len(inputs):  # the rest shows its problems too
+            so_far = len(problems)
+            try:
+                targets = TensorMatcher(config, method, opened, sources, run).targets(problems)
+            except InputError as error:
+                problems.append(str(error))
+            if targets and len(problems) == so_far:  # otherwise parameters may be missing
+                problems += method.problems(config, run, targets)
         compare_configs(template, list(sources.values()), problems, notes, config)
-    needs = _needs(method, targets, list(sources.values()))
-    workers = min(cores(), (budget - PROCESS) // max(needs.total, 1))
+    memory = _worker_memory(method, targets, list(sources.values()))
+    workers = min(cores(), (budget - PROCESS) // max(memory.total, 1))
     if workers < 1 and targets:
         problems.append(
             f"max_memory {said(budget)} is too small; this merge takes {said(PROCESS)} for the "
-            f"program and {said(needs.total)} for one worker, so give "
-            f"{-(-(PROCESS + needs.total) // 10**6)}MB or more"
+            f"program and {said(memory.total)} for one worker, so give "
+            f"{-(-(PROCESS + memory.total) // 10**6)}MB or more"
         )
-    plan = MergePlan(
-        config, method, tuple(sources.values()), template, tuple(targets), (), (),
-        needs, max(workers, 1), budget, files,
-    )  # fmt: skip
     if out is not None:
-        problems += problems_of_place(Path(out), plan.sources, plan.bytes_written)
-    if _computes_in_16_bit(config):
+        size = sum(target.nbytes for target in targets)
+        problems += problems_of_place(Path(out), sources.values(), size)
+    if config.dtype in ("bfloat16", "float16"):
         notes.append(f"dtype {config.dtype} is what is written; all arithmetic is in float32")
     return MergePlan(
-        config, method, plan.sources, template, plan.targets, tuple(problems), tuple(notes),
-        needs, plan.workers, budget, files,
-    )  # fmt: skip
-
-
-def _targets(
-    method: Method,
-    config: MergeConfig,
-    wanted: Sequence[ModelInput],
-    sources: Mapping[str, MergeSource],
-    run: dict[str, Value],
-    problems: list[str],
-) -> list[OutputTensor]:
-    """Tensors of the result; what does not fit is added to the problems."""
-    so_far = len(problems)
-    try:
-        targets = TensorMatcher(config, method, wanted, sources, run).targets(problems)
-    except InputError as error:
-        problems.append(str(error))
-        return []
-    if targets and len(problems) == so_far:  # else values are missing that it looks at
-        problems += method.problems(config, run, targets)
-    return targets
+        config=config,
+        method=method,
+        sources=tuple(sources.values()),
+        template=template,
+        targets=tuple(targets),
+        problems=tuple(problems),
+        notes=tuple(notes),
+        worker_memory=memory,
+        workers=max(workers, 1),
+        max_memory=budget,
+        files=files,
+    )
 
 
 def _open(
-    wanted: Iterable[ModelInput], files: Files, problems: list[str], *, fetch: bool
+    inputs: Iterable[ModelInput], files: Files, problems: list[str], *, fetch: bool
 ) -> dict[str, MergeSource]:
     opened: dict[str, MergeSource] = {}
-    for reference, extracted in dict.fromkeys((one.reference, one.extracted) for one in wanted):
+    for reference, extracted in dict.fromkeys((one.reference, one.extracted) for one in inputs):
         try:
-            opened[reference] = (
-                _extracted(reference, files)
-                if extracted
-                else ModelSource(reference, files, fetch=fetch)
-            )
+            if extracted:
+                opened[reference] = ExtractedSource(reference, files)
+            else:
+                opened[reference] = ModelSource(reference, files, fetch=fetch)
         except InputError as error:
             problems.append(str(error))
     return opened
 
 
-def _extracted(reference: str, files: Files) -> MergeSource:
-    from lens.merging.sources import ExtractedSource
-
-    return ExtractedSource(reference, files)
-
-
 def _run_parameters(
     method: Method, config: MergeConfig, problems: list[str], notes: list[str]
 ) -> dict[str, Value]:
-    """Parameters of the whole run, defaults for wrong ones; unknown ones are problems too."""
+    """Parameters of the run, defaults for invalid ones; unknown ones are problems too."""
     own = {parameter.name: parameter for parameter in method.parameters}
-    known = {p.name for other in METHODS.values() for p in other.parameters} | set(_LOST)
+    known = {p.name for other in METHODS.values() for p in other.parameters} | set(_IGNORED)
     layers = [config.parameters, *(m.parameters for m in config.models)]
     for part in config.slices:
         layers += [part.parameters, *(source.parameters for source in part.sources)]
@@ -709,7 +685,8 @@ def _run_parameters(
                 problems.append(str(error))
                 if parameter.default is not None:
                     values[parameter.name] = parameter.default
-    return method.run_parameters(dict(config.parameters), values)
+    preset = method.presets.get(str(values.get("preset")), {})
+    return values | {name: v for name, v in preset.items() if name not in config.parameters}
 
 
 def _run_value(parameter: Parameter, given: Mapping[str, Any]) -> Value:
@@ -726,28 +703,30 @@ def _run_value(parameter: Parameter, given: Mapping[str, Any]) -> Value:
     return value
 
 
-def _needs(
+def _worker_memory(
     method: Method, targets: Sequence[OutputTensor], sources: Sequence[MergeSource]
-) -> Needs:
-    rooms: list[int] = []
+) -> WorkerMemory:
+    buffers: list[int] = []
     out = scratch = 0
     for target in targets:
-        n = max((cut.size for cut in target.cuts[:2]), default=0)
+        n = max((chunk.size for chunk in target.chunks[:2]), default=0)
         taken = [(sources[t.source], t.name) for t in target.inputs]
-        sizes = [source.room_for(name, n) for source, name in taken]
-        rooms += [0] * (len(sizes) - len(rooms))
-        rooms[: len(sizes)] = [max(a, b) for a, b in zip(rooms, sizes, strict=False)]
+        sizes = [source.buffer_bytes(name, n) for source, name in taken]
+        buffers += [0] * (len(sizes) - len(buffers))
+        buffers[: len(sizes)] = [max(a, b) for a, b in zip(buffers, sizes, strict=False)]
         out = max(out, n * target.kind.size)
         extra = max((source.extra_memory(name, n) for source, name in taken), default=0)
         scratch = max(scratch, n * (method.scratch(len(sizes)) + target.kind.size) + extra)
-    return Needs(tuple(rooms), out, scratch)
+    return WorkerMemory(tuple(buffers), out, scratch)
 
 
 def problems_of_place(out: Path, sources: Iterable[MergeSource], needed: int) -> list[str]:
-    """Why a result of so many bytes cannot be put there; nothing if it can."""
+    """Why a result of ``needed`` bytes cannot be put there; empty if it can."""
+    goal = out.resolve()
     found = [
-        f"{out} is, or holds, {reference}, which would be replaced; choose another --out"
-        for reference in _replaced(out, sources)
+        f"{out} is, or holds, {source.reference}, which would be replaced; choose another --out"
+        for source in sources
+        if any(goal in (path, *path.parents) for path in source.files)
     ]
     place = out.absolute().parent
     while not place.exists():
@@ -762,17 +741,3 @@ def problems_of_place(out: Path, sources: Iterable[MergeSource], needed: int) ->
     if not os.access(place, os.W_OK):
         found.append(f"{place} cannot be written to; choose another --out")
     return found
-
-
-def _replaced(out: Path, sources: Iterable[MergeSource]) -> list[str]:
-    """Find the sources of which putting ``out`` in place would remove files."""
-    goal = out.resolve()
-    return [
-        source.reference
-        for source in sources
-        if any(goal in (path, *path.parents) for path in source.files)
-    ]
-
-
-def _computes_in_16_bit(config: MergeConfig) -> bool:
-    return config.dtype in ("bfloat16", "float16") and config.dtype in OUTPUTS

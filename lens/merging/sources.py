@@ -7,33 +7,39 @@ import hashlib
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from lens.arrays import Array
 from lens.errors import InputError
+from lens.merging.adapters import Adapter
 from lens.merging.tensors import SLICE, as_float32, chunks_of, is_8_bit
-from lens.models.checkpoint import Checkpoint, Files, Stored, identity_of, read_header, room
-from lens.training.key_neurons import KeyNeurons
+from lens.models.checkpoint import (
+    Checkpoint,
+    Files,
+    Stored,
+    aligned_buffer,
+    identity_of,
+    read_header,
+)
 
 if TYPE_CHECKING:
-    from lens.merging.adapters import Adapter
+    from lens.training.key_neurons import KeyNeurons
 
 
 class MergeSource(ABC):
-    """Tensors by name, read slice by slice.
+    """Tensors by name, read chunk by chunk.
 
     Attributes
     ----------
     reference : str
-        What the config calls it.
+        Its name in the config.
     checkpoint : Checkpoint or None
-        None for what is no model, a file of changes.
+        None for a file of deltas, which is no model.
     """
 
     reference: str
@@ -42,7 +48,7 @@ class MergeSource(ABC):
     @property
     @abstractmethod
     def files(self) -> list[Path]:
-        """Folders and files that it is read from, without links."""
+        """Folders and files that it is read from, links resolved."""
 
     @property
     @abstractmethod
@@ -57,29 +63,33 @@ class MergeSource(ABC):
 
     @abstractmethod
     def dtype_of(self, name: str) -> str:
-        """Dtype that `read` gives, as safetensors names it: float32 for what is computed."""
+        """Dtype that `read` returns, as safetensors names it: float32 for computed tensors."""
 
     @abstractmethod
-    def room_for(self, name: str, n: int) -> int:
-        """Bytes of the room that `read` needs for ``n`` elements."""
+    def buffer_bytes(self, name: str, n: int) -> int:
+        """Bytes of the buffer that `read` needs for ``n`` elements."""
 
     def extra_memory(self, name: str, n: int) -> int:
-        """Bytes that reading ``n`` elements holds for a moment beside the room."""
+        """Bytes that reading ``n`` elements holds temporarily, besides the buffer."""
         return 0
 
     @abstractmethod
-    def read(self, name: str, start: int, stop: int, room: Array) -> Array:
+    def read(self, name: str, start: int, stop: int, buffer: Array) -> Array:
         """Elements ``start`` to ``stop`` of a tensor, bfloat16 as raw bits in uint16.
 
         Parameters
         ----------
-        room : numpy.ndarray, uint8
-            Of `room_for` bytes, aligned to 8; the result is a view of it.
+        name : str
+            Tensor.
+        start, stop : int
+            Half-open, flat.
+        buffer : numpy.ndarray, uint8
+            Of `buffer_bytes` bytes, aligned to 8; the result is a view of it.
         """
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """Sizes, times and hashes that say whether this is still the same."""
+        """Sizes, times and hashes that tell whether it has changed."""
 
 
 class ModelSource(MergeSource):
@@ -88,87 +98,67 @@ class ModelSource(MergeSource):
     Parameters
     ----------
     reference : str
-        Folder or hub id, ``id@revision``, and ``model+adapter`` for a LoRA adapter on it.
+        Folder or hub id, ``id@revision``, or ``model+adapter`` for a LoRA adapter on it.
     files : Files
-        Where open files are kept.
+        Keeps files open.
     fetch : bool
         Whether to download what is not in the hub's cache.
     """
 
     def __init__(self, reference: str, files: Files, *, fetch: bool = False) -> None:
-        model, adapter = _parts(reference)
+        model, adapter = _split(reference)
         self.reference, self._files = reference, files
         self.model = self.checkpoint = Checkpoint(locate(model, fetch=fetch))
-        self.adapter: Adapter | None = None
-        if adapter:
-            from lens.merging.adapters import Adapter
-
-            self.adapter = Adapter(locate(adapter, fetch=fetch), self.model)
+        self.adapter = Adapter(locate(adapter, fetch=fetch), self.model) if adapter else None
+        self._factors = {} if self.adapter is None else self.adapter.factors
 
     @functools.cached_property
     def tensors(self) -> Mapping[str, Stored]:
-        """Tensors by name; one that an adapter replaces is the adapter's."""
-        found = dict(self.model.tensors)
-        if self.adapter is not None:
-            found |= self.adapter.replaced
-        return found
+        """Tensors by name; those that an adapter replaces are the adapter's."""
+        return self.model.tensors | ({} if self.adapter is None else self.adapter.replaced)
 
     @property
     def files(self) -> list[Path]:
-        """Folders and files that it is read from, without links."""
+        """Folders and files that it is read from, links resolved."""
         folders = [self.model.folder, *([self.adapter.folder] if self.adapter else [])]
         return [path.resolve() for path in (*folders, *self.model.headers)]
 
-    def _adapted(self, name: str) -> bool:
-        return self.adapter is not None and name in self.adapter.factors
+    def _is_computed(self, name: str) -> bool:
+        return name in self._factors or is_8_bit(self.tensors[name].kind)
 
     def dtype_of(self, name: str) -> str:
-        """Dtype that `read` gives, as safetensors names it: float32 for what is computed."""
-        stored = self.tensors[name]
-        return "F32" if self._adapted(name) or is_8_bit(stored.kind) else stored.dtype
+        """Dtype that `read` returns, as safetensors names it: float32 for computed tensors."""
+        return "F32" if self._is_computed(name) else self.tensors[name].dtype
 
-    def room_for(self, name: str, n: int) -> int:
-        """Bytes of the room that `read` needs for ``n`` elements."""
-        stored = self.tensors[name]
-        raw = n * stored.kind.size
-        plain = not self._adapted(name) and not is_8_bit(stored.kind)
-        return raw if plain else raw + _aligned(4 * n)
+    def buffer_bytes(self, name: str, n: int) -> int:
+        """Bytes of the buffer that `read` needs for ``n`` elements."""
+        raw = n * self.tensors[name].kind.size
+        return raw + _aligned(4 * n) if self._is_computed(name) else raw
 
     def extra_memory(self, name: str, n: int) -> int:
-        """Bytes that reading ``n`` elements holds for a moment beside the room."""
-        if self.adapter is None or name not in self.adapter.factors:
-            return 0
-        return self.adapter.factors[name].bytes_held + 8 * n
+        """Bytes that reading ``n`` elements holds temporarily, besides the buffer."""
+        return self._factors[name].bytes_held + 8 * n if name in self._factors else 0
 
-    def read(self, name: str, start: int, stop: int, room: Array) -> Array:
-        """Elements ``start`` to ``stop`` of a tensor, bfloat16 as raw bits in uint16.
-
-        Parameters
-        ----------
-        room : numpy.ndarray, uint8
-            Of `room_for` bytes, aligned to 8; the result is a view of it.
-        """
+    def read(self, name: str, start: int, stop: int, buffer: Array) -> Array:
+        """Elements ``start`` to ``stop`` of a tensor; see `MergeSource.read`."""
         stored, n = self.tensors[name], stop - start
-        if not self._adapted(name) and not is_8_bit(stored.kind):
-            return self._files.read(stored, start, stop, room)
-        raw = self._files.read(stored, start, stop, room[_aligned(4 * n) :])
-        values = as_float32(raw, stored.kind, out=room[: 4 * n].view(np.float32))
-        if self.adapter is not None and name in self.adapter.factors:
+        if not self._is_computed(name):
+            return self._files.read(stored, start, stop, buffer)
+        raw = self._files.read(stored, start, stop, buffer[_aligned(4 * n) :])
+        values = as_float32(raw, stored.kind, out=buffer[: 4 * n].view(np.float32))
+        if name in self._factors:
             columns = stored.shape[-1]
             rows = start // columns, stop // columns
-            values += self.adapter.factors[name].rows(self._files, *rows).reshape(-1)
+            values += self._factors[name].rows(self._files, *rows).reshape(-1)
         return values
 
     def identity(self) -> dict[str, Any]:
         """Sizes, times and hashes of all its files."""
-        found = self.model.identity()
-        if self.adapter is not None:
-            for path in self.adapter.files:
-                found[path.name] = identity_of(path)
-        return found
+        more = () if self.adapter is None else self.adapter.files
+        return self.model.identity() | {path.name: identity_of(path) for path in more}
 
 
-def _parts(reference: str) -> tuple[str, str]:
+def _split(reference: str) -> tuple[str, str]:
     """Model and adapter; a plus sign may be part of the name of a folder."""
     words = reference.split("+")
     for i in range(len(words), 1, -1):
@@ -183,7 +173,7 @@ def _aligned(n: int) -> int:
 
 
 def locate(model: str, *, fetch: bool) -> Path:
-    """Folder of a model: a path, or a hub id that is in the cache or, with ``fetch``, on the hub.
+    """Folder of a model: a path, or a hub id in the cache or, with ``fetch``, on the hub.
 
     Raises
     ------
@@ -232,7 +222,7 @@ class ExtractedSource(MergeSource):
     reference : str
         File.
     files : Files
-        Where open files are kept.
+        Keeps files open.
     """
 
     checkpoint = None
@@ -243,9 +233,9 @@ class ExtractedSource(MergeSource):
         header = read_header(self._path)
         self._digest = hashlib.sha256(header.raw).hexdigest()
         try:
-            self.about: dict[str, Any] = json.loads(header.metadata["lens"])
-            shapes = self.about["shapes"]
-            known = self.about["schema"] == SCHEMA and self.about["slice_elements"] == SLICE
+            about = json.loads(header.metadata["lens"])
+            shapes = about["shapes"]
+            known = about["schema"] == SCHEMA and about["slice_elements"] == SLICE
         except (KeyError, TypeError, ValueError):
             known, shapes = False, {}
         if not known:
@@ -257,7 +247,7 @@ class ExtractedSource(MergeSource):
 
     @property
     def tensors(self) -> Mapping[str, Stored]:
-        """Tensors of the model it is of, also those that it leaves alone."""
+        """Tensors of the model it was extracted from, including unchanged ones."""
         return self._shapes
 
     @property
@@ -266,27 +256,27 @@ class ExtractedSource(MergeSource):
         return [self._path.resolve()]
 
     def dtype_of(self, name: str) -> str:
-        """Float32, always."""
+        """Return F32, always."""
         return "F32"
 
-    def room_for(self, name: str, n: int) -> int:
-        """All elements, zeros too."""
+    def buffer_bytes(self, name: str, n: int) -> int:
+        """All elements, including zeros."""
         return 4 * n
 
     def extra_memory(self, name: str, n: int) -> int:
-        """Places and values of a slice, all of it at worst."""
+        """Places and values of a chunk, all of it at worst."""
         return 16 * n
 
-    def read(self, name: str, start: int, stop: int, room: Array) -> Array:
-        """Elements of one slice: changes, and zeros between them."""
-        out = room[: 4 * (stop - start)].view(np.float32)
+    def read(self, name: str, start: int, stop: int, buffer: Array) -> Array:
+        """Elements of one chunk: deltas, and zeros between them."""
+        out = buffer[: 4 * (stop - start)].view(np.float32)
         out[:] = 0
         if f"{name}.starts" not in self._parts or stop == start:
             return out
-        cuts = chunks_of(self._shapes[name].shape)
-        number = start // cuts[0].stop
-        if (cuts[number].start, cuts[number].stop) != (start, stop):
-            raise InputError(f"{self._path}: elements {start} to {stop} of '{name}' are no slice")
+        chunks = chunks_of(self._shapes[name].shape)
+        number = start // chunks[0].stop
+        if (chunks[number].start, chunks[number].stop) != (start, stop):
+            raise InputError(f"{self._path}: elements {start} to {stop} of '{name}' are no chunk")
         low, high = (int(n) for n in self._part(f"{name}.starts", number, number + 2))
         out[self._part(f"{name}.places", low, high)] = self._part(f"{name}.values", low, high)
         return out
@@ -297,63 +287,49 @@ class ExtractedSource(MergeSource):
             return np.empty(0, np.int64)
         starts = self._part(f"{name}.starts", 0, self._parts[f"{name}.starts"].shape[0])
         found = self._part(f"{name}.places", 0, int(starts[-1])).astype(np.int64)
-        begins = [cut.start for cut in chunks_of(self._shapes[name].shape)]
+        begins = [chunk.start for chunk in chunks_of(self._shapes[name].shape)]
         found += np.repeat(np.asarray(begins, np.int64), np.diff(starts))
         return found
 
     def _part(self, name: str, start: int, stop: int) -> Array:
         stored = self._parts[name]
-        return self._files.read(stored, start, stop, room((stop - start) * stored.kind.size))
+        buffer = aligned_buffer((stop - start) * stored.kind.size)
+        return self._files.read(stored, start, stop, buffer)
 
     def identity(self) -> dict[str, Any]:
         """Size, time and hashes of the file."""
         return {self._path.name: identity_of(self._path) | {"header_sha256": self._digest}}
 
 
-class ExtractedKeys:
-    """The places alone of an extracted ability: its key neurons; a context manager.
+def read_key_neurons(path: str | Path) -> KeyNeurons:
+    """Read the places of the key neurons in a file of `lens.merging.extract`.
 
     Parameters
     ----------
     path : path
-        File of `lens.merging.extract`.
+        The file.
 
-    Attributes
-    ----------
-    shapes : dict of str to tuple of int
-        Of all tensors of the model.
-    sha256 : str
-        Of the file.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self._files = Files()
-        self._source = ExtractedSource(str(path), self._files)
-        self.shapes = {name: stored.shape for name, stored in self._source.tensors.items()}
-        self.sha256 = hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest()
-
-    def __enter__(self) -> ExtractedKeys:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self._files.close()
-
-    def places(self) -> Iterator[tuple[str, NDArray[np.int64]]]:
-        """Names and flat places, int64 and ascending, of tensors that have key elements."""
-        for name in self.shapes:
-            found = self._source.places(name)
-            if found.size:
-                yield name, found
-
-
-def read_key_neurons(path: str | Path) -> KeyNeurons:
-    """Read the places of a file of `lens.merging.extract`.
+    Returns
+    -------
+    KeyNeurons
 
     Raises
     ------
     InputError
         If it is no such file.
     """
-    with ExtractedKeys(path) as file:
-        places = {name: torch.from_numpy(found) for name, found in file.places()}
-        return KeyNeurons(places, dict(file.shapes), file.sha256)
+    import torch
+
+    from lens.training.key_neurons import KeyNeurons
+
+    files = Files()
+    try:
+        source = ExtractedSource(str(path), files)
+        found = {name: source.places(name) for name in source.tensors}
+    finally:
+        files.close()
+    return KeyNeurons(
+        {name: torch.from_numpy(at) for name, at in found.items() if at.size},
+        {name: stored.shape for name, stored in source.tensors.items()},
+        hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest(),
+    )

@@ -18,9 +18,12 @@ from lens.weights import delta
 
 Float32 = NDArray[np.float32]
 
+SLICE = 1 << 20
+"""Elements of a chunk; it affects the bytes of a result, so reproduce.json records it."""
+
 
 @functools.cache
-def _table(name: str) -> Float32:
+def _values_of_8_bits(name: str) -> Float32:
     """Values of the 256 bit patterns of an 8-bit float (arXiv 2209.05433).
 
     E4M3 has no infinity: only S.1111.111 is NaN. E5M2 is half of an IEEE float16.
@@ -42,28 +45,26 @@ def is_8_bit(kind: Dtype) -> bool:
 
 
 def as_float32(raw: Array, kind: Dtype, *, out: Float32 | None = None) -> Float32:
-    """Decode raw elements to float32, exactly but for float64.
+    """Decode raw elements to float32, exactly except for float64.
 
     Parameters
     ----------
     raw : numpy.ndarray
         In the storage dtype.
+    kind : Dtype
+        What the elements are.
     out : numpy.ndarray, float32, same shape, optional
         Where to write.
     """
     if is_8_bit(kind):
-        found: Float32 = np.take(_table(kind.name or ""), raw, out=out, mode="clip")
-        return found
+        decoded: Float32 = np.take(_values_of_8_bits(kind.name or ""), raw, out=out, mode="clip")
+        return decoded
     return delta(raw, out=out, dtype="bfloat16" if kind.name == "bfloat16" else None)
-
-
-SLICE = 1 << 20
-"""Elements of a slice; part of what decides a result, so reproduce.json names it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Elements ``start`` to ``stop`` of a tensor, its slice number ``number``."""
+    """Elements ``start`` to ``stop`` of a tensor, its chunk number ``number``."""
 
     number: int
     start: int
@@ -76,7 +77,7 @@ class Chunk:
 
 
 def chunks_of(shape: tuple[int, ...]) -> list[Chunk]:
-    """Slices of a tensor: whole rows along its last axis, as many as make `SLICE` elements."""
+    """Chunks of a tensor: whole rows along its last axis, about `SLICE` elements each."""
     size, row = math.prod(shape), shape[-1] if len(shape) > 1 else 1
     step = max(SLICE // max(row, 1), 1) * max(row, 1)
     starts = range(0, size, step)
@@ -85,16 +86,16 @@ def chunks_of(shape: tuple[int, ...]) -> list[Chunk]:
 
 @dataclass(frozen=True, slots=True)
 class SourceTensor:
-    """What a tensor of the result is read from.
+    """A tensor that an output tensor is computed from.
 
     Attributes
     ----------
     source : int
-        Number of the source.
+        Index of the source.
     name : str
         Name of the tensor there.
     parameters : mapping of str to value
-        Of the method, for this model.
+        The method's parameters for this model.
     """
 
     source: int
@@ -109,23 +110,23 @@ class OutputTensor(Sized):
     Attributes
     ----------
     number : int
-        Place in the order of writing.
+        Position in the order of writing.
     name, shape : str, tuple of int
-        As in the result.
+        In the result.
     dtype : str
-        What is written, as safetensors names it.
-    inputs : tuple of Input
+        As written, by its name in safetensors.
+    inputs : tuple of SourceTensor
         In the order of the config.
     base : int or None
-        Which of the inputs is the base.
+        Index of the input that is the base.
     parameters : mapping of str to value
-        Of the method, for this tensor.
+        The method's parameters for this tensor.
     n_blocks : int
         Blocks of the result.
     copied : bool
-        Whether the first input is taken as it is: integers, which cannot be merged.
+        Whether the first input is copied as it is: integers, which cannot be merged.
     transposed : bool
-        Whether the columns of a matrix are output neurons and not its rows.
+        Whether the columns of a matrix are output neurons, not its rows.
     """
 
     number: int
@@ -140,17 +141,17 @@ class OutputTensor(Sized):
     transposed: bool = False
 
     @property
-    def cuts(self) -> list[Chunk]:
-        """Its slices."""
+    def chunks(self) -> list[Chunk]:
+        """Its chunks."""
         return chunks_of(self.shape)
 
     @property
     def others(self) -> list[int]:
-        """Numbers of the inputs that are not the base."""
+        """Indices of the inputs that are not the base."""
         return [i for i in range(len(self.inputs)) if i != self.base]
 
-    def number_of(self, name: str, i: int) -> float:
-        """Value of a number that each model has, at input ``i``."""
+    def value(self, name: str, i: int) -> float:
+        """Value of a parameter of each model, a number, at input ``i``."""
         return float(self.inputs[i].parameters[name])
 
 
@@ -163,15 +164,15 @@ class ModelInput:
     reference : str
         As in the config.
     settings : tuple of mapping
-        Parameters that hold for it, in falling precedence.
+        Parameters that apply to it, in order of precedence.
     base : bool
         Whether it is the base.
     first : int
-        Its block that becomes block ``start`` of the result; see `Part`.
+        Its first block, where a slice of the result begins.
     fixed : mapping
-        Values that come from its place in the config, beside its parameters.
+        Values given by its place in the config, besides its parameters.
     extracted : bool
-        Whether it is a file of `lens.merging.extract` and no model.
+        Whether it is a file of `lens.merging.extract`, not a model.
     """
 
     reference: str

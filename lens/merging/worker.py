@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,32 +14,32 @@ from lens.arrays import Array
 from lens.errors import InputError
 from lens.merging.sources import MergeSource
 from lens.merging.tensors import Chunk, OutputTensor
-from lens.models.checkpoint import DTYPES, room
+from lens.models.checkpoint import DTYPES, aligned_buffer
 from lens.weights import Comparison, combine, compare, count_nonfinite, delta
 
-
-def uniform(seed: int, name: str, model: int, number: int, n: int) -> NDArray[np.float32]:
-    """N numbers in [0, 1) for slice ``number`` of a tensor of one model."""
-    text = f"{seed}\0{name}\0{model}".encode()
-    key = int.from_bytes(hashlib.sha256(text).digest()[:16], "little")
-    bits = np.random.Philox(key=key, counter=[0, 0, 0, number])
-    return np.random.Generator(bits).random(n, dtype=np.float32)
+Float32 = NDArray[np.float32]
+R = TypeVar("R")
 
 
-def signs(seed: int, name: str, number: int, n: int) -> NDArray[np.float32]:
-    """N signs, 1 or −1, for slice ``number`` of a tensor."""
+def _generator(text: str, *, number: int = 0) -> np.random.Generator:
+    key = int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "little")
+    return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, number]))
+
+
+def uniform(seed: int, name: str, model: int, number: int, n: int) -> Float32:
+    """Draw n numbers in [0, 1) for chunk ``number`` of a tensor of one model."""
+    return _generator(f"{seed}\0{name}\0{model}", number=number).random(n, dtype=np.float32)
+
+
+def signs(seed: int, name: str, number: int, n: int) -> Float32:
+    """Draw n signs, 1 or −1, for chunk ``number`` of a tensor."""
     drawn = uniform(seed, f"signs {name}", -1, number, n)
     return np.where(drawn < 0.5, np.float32(-1), np.float32(1))
 
 
-def normal(name: str, n: int) -> NDArray[np.float32]:
-    """N numbers of a normal distribution that the name alone decides."""
-    key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:16], "little")
-    drawn = np.random.Generator(np.random.Philox(key=key))
-    return drawn.standard_normal(n, dtype=np.float32)
-
-
-Float32 = NDArray[np.float32]
+def normal(name: str, n: int) -> Float32:
+    """Draw n standard normal numbers, seeded by the name alone."""
+    return _generator(name).standard_normal(n, dtype=np.float32)
 
 
 class NonFiniteError(InputError):
@@ -49,192 +49,193 @@ class NonFiniteError(InputError):
 class Sink(Protocol):
     """Where results go."""
 
-    def missing(self, target: OutputTensor, cut: Chunk) -> bool:
-        """Whether a slice is still to be made."""
+    def missing(self, target: OutputTensor, chunk: Chunk) -> bool:
+        """Whether a chunk is still to be computed."""
 
-    def write(self, target: OutputTensor, cut: Chunk, content: Array) -> None:
-        """Take a slice of a tensor in its final dtype."""
+    def write(self, target: OutputTensor, chunk: Chunk, content: Array) -> None:
+        """Take a chunk of a tensor in its final dtype."""
 
 
 @dataclass(frozen=True, slots=True)
-class Needs:
-    """Bytes that one worker holds: a room for each input, one for output, and scratch."""
+class WorkerMemory:
+    """Bytes that one worker holds: a buffer for each input, one for output, and scratch."""
 
-    rooms: tuple[int, ...]
+    buffers: tuple[int, ...]
     out: int
     scratch: int
 
     @property
     def total(self) -> int:
         """All of it."""
-        return sum(self.rooms) + self.out + self.scratch
+        return sum(self.buffers) + self.out + self.scratch
 
 
 class Workspace:
-    """Memory of one worker, used again for every piece."""
+    """Buffers of one worker, reused for every piece."""
 
-    def __init__(self, needs: Needs) -> None:
-        self.rooms = [room(n) for n in needs.rooms]
-        self.out = room(needs.out)
+    def __init__(self, memory: WorkerMemory) -> None:
+        self.buffers = [aligned_buffer(n) for n in memory.buffers]
+        self.out = aligned_buffer(memory.out)
 
 
+@dataclass(eq=False)
 class TensorTask:
-    """One tensor of the result, or one slice of it.
+    """One tensor of the result, or one chunk of it, for one worker.
 
-    Parameters
+    Attributes
     ----------
-    target : Target
-    cuts : list of Cut
-        Slices of it that are in reach: all, or one.
-    sources : sequence of Source
-        By number.
-    space : Workspace
+    target : OutputTensor
+        Name, shape, inputs and parameters.
+    chunks : list of Chunk
+        Chunks of it in reach: all, or one.
+    sources : sequence of MergeSource
+        Indexed by ``SourceTensor.source``.
+    workspace : Workspace
     sink : Sink or None
         None while results are only being prepared.
-    facts : dict
-        What the method found out before, see `lens.merging.methods.base.Method.prepare`.
+    facts : mapping
+        What the method's ``prepare`` returned.
     """
 
-    def __init__(
-        self,
-        target: OutputTensor,
-        cuts: list[Chunk],
-        *,
-        sources: Sequence[MergeSource],
-        space: Workspace,
-        sink: Sink | None,
-        facts: dict[str, Any],
-    ) -> None:
-        self.target, self.cuts, self.facts = target, cuts, facts
-        self._sources, self._space, self._sink = sources, space, sink
-        self._held: dict[int, tuple[int, Array]] = {}  # input -> slice number, what was read
+    target: OutputTensor
+    chunks: list[Chunk]
+    sources: Sequence[MergeSource]
+    workspace: Workspace
+    sink: Sink | None
+    facts: Mapping[str, Any]
+    _cached: dict[int, tuple[int, Array]] = field(default_factory=dict, init=False, repr=False)
 
     def into(self, sink: Sink) -> TensorTask:
-        """Give the same work with another place for its results."""
-        return TensorTask(
-            self.target, self.cuts, sources=self._sources, space=self._space, sink=sink,
-            facts=self.facts,
-        )  # fmt: skip
+        """Return the same task with another destination for its results."""
+        return replace(self, sink=sink)
 
     @property
     def missing(self) -> list[Chunk]:
-        """Slices that are still to be written."""
-        if self._sink is None:
+        """Chunks still to be written."""
+        if self.sink is None:
             return []
-        return [cut for cut in self.cuts if self._sink.missing(self.target, cut)]
+        return [chunk for chunk in self.chunks if self.sink.missing(self.target, chunk)]
 
     def dtype(self, i: int) -> str:
-        """Dtype of what `read` gives for input ``i``, as safetensors names it."""
+        """Dtype that `read` returns for input ``i``, as safetensors names it."""
         taken = self.target.inputs[i]
-        return self._sources[taken.source].dtype_of(taken.name)
+        return self.sources[taken.source].dtype_of(taken.name)
 
-    def read(self, i: int, cut: Chunk) -> Array:
-        """Elements of input ``i``, flat; bfloat16 as raw bits in uint16. Not to be changed."""
-        held = self._held.get(i)
-        if held is None or held[0] != cut.number:
-            taken = self.target.inputs[i]
-            source = self._sources[taken.source]
-            held = (
-                cut.number,
-                source.read(taken.name, cut.start, cut.stop, self._space.rooms[i]),
-            )
-            self._held[i] = held
-        return held[1]
+    def read(self, i: int, chunk: Chunk) -> Array:
+        """Elements of input ``i``, flat and read-only; bfloat16 as raw bits in uint16."""
+        cached = self._cached.get(i)
+        if cached is None or cached[0] != chunk.number:
+            taken, buffer = self.target.inputs[i], self.workspace.buffers[i]
+            source = self.sources[taken.source]
+            content = source.read(taken.name, chunk.start, chunk.stop, buffer)
+            cached = self._cached[i] = chunk.number, content
+        return cached[1]
 
-    def delta(self, i: int, cut: Chunk) -> Float32:
-        """Input ``i`` less the base, in float32; every element is finite.
+    def delta(self, i: int, chunk: Chunk) -> Float32:
+        """Input ``i`` minus the base in float32, every element finite.
 
         Raises
         ------
-        InputError
+        NonFiniteError
             If one is not: the message names tensor and source.
         """
-        if self.target.base is None:
+        base = self.target.base
+        if base is None:
             raise InputError("a difference needs a base_model")
-        if self.dtype(i) == self.dtype(self.target.base):
-            raw = "bfloat16" if self.dtype(i) == "BF16" else None
-            made = delta(self.read(i, cut), self.read(self.target.base, cut), dtype=raw)
+        if self.dtype(i) == self.dtype(base):
+            result = delta(self.read(i, chunk), self.read(base, chunk), dtype=self._raw(i))
         else:
-            made = self.mix({i: 1.0, self.target.base: -1.0}, cut)
-        if not _finite(made):
-            raise self.blame(cut)
-        return made
+            result = self.mix({i: 1.0, base: -1.0}, chunk)
+        if not _finite(result):
+            raise self.find_nonfinite(chunk)
+        return result
 
-    def compare(self, i: int, j: int, cut: Chunk) -> Comparison:
-        """Norms and dot product of two inputs in a slice; every element is finite."""
+    def base(self, chunk: Chunk) -> Float32:
+        """Return the base in float32."""
+        result: Float32 = self.mix({int(self.target.base or 0): 1.0}, chunk)
+        return result
+
+    def compare(self, i: int, j: int, chunk: Chunk) -> Comparison:
+        """Norms and dot product of two inputs in a chunk; every element is finite."""
         try:
             if self.dtype(i) != self.dtype(j):
-                return compare((self.mix({i: 1.0}, cut), None), (self.mix({j: 1.0}, cut), None))
-            raw = "bfloat16" if self.dtype(i) == "BF16" else None
-            return compare((self.read(i, cut), None), (self.read(j, cut), None), dtype=raw)
+                return compare((self.mix({i: 1.0}, chunk), None), (self.mix({j: 1.0}, chunk), None))
+            pair = (self.read(i, chunk), None), (self.read(j, chunk), None)
+            return compare(*pair, dtype=self._raw(i))
         except InputError:
-            raise self.blame(cut) from None
+            raise self.find_nonfinite(chunk) from None
+
+    def _raw(self, i: int) -> str | None:
+        return "bfloat16" if self.dtype(i) == "BF16" else None
 
     def mix(
         self,
         weights: Mapping[int, float],
-        cut: Chunk,
+        chunk: Chunk,
         *,
         plus: tuple[float, Float32] | None = None,
         out: Array | None = None,
     ) -> Any:
         """Σ weights[i] × input i, in float32 or in the dtype of ``out``; rounded once.
 
-        What has weight 0 is not read. ``plus`` is one more weight, and the array it is of.
+        Inputs of weight 0 are not read. ``plus`` is one more weight with its array.
         """
         used = {i: w for i, w in weights.items() if w != 0.0}
         if not used and plus is None:
             used = {next(iter(weights)): 0.0}
-        arrays, factors = [self.read(i, cut) for i in used], list(used.values())
+        arrays, factors = [self.read(i, chunk) for i in used], list(used.values())
         if plus is not None:
             arrays, factors = [*arrays, plus[1]], [*factors, plus[0]]
         kind = "float32" if out is None else self.target.kind.name
         return combine(arrays, factors, out=out, out_dtype=kind, dtype="bfloat16")
 
-    def copy(self, i: int, cut: Chunk) -> None:
+    def copy(self, i: int, chunk: Chunk) -> None:
         """Write input ``i`` byte by byte."""
-        self._write(cut, self.read(i, cut))
+        self._write(chunk, self.read(i, chunk))
 
     def write_mix(
-        self, weights: Mapping[int, float], cut: Chunk, *, plus: tuple[float, Float32] | None = None
+        self,
+        weights: Mapping[int, float],
+        chunk: Chunk,
+        *,
+        plus: tuple[float, Float32] | None = None,
     ) -> None:
-        """Write what `mix` gives in the dtype of the result.
+        """Write what `mix` returns in the dtype of the result.
 
-        A lone input of weight 1 in that dtype is copied byte by byte.
+        A single input of weight 1 in that dtype is copied byte by byte.
         """
-        self._write(cut, self.mix(weights, cut, plus=plus, out=self._out(cut)))
+        self._write(chunk, self.mix(weights, chunk, plus=plus, out=self._out(chunk)))
 
-    def write(self, cut: Chunk, values: Float32) -> None:
+    def write(self, chunk: Chunk, values: Float32) -> None:
         """Write float32 values, rounded to the dtype of the result."""
-        out = self._out(cut)
+        out = self._out(chunk)
         combine([values], [1.0], out=out, out_dtype=self.target.kind.name)
-        self._write(cut, out)
+        self._write(chunk, out)
 
-    def _out(self, cut: Chunk) -> Array:
+    def _out(self, chunk: Chunk) -> Array:
         kind = self.target.kind
-        return self._space.out[: cut.size * kind.size].view(kind.storage)
+        return self.workspace.out[: chunk.size * kind.size].view(kind.storage)
 
-    def _write(self, cut: Chunk, content: Array) -> None:
+    def _write(self, chunk: Chunk, content: Array) -> None:
         if self.target.kind.floating and not _finite(content):
-            raise self.blame(cut)
-        if self._sink is not None:
-            self._sink.write(self.target, cut, content)
+            raise self.find_nonfinite(chunk)
+        if self.sink is not None:
+            self.sink.write(self.target, chunk, content)
 
-    def blame(self, cut: Chunk) -> NonFiniteError:
-        """Find out which input is not finite in a slice of which the result is not."""
+    def find_nonfinite(self, chunk: Chunk) -> NonFiniteError:
+        """Find the input behind a chunk that is not finite; returns the error to raise."""
         for i, taken in enumerate(self.target.inputs):
-            source = self._sources[taken.source]
             if not DTYPES[self.dtype(i)].floating:
                 continue
-            values = self.mix({i: 1.0}, cut)
+            values = self.mix({i: 1.0}, chunk)
             bad = np.flatnonzero(~np.isfinite(values))
             if bad.size:
-                at = np.unravel_index(cut.start + int(bad[0]), self.target.shape)
-                place = ", ".join(str(int(k)) for k in at)
+                at = np.unravel_index(chunk.start + int(bad[0]), self.target.shape)
                 return NonFiniteError(
-                    f"tensor '{taken.name}' of {source.reference} holds {values[bad[0]]} at "
-                    f"[{place}], {bad.size} such in this slice; expected finite numbers, repair or "
-                    "leave out this model"
+                    f"tensor '{taken.name}' of {self.sources[taken.source].reference} holds "
+                    f"{values[bad[0]]} at [{', '.join(str(int(k)) for k in at)}], one of "
+                    f"{bad.size} in this chunk; expected finite numbers, repair or leave out this "
+                    "model"
                 )
         return NonFiniteError(
             f"tensor '{self.target.name}': the result passes the range of {self.target.kind.name}; "
@@ -242,8 +243,24 @@ class TensorTask:
         )
 
 
+class Executor(Protocol):
+    """Applies a function to every piece of some tensors, in order; see `MergeExecutor`."""
+
+    def map(
+        self,
+        function: Callable[[TensorTask], R],
+        targets: Sequence[OutputTensor],
+        *,
+        whole: bool,
+        label: str,
+        sink: Sink | None = None,
+        facts: Mapping[str, Any] | None = None,
+    ) -> Iterator[tuple[OutputTensor, R]]:
+        """Yield each tensor (``whole``) or the tensor of each chunk, with its result."""
+
+
 def _finite(x: Array) -> bool:
-    if x.dtype == np.uint8:  # 8-bit floats, copied: E4M3 and E5M2 are told apart by their header
+    if x.dtype == np.uint8:  # 8-bit floats, copied: only their header tells E4M3 from E5M2
         return True
     found = count_nonfinite(x, dtype="bfloat16" if x.dtype == np.uint16 else None)
     return found.nan == 0 and found.infinite == 0

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: folder, index and headers read strictly, tensors by name, copies written."""
+"""Checkpoints on disk: one reader of a folder, its index and headers; copies with new weights."""
 
 from __future__ import annotations
 
@@ -17,16 +17,18 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from lens.arrays import Array
 from lens.errors import InputError
-from lens.models.offload import release
+from lens.utils.files import read_object
 from lens.utils.hashing import checksum_of_sample
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 _LONGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors format
 
@@ -42,7 +44,7 @@ class Dtype:
     storage : str
         NumPy dtype of the raw bits.
     name : str or None
-        What the C core calls it; None when it cannot be calculated with as it is.
+        Name in the C core; None when it cannot compute with it.
     """
 
     size: int
@@ -64,14 +66,14 @@ DTYPES: dict[str, Dtype] = {
     "F8_E5M2": Dtype(1, "uint8", "float8_e5m2"),
     "F8_E8M0": Dtype(1, "uint8"),
     "C64": Dtype(8, "uint64"),
-    **{f"{sign}{8 * n}": Dtype(n, f"{'u' * (sign == 'U')}int{8 * n}")
-       for sign in "IU" for n in (1, 2, 4, 8)},
+    **{f"I{8 * n}": Dtype(n, f"int{8 * n}") for n in (1, 2, 4, 8)},
+    **{f"U{8 * n}": Dtype(n, f"uint{8 * n}") for n in (1, 2, 4, 8)},
     "BOOL": Dtype(1, "uint8"),
-}  # fmt: skip
-"""Dtypes by the name they have in a header."""
+}
+"""Dtypes by their names in a header."""
 
 OUTPUTS = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-"""Dtypes that results can be rounded to, and their names in a header."""
+"""Dtypes that results can be rounded to, by the names that headers use."""
 
 
 class Sized:
@@ -207,41 +209,29 @@ def _check_places(path: Path, tensors: dict[str, Stored], data: int, total: int)
         )
 
 
-def check_places(
-    index: Path, weight_map: Mapping[str, object], tensors: Mapping[str, Stored]
-) -> None:
-    """Compare the files that an index names with those that tensors are in.
+# === weights that torch.save wrote ================================================================
+# Not torch.load(weights_only=True, mmap=True), which would break three promises of a merge: torch
+# alone takes more memory than many merges are allowed; a mapped file that is cut short while it is
+# read kills the process instead of raising; and merging works where torch is not installed.
 
-    Raises
-    ------
-    InputError
-        If a tensor is not where the index says, or the index leaves one out.
-    """
-    for name, file in weight_map.items():
-        stored = tensors.get(name)
-        if stored is None or stored.path != index.parent / str(file):
-            raise InputError(
-                f"{index}: tensor '{name}' should be in {file}, and is not; copy the model again"
-            )
-    extra = sorted(tensors.keys() - weight_map.keys())
-    if extra:
-        raise InputError(
-            f"{index} leaves out tensor '{extra[0]}', of {len(extra)} in its files; copy the model "
-            "again"
-        )
-
-
-_DTYPES = {
-    "DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16",
-    "LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8",
-    "ByteStorage": "U8", "BoolStorage": "BOOL",
-}  # fmt: skip
+_STORAGES = {
+    "DoubleStorage": "F64",
+    "FloatStorage": "F32",
+    "HalfStorage": "F16",
+    "BFloat16Storage": "BF16",
+    "LongStorage": "I64",
+    "IntStorage": "I32",
+    "ShortStorage": "I16",
+    "CharStorage": "I8",
+    "ByteStorage": "U8",
+    "BoolStorage": "BOOL",
+}
 _ADVICE = "save the model again with safetensors"
-# What damaged archives and pickles raise, beside what says so.
+# Errors that damaged archives and pickles raise.
 _BROKEN = (
-    zipfile.BadZipFile, StopIteration, LookupError, AttributeError, EOFError, OSError, TypeError,
-    ValueError, ArithmeticError, RecursionError, MemoryError, RuntimeError, struct.error,
-)  # fmt: skip
+    *(zipfile.BadZipFile, struct.error, StopIteration, LookupError, AttributeError, TypeError),
+    *(EOFError, OSError, ValueError, ArithmeticError, RecursionError, MemoryError, RuntimeError),
+)
 _LOCAL_HEADER = 30  # bytes of a file's header in a zip archive, before its name
 
 
@@ -276,7 +266,7 @@ _ALLOWED: dict[tuple[str, str], Callable[..., Any] | str] = {
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild,
     ("torch._utils", "_rebuild_parameter"): _parameter,
-    **{("torch", name): dtype for name, dtype in _DTYPES.items()},
+    **{("torch", name): dtype for name, dtype in _STORAGES.items()},
 }
 
 
@@ -291,43 +281,46 @@ class _Restricted(pickle.Unpickler):
         if not isinstance(pid, tuple) or len(pid) < 3:
             raise pickle.UnpicklingError("what it calls a storage is none")
         kind, dtype, key = pid[:3]
-        if kind != "storage" or dtype not in _DTYPES.values():
+        if kind != "storage" or dtype not in _STORAGES.values():
             raise pickle.UnpicklingError(f"it holds a {kind} of {dtype}")
         return _Storage(dtype, str(key))
 
 
-def read_bins(path: Path) -> tuple[dict[str, Stored], dict[Path, str]]:
-    """Tensors of ``pytorch_model.bin``, or of the files its index names, and hashes of the pickles.
+def read_pickled(path: Path) -> tuple[dict[str, Stored], dict[Path, str]]:
+    """Locate the tensors of ``pytorch_model.bin``, or of the files its index names.
+
+    Nothing in the pickle is run, and no tensor is read.
+
+    Returns
+    -------
+    tuple
+        Tensors by name, and the SHA-256 of each file's pickle.
 
     Raises
     ------
     InputError
-        If a file is none of these, names anything but tensors, or a shard is missing.
+        If a file is no such file, holds anything but tensors, or a shard is missing.
     """
-    files, weight_map = [path], {}
+    files, weight_map = [path], dict[str, str]()
     if path.name.endswith(".index.json"):
-        try:
-            weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-            files = [path.parent / name for name in sorted(set(weight_map.values()))]
-            weight_map = dict(weight_map)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise InputError(f"{path} has no weight_map; expected file names by tensor") from None
+        weight_map = _weight_map(path)
+        files = [path.parent / name for name in sorted(set(weight_map.values()))]
     tensors: dict[str, Stored] = {}
     digests = {}
     for file in files:
         if not file.is_file():
             raise InputError(f"{file.parent}: shard {file.name} is missing; copy it again")
-        found, digests[file] = _read(file)
+        found, digests[file] = _read_pickle(file)
         twice = sorted(tensors.keys() & found.keys())
         if twice:
             raise InputError(f"{file}: tensor '{twice[0]}' is in another file too")
         tensors |= found
-    if files != [path]:
-        check_places(path, weight_map, tensors)
+    for problem in _index_problems(path, weight_map, tensors) if weight_map else ():
+        raise InputError(problem)
     return tensors, digests
 
 
-def _read(path: Path) -> tuple[dict[str, Stored], str]:
+def _read_pickle(path: Path) -> tuple[dict[str, Stored], str]:
     try:
         with zipfile.ZipFile(path) as archive, path.open("rb") as file:
             names = archive.namelist()
@@ -381,13 +374,7 @@ def _place(
     return stored
 
 
-_INDEX = "model.safetensors.index.json"
-_WHOLE = "model.safetensors"
-HEADS = ("lm_head.weight", "embed_out.weight")
-"""How the names of output embeddings end."""
-
-_CONV1D = ("c_attn.weight", "q_attn.weight", "c_proj.weight", "c_fc.weight")
-_OLD = ("pytorch_model.bin.index.json", "pytorch_model.bin")
+# === reading tensors ==============================================================================
 
 
 class Files:
@@ -397,26 +384,30 @@ class Files:
         self._handles: dict[Path, int] = {}
         self._lock = threading.Lock()
 
-    def read(self, stored: Stored, start: int, stop: int, room: Array) -> Array:
-        """Read elements ``start`` to ``stop`` of a tensor into ``room``, raw.
+    def read(self, stored: Stored, start: int, stop: int, buffer: Array) -> Array:
+        """Read elements ``start`` to ``stop`` of a tensor into ``buffer``, raw.
 
         Parameters
         ----------
-        room : numpy.ndarray, uint8
+        stored : Stored
+            The tensor.
+        start, stop : int
+            Half-open, flat.
+        buffer : numpy.ndarray, uint8
             At least as many bytes as are read.
 
         Returns
         -------
         numpy.ndarray
-            A view of the room in the storage dtype of the tensor.
+            A view of the buffer in the storage dtype of the tensor.
 
         Raises
         ------
         InputError
-            If the file ends before; it was complete when its header was checked.
+            If the file ends early; it was complete when its header was checked.
         """
         size = stored.kind.size
-        view = room[: (stop - start) * size]
+        view = buffer[: (stop - start) * size]
         at, left = stored.start + start * size, view.data
         while left.nbytes:
             count = os.preadv(self._handle(stored.path), [left], at)
@@ -449,95 +440,285 @@ def _opened(path: Path) -> int:
         ) from None
 
 
+def aligned_buffer(n_bytes: int) -> Array:
+    """Memory to read into, aligned for every dtype."""
+    return np.empty((n_bytes + 7) // 8, np.uint64).view(np.uint8)
+
+
+# === a folder =====================================================================================
+
+INDEX = "model.safetensors.index.json"
+FLOATING = ("F16", "BF16", "F32", "F64")
+HEADS = ("lm_head.weight", "embed_out.weight")
+"""Endings of the names of output embeddings."""
+
+_WHOLE = "model.safetensors"
+_PICKLED = ("pytorch_model.bin.index.json", "pytorch_model.bin")
+_OTHER_WEIGHTS = ("pytorch_model*.bin", "*.pt", "*.gguf", "*.msgpack", "*.h5")
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
+_CONV1D = ("c_attn.weight", "q_attn.weight", "c_proj.weight", "c_fc.weight")
+_TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
+
+
 class Checkpoint:
-    """Tensors and configuration of a folder; nothing but headers is read until `Files.read`.
+    """Configuration, index and headers of a Hugging Face checkpoint; no weight is read.
 
     Parameters
     ----------
+    path : Path
+        Folder of safetensors files, whole or sharded, or, where strict, of ``pytorch_model.bin``;
+        where not strict, also the config file alone.
+    strict : bool
+        Whether to raise the first problem and leave out stored copies of tied embeddings, as a
+        merge needs it; otherwise `problems` lists all of them.
+
+    Attributes
+    ----------
     folder : Path
-        Hugging Face checkpoint: safetensors files, whole or sharded, or ``pytorch_model.bin``.
+        Where the config is.
+    config : dict
+        Content of ``config.json``.
+    tensors : dict of str to Stored
+        Every tensor by name; empty for a config alone.
+    headers : dict of Path to str
+        SHA-256 of the header of each weight file.
+    files : dict of str to int
+        Bytes of each weight file.
+    problems : list of str
+        Everything wrong with the files, one line each.
 
     Raises
     ------
     InputError
-        If there is no checkpoint, a shard is missing, or a header cannot be believed.
+        If the config cannot be read; where strict, if there is no weight, a shard is missing, or a
+        header cannot be trusted.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.config = _json(folder / "config.json")
-        self.headers: dict[Path, str] = {}  # file -> SHA-256 of its header
+    def __init__(self, path: Path, *, strict: bool = True) -> None:
+        self.path, self.folder = path, path if path.is_dir() else path.parent
+        self.config = _object(path / "config.json" if path.is_dir() else path)
         self.tensors: dict[str, Stored] = {}
-        old = next((folder / name for name in _OLD if (folder / name).is_file()), None)
-        if (folder / _INDEX).is_file():
-            self._read_index(folder / _INDEX)
-        elif (folder / _WHOLE).is_file():
-            self._add([folder / _WHOLE])
-        elif found := sorted(folder.glob("*.safetensors")):
-            self._add(found)
-        elif old is not None:
-            self.tensors, self.headers = read_bins(old)
-        else:
-            raise InputError(f"{folder} holds no *.safetensors and no pytorch_model.bin")
-        if (folder / "adapter_config.json").is_file() and any(".lora_" in n for n in self.tensors):
-            raise InputError(f"{folder} is an adapter; name it with its model, MODEL+{folder}")
+        self.headers: dict[Path, str] = {}
+        self.files: dict[str, int] = {}
+        self.problems: list[str] = []
+        if path.is_dir():
+            self._read_weights(pickled=strict)
+        if not strict:
+            return
+        if self.problems:
+            raise InputError(self.problems[0])
+        adapted = any(".lora_" in name for name in self.tensors)
+        if adapted and (path / "adapter_config.json").is_file():
+            raise InputError(f"{path} is an adapter; name it with its model, MODEL+{path}")
         for name in self.tied_copies():
             del self.tensors[name]
 
-    def _add(self, paths: list[Path]) -> None:
-        for path in paths:
-            header: Header = read_header(path)
-            self.headers[path] = hashlib.sha256(header.raw).hexdigest()
-            for name, stored in header.tensors.items():
-                if name in self.tensors:
-                    other = self.tensors[name].path.name
-                    raise InputError(
-                        f"{path}: tensor '{name}' is in {other} too; remove one of them"
-                    )
-                self.tensors[name] = stored
+    def _read_weights(self, *, pickled: bool) -> None:
+        folder, weight_map = self.folder, dict[str, str]()
+        names = sorted(item.name for item in folder.glob("*.safetensors"))
+        if (folder / INDEX).is_file():
+            try:
+                weight_map = _weight_map(folder / INDEX)
+                names = sorted(set(weight_map.values()))
+            except InputError as error:
+                self.problems.append(str(error))
+        elif _WHOLE in names:
+            names = [_WHOLE]
+        for name in names:
+            self._add(folder / name, [t for t, file in weight_map.items() if file == name])
+        if weight_map:
+            read = {path.name for path in self.headers}
+            expected = {tensor: file for tensor, file in weight_map.items() if file in read}
+            self.problems += _index_problems(folder / INDEX, expected, self.tensors)
+        if names:
+            return
+        old = next((folder / name for name in _PICKLED if (folder / name).is_file()), None)
+        others = [item.name for kind in _OTHER_WEIGHTS for item in folder.glob(kind)]
+        if pickled and old is not None:
+            self.tensors, self.headers = read_pickled(old)
+        elif pickled:
+            self.problems.append(f"{folder} holds no *.safetensors and no pytorch_model.bin")
+        elif others:
+            self.problems.append(
+                f"weights are in {_listed(others)}, whose sizes cannot be known without reading "
+                "them; convert them to safetensors"
+            )
 
-    def _read_index(self, path: Path) -> None:
-        weight_map = _json(path).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise InputError(f"{path} has no weight_map; expected file names by tensor")
-        files = sorted({str(name) for name in weight_map.values()})
-        missing = [name for name in files if not (path.parent / name).is_file()]
-        if missing:
-            raise InputError(f"{path.parent}: shard {', '.join(missing)} is missing; copy it again")
-        self._add([path.parent / name for name in files])
-        check_places(path, weight_map, self.tensors)
+    def _add(self, path: Path, expected: list[str]) -> None:
+        """Add the tensors of a file; ``expected`` are those the index has in it."""
+        if not path.is_file():
+            self.problems.append(
+                f"{path.parent}: shard {path.name} is missing; the index keeps {_listed(expected)} "
+                "in it, copy it again"
+            )
+            return
+        self.files[path.name] = path.stat().st_size
+        try:
+            header = read_header(path)
+        except InputError as error:
+            self.problems.append(str(error))
+            return
+        self.headers[path] = hashlib.sha256(header.raw).hexdigest()
+        for name in self.tensors.keys() & header.tensors.keys():
+            other = self.tensors[name].path.name
+            self.problems.append(f"{path}: tensor '{name}' is in {other} too; remove one of them")
+        self.tensors |= header.tensors
+
+    @property
+    def text_config(self) -> dict[str, Any]:
+        """The part of the config that describes the text stack."""
+        inner = self.config.get("text_config")
+        return inner if isinstance(inner, dict) else self.config
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    @property
+    def dtype(self) -> str:
+        """Floating dtype of most bytes, or that of the config, as safetensors names it."""
+        held: collections.Counter[str] = collections.Counter()
+        for tensor in self.tensors.values():
+            if tensor.dtype in FLOATING:
+                held[tensor.dtype] += tensor.nbytes
+        if held:
+            return max(held, key=lambda name: held[name])
+        named = self.config.get("dtype") or self.config.get("torch_dtype") or "float32"
+        return OUTPUTS.get(str(named), "F32")
 
     @functools.cached_property
     def tied(self) -> bool | None:
         """Whether output and input embedding are one matrix; None if the config does not say."""
-        text = self.config.get("text_config")
-        for config in (self.config, text if isinstance(text, dict) else {}):
+        for config in (self.config, self.text_config):
             if isinstance(config.get("tie_word_embeddings"), bool):
                 return bool(config["tie_word_embeddings"])
         return None
 
     def is_conv1d(self, name: str) -> bool | None:
-        """Whether a weight is stored as (in, out), as Conv1D of GPT-2 does; None: not known."""
+        """Whether a weight is stored as (in, out), as Conv1D of GPT-2 does; None: unknown."""
         kind = self.config.get("model_type")
         return name.endswith(_CONV1D) if kind == "gpt2" else None
 
     def tied_copies(self) -> list[str]:
-        """Tensors that are stored although the model ties them to the input embedding."""
-        inputs = [name for name in self.tensors if _is_input_embedding(name)]
+        """List stored tensors that the model ties to the input embedding."""
+        inputs = [name for name in self.tensors if name.endswith(_EMBEDDINGS)]
         if not self.tied or not inputs:
             return []
         shapes = {self.tensors[name].shape for name in inputs}
-        return [
-            name for name in self.tensors
-            if name.endswith(HEADS) and self.tensors[name].shape in shapes
-        ]  # fmt: skip
+        heads = [name for name in self.tensors if name.endswith(HEADS)]
+        return [name for name in heads if self.tensors[name].shape in shapes]
+
+    def tokenizer_files(self) -> list[str]:
+        """Names of tokenizer files beside the config."""
+        return [name for name in _TOKENIZERS if (self.folder / name).is_file()]
+
+    @property
+    def tokenizer_bytes(self) -> int:
+        """Bytes of the tokenizer file that is loaded first; 0 without one."""
+        names = self.tokenizer_files()
+        return (self.folder / names[0]).stat().st_size if names else 0
+
+    def has_template(self) -> bool:
+        """Whether the tokenizer comes with a chat template."""
+        if any((self.folder / name).exists() for name in _TEMPLATES):
+            return True
+        content = read_object(self.folder / "tokenizer_config.json") or {}
+        return bool(content.get("chat_template"))
 
     def identity(self) -> dict[str, Any]:
-        """Sizes, times and hashes of its files: they say whether it is still the same."""
+        """Sizes, times and hashes of its files, which tell whether it has changed."""
         return {
             path.name: identity_of(path) | {"header_sha256": digest}
             for path, digest in sorted(self.headers.items())
         }
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Read config, index and headers of a checkpoint, and list everything wrong with them.
+
+    Parameters
+    ----------
+    path : str or Path
+        Folder of a Hugging Face checkpoint, a folder with a ``config.json`` alone, a config file
+        of any name, or a hub id that is in the local cache.
+
+    Returns
+    -------
+    Checkpoint
+        With all problems in ``problems``.
+
+    Raises
+    ------
+    InputError
+        If there is no config to begin with.
+    """
+    place = _cached(str(path))
+    if place.is_dir() and not (place / "config.json").is_file():
+        raise InputError(
+            f"'{path}' is not a model: it has no config.json; expected a Hugging Face checkpoint, "
+            "or the path of a config file"
+        )
+    return Checkpoint(place, strict=False)
+
+
+def _cached(name: str) -> Path:
+    """Folder or file of a model; a hub id is looked up in the cache, never fetched."""
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    repository, _, revision = name.partition("@")
+    if not name.startswith((".", "/", "~")) and name.count("/") <= 1:
+        try:
+            from huggingface_hub import try_to_load_from_cache
+
+            found = try_to_load_from_cache(repository, "config.json", revision=revision or None)
+        except (ImportError, ValueError):
+            found = None
+        if isinstance(found, str):
+            return Path(found).parent
+    raise InputError(
+        f"'{name}' is neither a folder nor a file here, and not in the hub's cache; give a folder, "
+        "or a config.json that you have downloaded or written"
+    )
+
+
+def _weight_map(path: Path) -> dict[str, str]:
+    """File names by tensor, from an index file."""
+    weight_map = _object(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(f"{path} has no weight_map; expected file names by tensor")
+    if not all(isinstance(file, str) for file in weight_map.values()):
+        raise InputError(f"{path}: weight_map holds what is no name; expected file names by tensor")
+    return weight_map
+
+
+def _index_problems(
+    index: Path, expected: Mapping[str, str], tensors: Mapping[str, Stored]
+) -> list[str]:
+    """Compare the files that an index names with those that hold the tensors."""
+    problems = []
+    absent = [name for name in expected if name not in tensors]
+    if absent:
+        problems.append(
+            f"{index}: the index names {_listed(absent)}, which the files do not hold; "
+            f"'{absent[0]}' should be in {expected[absent[0]]}, copy the model again"
+        )
+    for name, file in expected.items():
+        if name in tensors and tensors[name].path != index.parent / file:
+            problems.append(
+                f"{index}: tensor '{name}' should be in {file}, and is in "
+                f"{tensors[name].path.name}; copy the model again"
+            )
+            break
+    extra = sorted(tensors.keys() - expected.keys())
+    if extra:
+        problems.append(
+            f"{index} leaves out tensor '{extra[0]}', of {len(extra)} in its files; copy the model "
+            "again"
+        )
+    return problems
 
 
 def identity_of(path: Path) -> dict[str, Any]:
@@ -550,42 +731,50 @@ def identity_of(path: Path) -> dict[str, Any]:
     }
 
 
-def _is_input_embedding(name: str) -> bool:
-    return name.endswith(("embed_tokens.weight", "wte.weight", "embed_in.weight",
-                          "word_embeddings.weight"))  # fmt: skip
-
-
-def _json(path: Path) -> dict[str, Any]:
+def _object(path: Path) -> dict[str, Any]:
+    """Content of a JSON file that holds an object; empty if there is no such file."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from None
+        raise InputError(f"{path} cannot be read: {error}; expected a JSON file") from None
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__}, expected an object")
     return content
 
 
-def room(n_bytes: int) -> Array:
-    """Memory to read into, aligned for every dtype."""
-    return np.empty((n_bytes + 7) // 8, np.uint64).view(np.uint8)
+def _listed(names: list[str], shown: int = 3) -> str:
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more if names else "nothing"
 
+
+# === writing a checkpoint beside the one it came from =============================================
 
 _SAMPLE = 64  # elements of each tensor that are compared with the source
-_SAVED_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-}
-# Weights in other formats, and files that tell of the source and not of the result.
-_LEFT_OUT = (
-    ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf",
-    ".index.json", ".md", ".jsonl", ".log", ".png", ".jpg",
-)  # fmt: skip
-_LEFT_OUT_NAMES = ("reproduce.json",)
 _FICLONE = 0x40049409
+# Weights in any format, and files that describe the source and not the result.
+_LEFT_OUT = (
+    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf"),
+    *(".index.json", ".md", ".jsonl", ".log", ".png", ".jpg"),
+)
+
+
+def copy_rest(source: Path, out: Path, *, left_out: tuple[str, ...] = ()) -> None:
+    """Copy configuration, tokenizer, template and code of a checkpoint byte for byte.
+
+    ``left_out`` are further names and suffixes that are not copied.
+    """
+    left_out = (*left_out, "reproduce.json")
+    for item in sorted(source.iterdir()):
+        if item.is_dir():
+            if item.name == "additional_chat_templates":
+                shutil.copytree(item, out / item.name, dirs_exist_ok=True)
+            continue
+        skipped = item.name.startswith(".") or item.name.endswith(_LEFT_OUT)
+        skipped = skipped or item.name in left_out or item.suffix in left_out
+        if item.is_file() and not skipped:
+            shutil.copyfile(item, out / item.name)
 
 
 class SourceCheckpoint:
@@ -595,38 +784,34 @@ class SourceCheckpoint:
     ----------
     folder : Path
         Hugging Face checkpoint.
+
+    Raises
+    ------
+    InputError
+        If it is none, or damaged.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.files = sorted(folder.glob("*.safetensors"))
-        index = folder / "model.safetensors.index.json"
-        if index.is_file():
-            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            self.files = sorted({folder / name for name in weight_map.values()})
-        elif (folder / "model.safetensors").is_file():
-            self.files = [folder / "model.safetensors"]
-        self.tensors = {
-            name: stored
-            for file in self.files
-            for name, stored in read_header(file).tensors.items()
-        }
+        found = Checkpoint(folder, strict=False)
+        if found.problems:
+            raise InputError(found.problems[0])
+        self.folder, self.tensors, self.files = folder, found.tensors, list(found.headers)
 
     @classmethod
-    def of(cls, model: Any, band: Mapping[str, Tensor]) -> SourceCheckpoint | None:
-        """Find the checkpoint of a model whose parameters ``band`` were changed.
+    def of(cls, model: Any, changed: Mapping[str, Tensor]) -> SourceCheckpoint | None:
+        """Find the checkpoint of a model whose parameters ``changed`` were trained.
 
         Returns None when there is none on this machine, when it names or shapes the changed
-        tensors in another way, or when any other parameter is not what it holds.
+        tensors in another way, or when it differs in any other parameter.
         """
         folder = source_folder(model)
         if folder is None:
             return None
         try:
             found = cls(folder)
-        except (OSError, ValueError, KeyError, InputError):
+        except (OSError, InputError):
             return None
-        return found if found.files and found._agrees(model, band) else None
+        return found if found.files and found._agrees(model, changed) else None
 
     def name_of(self, parameter: str, prefix: str) -> str | None:
         """Name of a parameter's tensor: with or without the prefix of the base model."""
@@ -635,72 +820,71 @@ class SourceCheckpoint:
                 return name
         return None
 
-    def _agrees(self, model: Any, band: Mapping[str, Tensor]) -> bool:
+    def _agrees(self, model: Any, changed: Mapping[str, Tensor]) -> bool:
+        from lens.models.offload import release
+
         prefix = getattr(model, "base_model_prefix", "")
         for name, parameter in model.named_parameters():
             stored = self.name_of(name, prefix)
-            if stored is None and name not in band:
-                continue  # renamed or put together when it is loaded: taken over unseen
+            if stored is None and name not in changed:
+                continue  # renamed or joined when loaded: its file is copied unseen
             if stored is None:
                 return False
             place = self.tensors[stored]
-            if place.shape != tuple(parameter.shape) or place.dtype not in _SAVED_DTYPES:
+            if place.shape != tuple(parameter.shape) or place.dtype not in FLOATING:
                 return False
-            if name not in band:
+            if name not in changed:
                 same = _same(parameter, place)
                 release([parameter])
                 if not same:
                     return False
         return True
 
-    def stores(self, model: Any, band: Mapping[str, Tensor]) -> bool:
-        """Whether the tensors of ``band`` are stored in the dtype they have in the model."""
+    def _places(self, model: Any, changed: Mapping[str, Tensor]) -> list[tuple[Stored, Tensor]]:
         prefix = getattr(model, "base_model_prefix", "")
-        places = {name: self.tensors[self.name_of(name, prefix) or name] for name in band}
-        return all(_SAVED_DTYPES[place.dtype] == band[name].dtype for name, place in places.items())
+        return [
+            (self.tensors[self.name_of(name, prefix) or name], weights)
+            for name, weights in changed.items()
+        ]
 
-    def write(self, out: Path, model: Any, band: Mapping[str, Tensor]) -> list[str]:
-        """Write the checkpoint with ``band`` in place into the folder ``out``.
+    def stores(self, model: Any, changed: Mapping[str, Tensor]) -> bool:
+        """Whether the changed tensors are stored in the dtype they have in the model."""
+        return all(
+            _torch_dtype(at) == weights.dtype for at, weights in self._places(model, changed)
+        )
+
+    def write(self, out: Path, model: Any, changed: Mapping[str, Tensor]) -> list[str]:
+        """Write the checkpoint with the changed tensors into the folder ``out``.
 
         Tensors keep the dtype that the source stores them in.
 
         Returns
         -------
         list of str
-            Names of the files that are not the source's own.
+            Names of the files that differ from the source's.
         """
-        prefix = getattr(model, "base_model_prefix", "")
-        changed: dict[Path, list[tuple[Stored, Tensor]]] = {}
-        for name, weights in band.items():
-            place = self.tensors[self.name_of(name, prefix) or name]
-            changed.setdefault(place.path, []).append((place, weights))
+        rewritten: dict[Path, list[tuple[Stored, Tensor]]] = {}
+        for place, weights in self._places(model, changed):
+            rewritten.setdefault(place.path, []).append((place, weights))
         for file in self.files:
             target = out / file.name
-            if file not in changed:
+            if file not in rewritten:
                 take_over(file, target)
                 continue
             copy_file(file, target)
             with target.open("r+b") as opened:
-                for place, weights in changed[file]:
+                for place, weights in rewritten[file]:
                     opened.seek(place.start)
-                    opened.write(_bytes(weights.to(_SAVED_DTYPES[place.dtype])))
+                    opened.write(_bytes(weights.to(_torch_dtype(place))))
                 opened.flush()
                 os.fsync(opened.fileno())
-        index = self.folder / "model.safetensors.index.json"
-        if index.is_file():
-            shutil.copyfile(index, out / index.name)
-        return sorted(file.name for file in changed)
+        if (self.folder / INDEX).is_file():
+            shutil.copyfile(self.folder / INDEX, out / INDEX)
+        return sorted(file.name for file in rewritten)
 
     def write_rest(self, out: Path) -> None:
         """Copy configuration, tokenizer, template and code byte for byte."""
-        for item in sorted(self.folder.iterdir()):
-            if item.is_dir():
-                if item.name == "additional_chat_templates":
-                    shutil.copytree(item, out / item.name)
-                continue
-            left_out = item.name.endswith(_LEFT_OUT) or item.name in _LEFT_OUT_NAMES
-            if not left_out and not item.name.startswith("."):
-                shutil.copyfile(item, out / item.name)
+        copy_rest(self.folder, out)
 
 
 def source_folder(model: Any) -> Path | None:
@@ -761,7 +945,9 @@ def _cloned(source: Path, target: Path) -> bool:
 
 def _same(parameter: Tensor, place: Stored) -> bool:
     """Whether evenly spread elements of a parameter are those the file holds."""
-    dtype = _SAVED_DTYPES[place.dtype]
+    import torch
+
+    dtype = _torch_dtype(place)
     stored = torch.from_file(
         str(place.path),
         shared=False,
@@ -777,5 +963,14 @@ def _same(parameter: Tensor, place: Stored) -> bool:
 
 
 def _bytes(tensor: Tensor) -> Any:
-    """Content of a tensor, as something a file can write."""
+    """Content of a tensor as a buffer that a file can write."""
+    import torch
+
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+def _torch_dtype(stored: Stored) -> torch.dtype:
+    import torch
+
+    dtype: torch.dtype = getattr(torch, str(stored.kind.name))
+    return dtype

@@ -1,5 +1,3 @@
-from .checkpoints import CheckpointInfo as CheckpointInfo
-from .checkpoints import read_checkpoint as read_checkpoint
 from .cost import Rates as Rates
 from .memory import Phase as Phase
 from .model import Structure as Structure

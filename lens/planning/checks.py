@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lens.planning.checkpoints import FLOATING, CheckpointInfo
+from lens.models.checkpoint import FLOATING, Checkpoint
 from lens.planning.memory import Phase
 from lens.planning.model import TABLES, MetaModel, Structure, depth_of
 from lens.planning.results import DiskUse, Problem
@@ -36,7 +36,7 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + more
 
 
-def of_files(checkpoint: CheckpointInfo) -> list[Problem]:
+def of_files(checkpoint: Checkpoint) -> list[Problem]:
     """Broken files, dtypes that do not belong together, packed weights."""
     found = [Problem("files", text) for text in checkpoint.problems]
     floating = Counter(t.dtype for t in checkpoint.tensors.values() if t.dtype in FLOATING)
@@ -66,7 +66,7 @@ def of_files(checkpoint: CheckpointInfo) -> list[Problem]:
 
 
 def of_tokenizer(
-    checkpoint: CheckpointInfo, structure: Structure, chat: ChatOptions | None
+    checkpoint: Checkpoint, structure: Structure, chat: ChatOptions | None
 ) -> list[Problem]:
     """Whether there is a tokenizer that fits the model, and a template."""
     if not checkpoint.tokenizer_files():
@@ -92,7 +92,7 @@ def of_tokenizer(
     return found
 
 
-def _largest_token(checkpoint: CheckpointInfo) -> int | None:
+def _largest_token(checkpoint: Checkpoint) -> int | None:
     try:
         text = (checkpoint.folder / "tokenizer.json").read_text(encoding="utf-8")
         content = json.loads(text)
@@ -104,7 +104,7 @@ def _largest_token(checkpoint: CheckpointInfo) -> int | None:
         return None
 
 
-def of_structure(checkpoint: CheckpointInfo, structure: Structure) -> list[Problem]:
+def of_structure(checkpoint: Checkpoint, structure: Structure) -> list[Problem]:
     """Compare blocks with each other, and sizes with the config."""
     found = []
     config, name = checkpoint.text_config, structure.blocks_name
@@ -136,7 +136,7 @@ def of_structure(checkpoint: CheckpointInfo, structure: Structure) -> list[Probl
     return [Problem("architecture", text) for text in found]
 
 
-def of_architecture(checkpoint: CheckpointInfo, ghost: MetaModel) -> list[Problem]:
+def of_architecture(checkpoint: Checkpoint, ghost: MetaModel) -> list[Problem]:
     """Compare names and shapes with what the library's model of this architecture expects."""
     prefix = f"{getattr(ghost.model, 'base_model_prefix', '')}."
     held = {n: t.shape for n, t in checkpoint.tensors.items() if not TABLES.search(n)}
@@ -183,7 +183,7 @@ def of_architecture(checkpoint: CheckpointInfo, ghost: MetaModel) -> list[Proble
 
 
 def of_space(
-    space: Space, checkpoint: CheckpointInfo, rows: Iterable[str], sites: Iterable[str]
+    space: Space, checkpoint: Checkpoint, rows: Iterable[str], sites: Iterable[str]
 ) -> list[Problem]:
     """Whether a space is this model's, as far as sizes tell, and has the languages and sites."""
     found = []

@@ -10,7 +10,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any, Literal
 
 from lens.errors import InputError
-from lens.planning.checkpoints import CheckpointInfo
+from lens.models.checkpoint import Checkpoint
 from lens.planning.model import (
     LARGE_BLOCK,
     TORCH_DTYPES,
@@ -80,7 +80,7 @@ def seconds(flops: float, rate: float | None, traffic: float, moved: float | Non
 
 
 def calibrate(
-    checkpoint: CheckpointInfo,
+    checkpoint: Checkpoint,
     structure: Structure,
     *,
     blocks_name: str,
@@ -152,7 +152,7 @@ class _TimedBlock:
 
     def __init__(
         self,
-        checkpoint: CheckpointInfo,
+        checkpoint: Checkpoint,
         blocks_name: str,
         dtype: Any,
         any_kind: bool,
@@ -232,7 +232,7 @@ def _bandwidth(count: int = 1 << 23) -> float:
     return BYTES_PER_UPDATE * count / _seconds(update)
 
 
-def _reading_rate(checkpoint: CheckpointInfo, size: int = 32 << 20) -> float | None:
+def _reading_rate(checkpoint: Checkpoint, size: int = 32 << 20) -> float | None:
     """Bytes a second of the end of the largest file, after its pages have been given up."""
     if not checkpoint.files or not hasattr(os, "posix_fadvise"):
         return None
@@ -247,7 +247,7 @@ def _reading_rate(checkpoint: CheckpointInfo, size: int = 32 << 20) -> float | N
 
 
 def _opening_time(
-    checkpoint: CheckpointInfo, dtype: Any, any_kind: bool, trust_remote_code: bool
+    checkpoint: Checkpoint, dtype: Any, any_kind: bool, trust_remote_code: bool
 ) -> float:
     """Seconds of loading everything to nowhere, each tensor named as when a block is loaded."""
     from lens.models.loading import quiet_bars

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 from lens.errors import InputError
 from lens.models.checkpoint import DTYPES
 from lens.planning import checks
-from lens.planning.checkpoints import CheckpointInfo
+from lens.models.checkpoint import Checkpoint
 from lens.planning.model import (
     TORCH_DTYPES,
     BlockWork,
@@ -101,7 +101,7 @@ class Encoding:
 
 def lengths_of(
     rows: PlanRows,
-    checkpoint: CheckpointInfo,
+    checkpoint: Checkpoint,
     *,
     pivot: str | None,
     tokens: int | None,
@@ -182,7 +182,7 @@ def _wrong(
 
 def _encoded(
     named: Mapping[str, Sequence[str]],
-    checkpoint: CheckpointInfo,
+    checkpoint: Checkpoint,
     encoding: Encoding,
     what: str,
     problems: list[Problem],
@@ -261,7 +261,7 @@ class Known(Generic[R]):
         Working dtype, as safetensors names it.
     """
 
-    checkpoint: CheckpointInfo
+    checkpoint: Checkpoint
     request: R
     quick: bool
     problems: list[Problem] = field(default_factory=list)

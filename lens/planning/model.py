@@ -14,7 +14,7 @@ from math import prod
 from typing import Any
 
 from lens.errors import InputError, MissingExtraError
-from lens.planning.checkpoints import CheckpointInfo
+from lens.models.checkpoint import Checkpoint
 
 Shape = tuple[int, ...]
 _BLOCK = re.compile(r"(.*?)\.(\d+)\.(.+)")
@@ -119,7 +119,7 @@ def adapter_count(chosen: Mapping[str, Shape], rank: int, *, dora: bool = False)
     return lengths + sum(rank * (a + b) for _, (a, b) in linear)
 
 
-def structure_of(checkpoint: CheckpointInfo) -> Structure:
+def structure_of(checkpoint: Checkpoint) -> Structure:
     """Find the parts of a checkpoint by the names in its headers.
 
     Raises
@@ -157,7 +157,7 @@ def arranged(tensors: Mapping[str, Shape], *, depth: int | None) -> Structure:
     return Structure(name, blocks, embedding, head, rest)
 
 
-def depth_of(checkpoint: CheckpointInfo) -> int | None:
+def depth_of(checkpoint: Checkpoint) -> int | None:
     """Return the number of blocks that the config promises."""
     config = checkpoint.text_config
     names = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
@@ -229,13 +229,13 @@ class MetaModel:
     renamed: bool
     any_kind: bool = False
 
-    def structure(self, checkpoint: CheckpointInfo) -> Structure:
+    def structure(self, checkpoint: Checkpoint) -> Structure:
         """Parts of the model, by the same rules as those of a checkpoint."""
         return arranged(self.shapes, depth=depth_of(checkpoint))
 
 
 def make_meta_model(
-    checkpoint: CheckpointInfo,
+    checkpoint: Checkpoint,
     *,
     dtype: str,
     any_kind: bool = False,
@@ -298,7 +298,7 @@ def kind_of(config: Any, any_kind: bool) -> Any:
     return AutoModelForCausalLM
 
 
-def config_of(checkpoint: CheckpointInfo, trust_remote_code: bool) -> Any:
+def config_of(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
     """Return the library's configuration of a checkpoint."""
     from transformers import AutoConfig
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lens.planning import checks
-from lens.planning.checkpoints import read_checkpoint
+from lens.models.checkpoint import read_checkpoint
 from lens.planning.cost import Rates
 from lens.planning.counting import Count, ProbeCount
 from lens.planning.findings import PlanRows, ProbeFindings, ProbeRequest, Request, TrainFindings

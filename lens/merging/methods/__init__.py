@@ -1,25 +1,5 @@
-"""Merge methods by name: one interface, one file of a family each."""
+"""Merge methods: one contract, one module for each family; a new module is found by itself."""
 
-from lens.merging.methods.base import Method
-from lens.merging.methods.linear import LayerSwap, Linear, Passthrough, Slerp, TaskArithmetic
-from lens.merging.methods.maec import Maec
-from lens.merging.methods.sparse import (
-    Breadcrumbs,
-    BreadcrumbsTies,
-    Dare,
-    DareTies,
-    Della,
-    DellaTies,
-    Ties,
-)
+import lazy_loader
 
-METHODS: dict[str, Method] = {
-    method.name: method
-    for method in (
-        Maec(), Linear(), TaskArithmetic(), Ties(), DareTies(), Dare(), DellaTies(), Della(),
-        Breadcrumbs(), BreadcrumbsTies(), Slerp(), LayerSwap(), Passthrough(),
-    )
-}  # fmt: skip
-"""Every merge method, by the name it has in a config."""
-
-__all__ = ["METHODS", "Method"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

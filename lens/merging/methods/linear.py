@@ -1,11 +1,10 @@
-"""Methods that are one linear combination at each tensor: rounded once, never in memory twice."""
+"""Methods that are one linear combination per tensor, rounded once: linear, SLERP, layer swap."""
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
 
 from lens.errors import InputError
 from lens.merging.config import MergeConfig, Parameter, Value, block_number
@@ -13,7 +12,7 @@ from lens.merging.methods.base import Method
 from lens.merging.tensors import OutputTensor
 from lens.merging.worker import TensorTask
 
-_COLLINEAR = 0.9995  # above this |cosine| the arc is as good as straight
+_COLLINEAR = 0.9995  # |cosine| above which the arc is treated as a straight line
 _NO_NORM = 1e-8
 
 
@@ -24,29 +23,29 @@ class Weighted(Method):
     def weights(self, target: OutputTensor) -> dict[int, float]:
         """Weight of each input at one tensor."""
 
-    def run(self, work: TensorTask) -> None:
-        """Write the combination; a lone model of weight 1 is copied."""
-        weights = self.weights(work.target)
-        for cut in work.missing:
-            work.write_mix(weights, cut)
+    def run(self, task: TensorTask) -> None:
+        """Write the combination; a single model of weight 1 is copied."""
+        weights = self.weights(task.target)
+        for chunk in task.missing:
+            task.write_mix(weights, chunk)
 
 
 class Linear(Weighted):
     """Weighted mean of models (model soups)."""
 
-    name: ClassVar[str] = "linear"
-    title: ClassVar[str] = "Linear"
-    paper: ClassVar[str] = "arXiv 2203.05482"
-    needs_base: ClassVar[bool] = False
-    parameters: ClassVar[tuple[Parameter, ...]] = (
+    name = "linear"
+    title = "Linear"
+    paper = "arXiv 2203.05482"
+    needs_base = False
+    parameters = (
         Parameter("weight", None, "model"),
         Parameter("normalize", True),
     )
 
     def problems(
-        self, config: MergeConfig, parameters: dict[str, Value], targets: Sequence[OutputTensor]
+        self, config: MergeConfig, parameters: Mapping[str, Value], targets: Sequence[OutputTensor]
     ) -> list[str]:
-        """Weights that sum to zero."""
+        """Refuse weights that sum to zero."""
         try:
             for target in targets:
                 if not target.copied:
@@ -57,7 +56,7 @@ class Linear(Weighted):
 
     def weights(self, target: OutputTensor) -> dict[int, float]:
         """w_i, or w_i / Σ w."""
-        w = {i: target.number_of("weight", i) for i in range(len(target.inputs))}
+        w = {i: target.value("weight", i) for i in range(len(target.inputs))}
         total = math.fsum(w.values()) if target.parameters["normalize"] else 1.0
         if total == 0.0:
             raise InputError(
@@ -70,18 +69,18 @@ class Linear(Weighted):
 class TaskArithmetic(Weighted):
     """θ_o + λ Σ w_i (θ_i − θ_o)."""
 
-    name: ClassVar[str] = "task_arithmetic"
-    title: ClassVar[str] = "Task arithmetic"
-    paper: ClassVar[str] = "arXiv 2212.04089"
-    parameters: ClassVar[tuple[Parameter, ...]] = (
+    name = "task_arithmetic"
+    title = "Task arithmetic"
+    paper = "arXiv 2212.04089"
+    parameters = (
         Parameter("weight", None, "others"),
         Parameter("normalize", False),
         Parameter("lambda", 1.0),
     )
 
     def weights(self, target: OutputTensor) -> dict[int, float]:
-        """λ w_i for the models, and what is left of 1 for the base."""
-        w = {i: target.number_of("weight", i) for i in target.others}
+        """λ w_i for the models, the rest of 1 for the base."""
+        w = {i: target.value("weight", i) for i in target.others}
         total = math.fsum(w.values())
         scale = float(target.parameters["lambda"])
         if target.parameters["normalize"] and abs(total) >= _NO_NORM:
@@ -91,40 +90,40 @@ class TaskArithmetic(Weighted):
 
 
 class Passthrough(Weighted):
-    """One model, its tensors scaled; with slices, blocks put together in a new order."""
+    """One model, its tensors scaled; with slices, blocks in a new order."""
 
-    name: ClassVar[str] = "passthrough"
-    title: ClassVar[str] = "Passthrough"
-    needs_base: ClassVar[bool] = False
-    models: ClassVar[tuple[int, int]] = (1, 1)
-    parameters: ClassVar[tuple[Parameter, ...]] = (Parameter("scale", 1.0, "model"),)
+    name = "passthrough"
+    title = "Passthrough"
+    needs_base = False
+    models = (1, 1)
+    parameters = (Parameter("scale", 1.0, "model"),)
 
     def weights(self, target: OutputTensor) -> dict[int, float]:
         """Its scale."""
-        return {0: target.number_of("scale", 0)}
+        return {0: target.value("scale", 0)}
 
 
 class LayerSwap(Weighted):
-    """Some blocks of a second model in place of the base's, neighbours mixed half and half.
+    """Blocks of a second model replace those of the base; their neighbours are averaged.
 
-    The base is the model that keeps the middle, such as one that can do mathematics; the other
-    one gives the lowest and the highest blocks, where languages are read and written.
+    The base, such as a model trained on mathematics, keeps the middle; the other one gives the
+    lowest and highest blocks, which read and write a language.
     """
 
-    name: ClassVar[str] = "layer_swap"
-    title: ClassVar[str] = "Layer swapping"
-    paper: ClassVar[str] = "arXiv 2410.01335"
-    models: ClassVar[tuple[int, int]] = (1, 1)
-    parameters: ClassVar[tuple[Parameter, ...]] = (
+    name = "layer_swap"
+    title = "Layer swapping"
+    paper = "arXiv 2410.01335"
+    models = (1, 1)
+    parameters = (
         Parameter("layers", "", "run"),
         Parameter("transition", 1.0, "run", low=0.0),
         Parameter("embeddings", False, "run"),
     )
 
     def problems(
-        self, config: MergeConfig, parameters: dict[str, Value], targets: Sequence[OutputTensor]
+        self, config: MergeConfig, parameters: Mapping[str, Value], targets: Sequence[OutputTensor]
     ) -> list[str]:
-        """Blocks that are no slices."""
+        """Layers that are no slices of blocks."""
         if not parameters["layers"]:
             return ["layer_swap needs parameters.layers, half-open slices such as '0:4,-2:'"]
         try:
@@ -134,7 +133,7 @@ class LayerSwap(Weighted):
         return []
 
     def weights(self, target: OutputTensor) -> dict[int, float]:
-        """1 for the second model in its blocks, ½ in their neighbours, 0 elsewhere."""
+        """1 for the second model in its blocks, ½ in the neighbouring ones, 0 elsewhere."""
         p = target.parameters
         chosen = swapped(str(p["layers"]), target.n_blocks)
         number = block_number(target.name)
@@ -152,7 +151,7 @@ def swapped(layers: str, count: int) -> set[int]:
     Raises
     ------
     InputError
-        If it is no such text, or names no block of ``count``.
+        If the text has another form, or names no block of ``count``.
     """
     found: set[int] = set()
     for part in layers.split(","):
@@ -173,36 +172,36 @@ def swapped(layers: str, count: int) -> set[int]:
 
 
 class Slerp(Method):
-    """From the base to a second model along the arc between them, a share t of the way."""
+    """Point at the share t of the arc from the base to a second model."""
 
-    name: ClassVar[str] = "slerp"
-    title: ClassVar[str] = "SLERP"
-    models: ClassVar[tuple[int, int]] = (1, 1)
-    whole: ClassVar[bool] = True
-    passes: ClassVar[int] = 2
-    parameters: ClassVar[tuple[Parameter, ...]] = (Parameter("t", None),)
+    name = "slerp"
+    title = "SLERP"
+    models = (1, 1)
+    whole = True
+    passes = 2
+    parameters = (Parameter("t", None),)
 
     def scratch(self, n_inputs: int) -> int:
         """Both models in float32, where their dtypes differ."""
         return 8
 
-    def run(self, work: TensorTask) -> None:
+    def run(self, task: TensorTask) -> None:
         """Measure the angle of the flattened tensors, then combine."""
-        base, other = int(work.target.base or 0), work.target.others[0]
+        base, other = int(task.target.base or 0), task.target.others[0]
         aa = bb = ab = 0.0
-        for cut in work.cuts:
-            found = work.compare(base, other, cut)
+        for chunk in task.chunks:
+            found = task.compare(base, other, chunk)
             aa, bb, ab = aa + found.squares[0], bb + found.squares[1], ab + found.dot
-        near, far = arc(float(work.target.parameters["t"]), aa, bb, ab)
-        for cut in work.missing:
-            work.write_mix({base: near, other: far}, cut)
+        near, far = arc(float(task.target.parameters["t"]), aa, bb, ab)
+        for chunk in task.missing:
+            task.write_mix({base: near, other: far}, chunk)
 
 
 def arc(t: float, aa: float, bb: float, ab: float) -> tuple[float, float]:
-    """Weights of two vectors at the share t of the arc between them.
+    """Weights of two vectors for the point at the share t of the arc between them.
 
-    sin((1−t)ω)/sin ω and sin(tω)/sin ω, ω the angle between them; 1−t and t where they are all but
-    parallel or opposite.
+    sin((1−t)ω)/sin ω and sin(tω)/sin ω with the angle ω between them; 1−t and t where they are
+    almost parallel or opposite.
 
     Parameters
     ----------

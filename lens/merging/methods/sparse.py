@@ -1,13 +1,12 @@
-"""Task arithmetic on thinned-out differences: TIES, DARE, DELLA, breadcrumbs.
+"""Task arithmetic on sparse deltas: TIES, DARE, DELLA, breadcrumbs.
 
-Differences, masks, sums and the final addition are in float32, in the order of the models.
+Deltas, masks, sums and the final addition are in float32, in the order of the models.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Protocol
 
 import numpy as np
@@ -17,7 +16,7 @@ from lens.merging.config import MergeConfig, Parameter, Value
 from lens.merging.methods.base import Method
 from lens.merging.tensors import SLICE, Chunk, OutputTensor
 from lens.merging.worker import TensorTask, uniform
-from lens.weights import TensorCut, largest, tensor_cut
+from lens.weights import TopKMask, topk_mask
 
 Float32 = NDArray[np.float32]
 Bool = NDArray[np.bool_]
@@ -27,18 +26,18 @@ _NO_WEIGHT = 1e-8
 
 
 class Mask(Protocol):
-    """Which elements of a slice of a difference stay."""
+    """Elements of a chunk of a delta that are kept."""
 
-    def __call__(self, delta: Float32, cut: Chunk) -> Bool:
-        """Mask of the slice."""
+    def __call__(self, delta: Float32, chunk: Chunk) -> Bool:
+        """Mask of the chunk."""
 
 
-def keep_all(delta: Float32, cut: Chunk) -> Bool:
+def keep_all(delta: Float32, chunk: Chunk) -> Bool:
     """Keep every element."""
     return np.ones(delta.size, np.bool_)
 
 
-def keep_none(delta: Float32, cut: Chunk) -> Bool:
+def keep_none(delta: Float32, chunk: Chunk) -> Bool:
     """Keep no element."""
     return np.zeros(delta.size, np.bool_)
 
@@ -49,38 +48,40 @@ class Sparse(Method):
     Attributes
     ----------
     elect : bool
-        Whether, at each element, only those differences count whose sign is that of their weighted
-        sum (TIES); ``normalize`` then divides by the weights of those.
+        Whether, at each element, only the deltas count that have the sign of their weighted sum
+        (TIES); ``normalize`` then divides by the weights of those.
     """
 
-    whole: ClassVar[bool] = True
-    passes: ClassVar[int] = 2
-    rate: ClassVar[float] = 7e7
+    whole = True
+    passes = 2
+    rate = 7e7
     elect: ClassVar[bool] = False
-    parameters: ClassVar[tuple[Parameter, ...]]
 
     def scratch(self, n_inputs: int) -> int:
-        """Differences of all models, the base, sums, and what arises in passing."""
+        """Deltas of all models, the base, sums and intermediate results."""
         return 4 * (n_inputs + 8)
 
     @abstractmethod
-    def mask(self, work: TensorTask, i: int) -> Mask:
-        """Mask of the difference of input ``i``."""
+    def mask(self, task: TensorTask, i: int) -> Mask:
+        """Mask of the delta of input ``i``."""
 
-    def run(self, work: TensorTask) -> None:
-        """Measure masks over the whole tensor, then combine; what has weight 0 is not read."""
-        target = work.target
-        used = [i for i in target.others if target.number_of("weight", i) != 0.0]
+    def run(self, task: TensorTask) -> None:
+        """Compute masks over the whole tensor, then combine; inputs of weight 0 are not read."""
+        target = task.target
+        used = [i for i in target.others if target.value("weight", i) != 0.0]
+        base = int(target.base or 0)
         if not used:
-            return self._base_alone(work)
-        masks = {i: self.mask(work, i) for i in used}
-        scales = {i: self._scale(work, i, mask) for i, mask in masks.items()}
-        weights = [np.float32(target.number_of("weight", i)) for i in used]
-        for cut in work.missing:
+            for chunk in task.missing:
+                task.write_mix({base: 1.0}, chunk)
+            return
+        masks = {i: self.mask(task, i) for i in used}
+        scales = {i: self._scale(task, i, mask) for i, mask in masks.items()}
+        weights = [np.float32(target.value("weight", i)) for i in used]
+        for chunk in task.missing:
             deltas = []
             for i, w in zip(used, weights, strict=True):
-                delta = work.delta(i, cut)
-                delta *= masks[i](delta, cut)
+                delta = task.delta(i, chunk)
+                delta *= masks[i](delta, chunk)
                 delta *= scales[i]
                 delta *= w
                 deltas.append(delta)
@@ -88,29 +89,26 @@ class Sparse(Method):
             if target.parameters["normalize"]:
                 mixed /= divisor
             mixed *= np.float32(target.parameters["lambda"])
-            mixed += work.mix({int(target.base or 0): 1.0}, cut)
-            work.write(cut, mixed)
+            mixed += task.base(chunk)
+            task.write(chunk, mixed)
 
-    def _base_alone(self, work: TensorTask) -> None:
-        for cut in work.missing:
-            work.write_mix({int(work.target.base or 0): 1.0}, cut)
-
-    def _scale(self, work: TensorTask, i: int, mask: Mask) -> np.float32:
-        """Σ|delta| over all elements, divided by that over those that stay."""
-        if not work.target.parameters["rescale"] or mask is keep_all:
+    def _scale(self, task: TensorTask, i: int, mask: Mask) -> np.float32:
+        """Σ|delta| over all elements, divided by that over those kept."""
+        if not task.target.parameters["rescale"] or mask is keep_all:
             return np.float32(1.0)
         before = after = 0.0
-        for cut, delta in _deltas(work, i):
+        for chunk in task.chunks:
+            delta = task.delta(i, chunk)
             size = np.abs(delta)
             before += float(size.sum(dtype=np.float64))
-            after += float(size[mask(delta, cut)].sum(dtype=np.float64))
+            after += float(size[mask(delta, chunk)].sum(dtype=np.float64))
         if before < _NO_SIZE or after < _NO_SIZE:
             return np.float32(1.0)
         return np.float32(before / after)
 
 
 def added(deltas: list[Float32], weights: Sequence[np.float32]) -> tuple[Float32, np.float32]:
-    """Sum of differences, and of their weights, for division; changes the first."""
+    """Sum of deltas, in place of the first, and of their weights."""
     total = deltas[0]
     for delta in deltas[1:]:
         total += delta
@@ -119,9 +117,9 @@ def added(deltas: list[Float32], weights: Sequence[np.float32]) -> tuple[Float32
 
 
 def elected(deltas: list[Float32], weights: Sequence[np.float32]) -> tuple[Float32, Float32]:
-    """Sum of the differences that have the sign of the sum of all, and of their weights.
+    """Sum of the deltas that have the sign of the sum of all, and of their weights.
 
-    A sum of zero counts as positive; where no difference has the sign, the divisor is 1.
+    A sum of zero counts as positive; where no delta has the sign, the divisor is 1.
     """
     total = deltas[0].copy()
     for delta in deltas[1:]:
@@ -138,9 +136,9 @@ def elected(deltas: list[Float32], weights: Sequence[np.float32]) -> tuple[Float
     return total, divisor
 
 
-def _deltas(work: TensorTask, i: int) -> Iterator[tuple[Chunk, Float32]]:
-    for cut in work.cuts:
-        yield cut, work.delta(i, cut)
+def _top(task: TensorTask, i: int, k: int, *, last: bool = False) -> TopKMask:
+    """Select the k largest of a tensor's delta."""
+    return topk_mask(k, lambda: (task.delta(i, chunk) for chunk in task.chunks), last=last)
 
 
 def _parameters(
@@ -156,126 +154,111 @@ def _parameters(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Between:
-    """Elements of the first cut that are not in the second."""
-
-    cut: TensorCut
-    without: TensorCut | None = None
-
-    def __call__(self, delta: Float32, cut: Chunk) -> Bool:
-        mask = self.cut.mask(delta, cut.number)
-        if self.without is not None:
-            mask &= ~self.without.mask(delta, cut.number)
-        return mask
-
-
 class Ties(Sparse):
-    """The largest of each difference, signs elected, the mean of those that agree."""
+    """The largest of each delta, signs elected, the mean of those that agree."""
 
-    name: ClassVar[str] = "ties"
-    title: ClassVar[str] = "TIES"
-    rate: ClassVar[float] = 1e8
-    paper: ClassVar[str] = "arXiv 2306.01708"
-    elect: ClassVar[bool] = True
-    passes: ClassVar[int] = 3
-    parameters: ClassVar[tuple[Parameter, ...]] = _parameters(normalize=True, rescale=False)
+    name = "ties"
+    title = "TIES"
+    rate = 1e8
+    paper = "arXiv 2306.01708"
+    elect = True
+    passes = 3
+    parameters = _parameters(normalize=True, rescale=False)
 
-    def mask(self, work: TensorTask, i: int) -> Mask:
+    def mask(self, task: TensorTask, i: int) -> Mask:
         """Keep the share ``density`` of the largest |delta| of the tensor, at least one."""
-        density, n = work.target.number_of("density", i), work.target.size
+        density, n = task.target.value("density", i), task.target.size
         if density >= 1:
             return keep_all
         if density <= 0 or n == 0:
             return keep_none
-
-        def slices() -> Iterator[Float32]:
-            return (delta for _, delta in _deltas(work, i))
-
-        return _Between(tensor_cut(largest(max(1, int(density * n)), slices), slices))
+        top = _top(task, i, max(1, int(density * n)))
+        return lambda delta, chunk: top.mask(delta, chunk.number)
 
 
 class Breadcrumbs(Sparse):
-    """Neither the share ``gamma`` of the largest nor the smallest; ``density`` of all stay."""
+    """Neither the share ``gamma`` of the largest nor the smallest: ``density`` of all is kept."""
 
-    name: ClassVar[str] = "breadcrumbs"
-    title: ClassVar[str] = "Model breadcrumbs"
-    paper: ClassVar[str] = "arXiv 2312.06795"
-    passes: ClassVar[int] = 5
-    rate: ClassVar[float] = 1.5e8
-    parameters: ClassVar[tuple[Parameter, ...]] = _parameters(
+    name = "breadcrumbs"
+    title = "Model breadcrumbs"
+    paper = "arXiv 2312.06795"
+    passes = 5
+    rate = 1.5e8
+    parameters = _parameters(
         normalize=False, rescale=False, more=(Parameter("gamma", 0.01, "others", 0.0, 1.0),)
     )
 
-    def mask(self, work: TensorTask, i: int) -> Mask:
+    def mask(self, task: TensorTask, i: int) -> Mask:
         """Keep what lies between the outliers and the smallest."""
-        density, n = work.target.number_of("density", i), work.target.size
+        density, n = task.target.value("density", i), task.target.size
         if density >= 1:
             return keep_all
-        kept, outliers = int(density * n), int(work.target.number_of("gamma", i) * n)
+        kept, outliers = int(density * n), int(task.target.value("gamma", i) * n)
         smallest = max(0, n - kept - outliers)
+        top = _top(task, i, n - smallest, last=True)
+        without = _top(task, i, n - smallest - kept, last=True)
 
-        def slices() -> Iterator[Float32]:
-            return (delta for _, delta in _deltas(work, i))
+        def mask(delta: Float32, chunk: Chunk) -> Bool:
+            number = chunk.number
+            return top.mask(delta, number) & ~without.mask(delta, number)
 
-        def cut(k: int) -> TensorCut:
-            return tensor_cut(largest(k, slices), slices, from_end=True)
-
-        return _Between(cut(n - smallest), cut(n - smallest - kept))
+        return mask
 
 
 class BreadcrumbsTies(Breadcrumbs):
     """Breadcrumbs with an election of signs."""
 
-    name: ClassVar[str] = "breadcrumbs_ties"
-    title: ClassVar[str] = "Model breadcrumbs with TIES"
-    elect: ClassVar[bool] = True
+    name = "breadcrumbs_ties"
+    title = "Model breadcrumbs with TIES"
+    elect = True
 
 
 class Dare(Sparse):
-    """A random share ``density`` of each difference, scaled back to its size."""
+    """A random share ``density`` of each delta, scaled back to its size."""
 
-    name: ClassVar[str] = "dare_linear"
-    title: ClassVar[str] = "DARE"
-    paper: ClassVar[str] = "arXiv 2311.03099"
-    parameters: ClassVar[tuple[Parameter, ...]] = _parameters(normalize=False, rescale=True)
+    name = "dare_linear"
+    title = "DARE"
+    paper = "arXiv 2311.03099"
+    parameters = _parameters(normalize=False, rescale=True)
 
-    def mask(self, work: TensorTask, i: int) -> Mask:
-        """Draw one number for each element, by seed, tensor, model and slice."""
-        target, density = work.target, work.target.number_of("density", i)
+    def mask(self, task: TensorTask, i: int) -> Mask:
+        """Draw one number for each element, seeded by seed, tensor, model and chunk."""
+        target, density = task.target, task.target.value("density", i)
         if density >= 1:
             return keep_all
         seed = int(float(target.parameters["seed"]))
-        return lambda delta, cut: uniform(seed, target.name, i, cut.number, cut.size) < density
+        return lambda delta, chunk: (
+            uniform(seed, target.name, i, chunk.number, chunk.size) < density
+        )
 
 
 class DareTies(Dare):
     """DARE with an election of signs."""
 
-    name: ClassVar[str] = "dare_ties"
-    title: ClassVar[str] = "DARE with TIES"
-    elect: ClassVar[bool] = True
+    name = "dare_ties"
+    title = "DARE with TIES"
+    elect = True
 
 
 class Della(Sparse):
-    """As DARE, but the larger in its row an element is, the more probably it stays."""
+    """As DARE, but the larger an element is in its row, the more probably it is kept."""
 
-    name: ClassVar[str] = "della_linear"
-    title: ClassVar[str] = "DELLA, no election"
-    rate: ClassVar[float] = 2.8e7
-    paper: ClassVar[str] = "arXiv 2406.11617"
-    parameters: ClassVar[tuple[Parameter, ...]] = _parameters(
+    name = "della_linear"
+    title = "DELLA, no election"
+    rate = 2.8e7
+    paper = "arXiv 2406.11617"
+    parameters = _parameters(
         normalize=False, rescale=True, more=(Parameter("epsilon", 0.15, "others", 0.0, 0.5),)
     )
 
     def scratch(self, n_inputs: int) -> int:
-        """Two orders of the elements besides."""
+        """Two orderings of the elements in addition."""
         return super().scratch(n_inputs) + 24
 
     def problems(
-        self, config: MergeConfig, parameters: dict[str, Value], targets: Sequence[OutputTensor]
+        self, config: MergeConfig, parameters: Mapping[str, Value], targets: Sequence[OutputTensor]
     ) -> list[str]:
-        """Probabilities out of range, and tensors that have no rows."""
+        """Find probabilities out of range, and tensors that have no rows."""
         found = []
         for target in targets:
             if len(target.shape) > 2 or (len(target.shape) < 2 and target.size > SLICE):
@@ -283,7 +266,7 @@ class Della(Sparse):
                     f"{self.name}: tensor '{target.name}' of shape {target.shape} has no rows"
                 )
             for i in () if target.copied else target.others:
-                density, epsilon = (target.number_of(name, i) for name in ("density", "epsilon"))
+                density, epsilon = (target.value(name, i) for name in ("density", "epsilon"))
                 inside = density - epsilon > 0 and density + epsilon < 1
                 if 0 < density < 1 and not inside:
                     found.append(
@@ -292,20 +275,20 @@ class Della(Sparse):
                     )
         return found[:3]
 
-    def mask(self, work: TensorTask, i: int) -> Mask:
+    def mask(self, task: TensorTask, i: int) -> Mask:
         """Draw with probabilities from density − ε to density + ε, by rank in the row."""
-        target, density = work.target, work.target.number_of("density", i)
+        target, density = task.target, task.target.value("density", i)
         if density >= 1:
             return keep_all
         if density <= 0:
             return keep_none
-        epsilon, seed = target.number_of("epsilon", i), int(float(target.parameters["seed"]))
+        epsilon, seed = target.value("epsilon", i), int(float(target.parameters["seed"]))
         columns = target.shape[-1] if len(target.shape) > 1 else max(target.size, 1)
 
-        def mask(delta: Float32, cut: Chunk) -> Bool:
+        def mask(delta: Float32, chunk: Chunk) -> Bool:
             share = ranks(np.abs(delta).reshape(-1, columns)).reshape(-1)
             stays = np.float32(density - epsilon) + share * np.float32(2) * np.float32(epsilon)
-            return uniform(seed, target.name, i, cut.number, cut.size) < stays
+            return uniform(seed, target.name, i, chunk.number, chunk.size) < stays
 
         return mask
 
@@ -313,10 +296,10 @@ class Della(Sparse):
 class DellaTies(Della):
     """DELLA: ranks in rows, an election of signs, and the mean of those that agree."""
 
-    name: ClassVar[str] = "della"
-    title: ClassVar[str] = "DELLA"
-    elect: ClassVar[bool] = True
-    parameters: ClassVar[tuple[Parameter, ...]] = _parameters(
+    name = "della"
+    title = "DELLA"
+    elect = True
+    parameters = _parameters(
         normalize=True, rescale=True, more=(Parameter("epsilon", 0.15, "others", 0.0, 0.5),)
     )
 

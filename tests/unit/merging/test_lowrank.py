@@ -100,9 +100,9 @@ def test_memory_decides_no_byte(tmp_path, monkeypatch, rows, method):
         config["models"][0]["parameters"]["density"] = 0.6
     first = to_adapter(config, tmp_path / "plenty", rank=4)
     made = []
-    monkeypatch.setattr(lora, "RowCache", lambda n, cache=lora.RowCache: cache(4 * rows * D))
-    plain = lora._DeltaSink.write
-    monkeypatch.setattr(lora._DeltaSink, "write", lambda *a: (made.append(1), plain(*a)))
+    cache, plain = lora.RowCache, lora.DeltaSink.write
+    monkeypatch.setattr(lora, "RowCache", lambda n: cache(4 * rows * D))
+    monkeypatch.setattr(lora.DeltaSink, "write", lambda *a: (made.append(1), plain(*a)))
     again = to_adapter(config, tmp_path / "little", rank=4)
     assert content(tmp_path / "little") == content(tmp_path / "plenty")
     assert again.fits == first.fits
@@ -138,8 +138,8 @@ def test_nothing_changed_costs_one_pass(tmp_path, monkeypatch):
     files.write_file(tmp_path / "other" / "model.safetensors",
                      {name: ("F32", x) for name, x in both.items()})  # fmt: skip
     seen = []
-    plain = lora.Delta.each
-    monkeypatch.setattr(lora.Delta, "each",
+    plain = lora.MatrixDelta.each
+    monkeypatch.setattr(lora.MatrixDelta, "each",
                         lambda self, use: (seen.append(self.name), plain(self, use)))  # fmt: skip
     result = to_adapter(config, tmp_path / "out", rank=3)
     assert {n for n, fit in result.fits.items() if fit.rank} == {NAME}

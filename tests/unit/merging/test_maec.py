@@ -61,14 +61,13 @@ def test_largest_is_a_stable_sort(data):
     if data.draw(st.booleans()):
         x = np.round(x, 1)  # ties, and zeros
     k = data.draw(st.integers(0, n + 2))
-    from_end = data.draw(st.booleans())
+    last = data.draw(st.booleans())
     parts = np.array_split(x, data.draw(st.integers(1, 5)))
-    found = weights.largest(k, lambda: iter(parts))
-    cut = weights.tensor_cut(found, lambda: iter(parts), from_end=from_end)
-    mask = np.concatenate([cut.mask(part, i) for i, part in enumerate(parts)])
-    order = np.argsort(-np.abs(x[::-1] if from_end else x), kind="stable")
+    found = weights.topk_mask(k, lambda: iter(parts), last=last)
+    mask = np.concatenate([found.mask(part, i) for i, part in enumerate(parts)])
+    order = np.argsort(-np.abs(x[::-1] if last else x), kind="stable")
     want = np.zeros(n, bool)
-    want[n - 1 - order[:k] if from_end else order[:k]] = True
+    want[n - 1 - order[:k] if last else order[:k]] = True
     np.testing.assert_array_equal(mask, want & (x != 0))
 
 

@@ -148,7 +148,7 @@ def test_a_disk_that_fills_up_at_preallocation(three, tmp_path):
 
 def stop_after(monkeypatch, n, error):
     """Let the n-th slice that is written fail."""
-    plain, seen = output.Writing.write, []
+    plain, seen = output.ChunkWriter.write, []
 
     def write(self, target, cut, content):
         seen.append(cut)
@@ -156,8 +156,8 @@ def stop_after(monkeypatch, n, error):
             raise error
         plain(self, target, cut, content)
 
-    monkeypatch.setattr(output.Writing, "write", write)
-    return lambda: monkeypatch.setattr(output.Writing, "write", plain)
+    monkeypatch.setattr(output.ChunkWriter, "write", write)
+    return lambda: monkeypatch.setattr(output.ChunkWriter, "write", plain)
 
 
 @pytest.mark.parametrize("method", ["task_arithmetic", "ties"])
@@ -216,18 +216,18 @@ def test_damaged_slices_are_made_again(three, tmp_path, monkeypatch):
 
 def test_interrupts_keep_what_is_done(three, tmp_path, monkeypatch):
     monkeypatch.setattr(cutting, "SLICE", 64)
-    plain = output.Writing.write
+    plain = output.ChunkWriter.write
 
     def write(self, target, cut, content):
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.005)
         plain(self, target, cut, content)
 
-    monkeypatch.setattr(output.Writing, "write", write)
+    monkeypatch.setattr(output.ChunkWriter, "write", write)
     with pytest.raises(StoppedError, match="run the same command with --resume") as found:
         merge(config(three), tmp_path / "out")
     assert found.value.exit_code == 130 and not (tmp_path / "out").exists()
-    monkeypatch.setattr(output.Writing, "write", plain)
+    monkeypatch.setattr(output.ChunkWriter, "write", plain)
     merge(config(three), tmp_path / "out", resume=True)
     verify(tmp_path / "out", sample=None)
 

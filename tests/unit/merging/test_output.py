@@ -108,20 +108,20 @@ def test_extract_asks_for_the_room_that_it_takes(two, tmp_path, monkeypatch):
 
 
 def test_a_source_that_changes_while_it_is_read(two, tmp_path, monkeypatch):
-    plain = output.Writing.write
+    plain = output.ChunkWriter.write
 
     def write(self, target, cut, content):
         os.utime(two[1] / "model.safetensors", ns=(1, 1))
         plain(self, target, cut, content)
 
-    monkeypatch.setattr(output.Writing, "write", write)
+    monkeypatch.setattr(output.ChunkWriter, "write", write)
     with pytest.raises(InputError, match=r"other changed while it was read"):
         merge(config(*two), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def interrupted(two, out, monkeypatch):
-    plain, seen = output.Writing.write, []
+    plain, seen = output.ChunkWriter.write, []
 
     def write(self, target, cut, content):
         seen.append(cut)
@@ -130,7 +130,7 @@ def interrupted(two, out, monkeypatch):
         plain(self, target, cut, content)
 
     with monkeypatch.context() as patched:
-        patched.setattr(output.Writing, "write", write)
+        patched.setattr(output.ChunkWriter, "write", write)
         with pytest.raises(InputError, match="--resume"):
             merge(ability(*two), out)
     return out.with_name(out.name + ".unfinished")

@@ -12,7 +12,7 @@ from lens.models.architecture import locate
 from lens.models.batching import BatchLimit, batches, tokens_within
 from lens.models.hidden_states import CaptureJournal, SpilledStates
 from lens.models.loading import load
-from lens.planning.checkpoints import read_checkpoint
+from lens.models.checkpoint import read_checkpoint
 from lens.planning.cost import Rates
 from lens.planning.counting import ProbeCount
 from lens.planning.findings import ProbeFindings, ProbeRequest

@@ -10,7 +10,7 @@ import torch
 
 from lens.errors import InputError
 from lens.models.architecture import locate
-from lens.planning.checkpoints import read_checkpoint
+from lens.models.checkpoint import read_checkpoint
 from lens.planning.cost import Rates, forward_work
 from lens.planning.counting import Count
 from lens.planning.findings import Request, TrainFindings

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from lens.cli import main
 from lens.errors import InputError
-from lens.planning.checkpoints import read_checkpoint
+from lens.models.checkpoint import read_checkpoint
 from lens.planning.checks import of_disk
 from lens.planning.plan import plan_training
 from lens.planning.results import DiskUse
