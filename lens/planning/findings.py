@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from lens.errors import InputError
-from lens.models.checkpoint import DTYPES
+from lens.models.checkpoint import DTYPES, Checkpoint
 from lens.planning import checks
-from lens.models.checkpoint import Checkpoint
 from lens.planning.model import (
     TORCH_DTYPES,
     BlockWork,
