@@ -10,8 +10,8 @@ import click
 from lens.cli._options import print_json
 
 if TYPE_CHECKING:
-    from lens.planning.cost import Rates
-    from lens.planning.results import Plan
+    from lens.planning.plan import Plan
+    from lens.planning.resources import Rates
 
 FLOPS = click.Option(
     ["--flops"], type=click.FloatRange(min=0, min_open=True),
@@ -43,7 +43,7 @@ def rates_of(
 ) -> Rates | Literal["measure"] | None:
     """Rates from the command line: operations, and bytes a second of one other thing."""
     from lens.errors import InputError
-    from lens.planning.cost import Rates
+    from lens.planning.resources import Rates
 
     flops, other = given["flops"], given[second]
     if flops is None:

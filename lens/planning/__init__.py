@@ -1,8 +1,8 @@
-"""Say what a job will need, and everything that is wrong with it, before any weight is read.
+"""What a job will need, and everything that is wrong with it, before any weight is read.
 
-`checkpoints` and `structures` know models from configs and safetensors headers alone, `known` what
-every job has; `training` is the plan of `lens.train`, `probing` that of `lens.probe`. Importing
-this package imports no torch.
+`plan_training` is the plan of `lens.train`, `plan_probing` that of `lens.probe`. Models are known
+from configs and safetensors headers alone (`model`); `checks` lists every problem, `memory` holds
+the formulas. Importing this package imports no torch.
 """
 
 import lazy_loader

@@ -1,60 +1,162 @@
-"""The plans of `lens.probe` and `lens.train`: resources, and every problem, before any weight is read."""
+"""Plans of `lens.probe` and `lens.train`: resources and every problem, before a weight is read."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from lens.planning import checks
 from lens.models.checkpoint import read_checkpoint
-from lens.planning.cost import Rates
-from lens.planning.counting import Count, ProbeCount
-from lens.planning.findings import PlanRows, ProbeFindings, ProbeRequest, Request, TrainFindings
-from lens.planning.memory import phases, probe_phases
-from lens.planning.results import Plan, ordered
+from lens.planning import checks
+from lens.planning.checks import (
+    DiskUse,
+    PlanRows,
+    ProbeFindings,
+    ProbeRequest,
+    Problem,
+    TrainFindings,
+    TrainRequest,
+)
+from lens.planning.model import TORCH_DTYPES
+from lens.planning.resources import (
+    CostEstimate,
+    Phase,
+    ProbeSizing,
+    Rates,
+    TrainSizing,
+    measure_rates,
+)
 
-if TYPE_CHECKING:
-    from lens.models.hidden_states import Pooling
-    from lens.models.layers import SiteSpec
-    from lens.models.tokenization import ChatOptions, Role
-    from lens.space.space import Space
-    from lens.space.state_store import StatesDtype
-    from lens.training.config import LensConfig
-    from lens.training.parameters import Lora
+SCHEMA = "lens.plan/1"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSummary:
+    """Description of the model.
+
+    Attributes
+    ----------
+    architecture, dtype : str
+        Class name from the config, and the dtype it will compute in.
+    parameters, per_block, trained : int
+        Numbers of parameters: all, those of an ordinary block, those that are trained.
+    blocks, width, vocabulary : int
+        Its sizes.
+    layers : tuple of int
+        Trained blocks; none of a probe.
+    source : "headers" or "config"
+        Where the counts come from.
+    """
+
+    architecture: str
+    dtype: str
+    parameters: int
+    per_block: int
+    trained: int
+    blocks: int
+    width: int
+    vocabulary: int
+    layers: tuple[int, ...]
+    source: Literal["headers", "config"]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything a job will need.
+
+    Attributes
+    ----------
+    job : "train" or "probe"
+        What is planned.
+    model : ModelSummary or None
+        None where the files say too little.
+    problems : tuple of Problem
+        Errors first.
+    memory : tuple of Phase
+        In the order of the run.
+    memory_free : int or None
+        Bytes that this machine has to spare.
+    disk : tuple of DiskUse
+        What is written where.
+    costs : tuple of CostEstimate
+        FLOPs and times.
+    rates : Rates or None
+        What the times were computed from.
+    rows : dict
+        Prompts or rows, languages, tokens: what was counted or assumed.
+    notes : tuple of str
+        Assumptions behind the figures.
+    seconds : float
+        How long planning took.
+    """
+
+    job: Literal["train", "probe"]
+    model: ModelSummary | None
+    problems: tuple[Problem, ...]
+    memory: tuple[Phase, ...] = ()
+    memory_free: int | None = None
+    disk: tuple[DiskUse, ...] = ()
+    costs: tuple[CostEstimate, ...] = ()
+    rates: Rates | None = None
+    rows: dict[str, Any] | None = None
+    notes: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def errors(self) -> tuple[Problem, ...]:
+        """Problems that stop the job."""
+        return tuple(problem for problem in self.problems if problem.level == "error")
+
+    @property
+    def peak(self) -> int:
+        """Largest memory in bytes, libraries included."""
+        return max((phase.total for phase in self.memory), default=0)
+
+    @property
+    def time(self) -> float | None:
+        """Seconds of all parts; None where one of them is unknown."""
+        return _total(self.costs)
+
+    @property
+    def rows_per_second(self) -> float | None:
+        """Rows per second of a probe once the weights are read; or None."""
+        total = _total([cost for cost in self.costs if cost.name != "read"])
+        if self.job != "probe" or self.rows is None or not total:
+            return None
+        return len(self.rows["languages"]) * int(self.rows["rows"]) / total
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as plain JSON values."""
+        content = asdict(self)
+        for phase, stated in zip(self.memory, content["memory"], strict=True):
+            stated["total"] = phase.total
+        return {
+            "schema": SCHEMA,
+            "ok": not self.errors,
+            "peak_bytes": self.peak,
+            "seconds_estimated": self.time,
+            "rows_per_second": self.rows_per_second,
+            **content,
+        }
+
+
+def _total(costs: Sequence[CostEstimate]) -> float | None:
+    known = [cost.seconds for cost in costs if cost.seconds is not None]
+    return sum(known) if costs and len(known) == len(costs) else None
+
+
+# ---------------------------------------------------------------- entries
 
 
 def plan_probing(
     model: str | Path,
     rows: PlanRows | str | Path,
     *,
-    pivot: str = "eng_Latn",
-    sites: SiteSpec = "all",
-    pooling: Pooling = "mean",
-    role: Role = "text",
-    prompts: PlanRows | str | Path | None = None,
-    languages: Sequence[str] | None = None,
-    limit: int | None = None,
-    split: str | None = None,
-    column: str | None = None,
-    incomplete: Literal["refuse", "drop"] = "refuse",
-    chat: ChatOptions | None = None,
-    max_tokens: int | None = None,
-    batch_size: int | Literal["auto"] = "auto",
-    keep_states: str | Path | None = None,
-    states_dtype: StatesDtype = "float16",
-    choose_ranks: bool = False,
-    layer_by_layer: bool = False,
-    max_memory: str | int | None = None,
-    out: str | Path | None = None,
-    resume: bool = False,
-    force: bool = False,
-    dtype: str = "auto",
-    tokens: int | None = None,
     rates: Rates | Literal["measure"] | None = "measure",
     quick: bool = False,
-    trust_remote_code: bool = False,
+    **options: Any,
 ) -> Plan:
     """Plan a probe from config, index files and headers; no weight is used.
 
@@ -64,38 +166,19 @@ def plan_probing(
         Folder of a checkpoint, a config file alone, or a hub id that is in the local cache.
     rows : mapping, str or Path
         Parallel text per language, or where `lens.data.read_parallel` finds it.
-    pivot, sites, pooling, role, chat, max_tokens, batch_size, max_memory, choose_ranks
-        As in `lens.probe`.
-    prompts : mapping, str or Path, optional
-        User prompts, for role ``"assistant"``.
-    languages, limit, split, column, incomplete : optional
-        What to take of a file, as in `lens.data.read_parallel`.
-    keep_states : str or Path, optional
-        Folder that will keep the pooled states of every row, stored as ``states_dtype``.
-    layer_by_layer : bool
-        Whether the model will be loaded so (`lens.models.load`).
-    out : str or Path, optional
-        File that the space will be written to, for the room on that disk and for whether it may
-        be written; without it ``space.safetensors`` in the current folder. What is finished goes
-        to a folder beside it while the probe runs, as ``lens probe`` has it.
-    resume, force : bool
-        Go on with an unfinished probe, or replace what is there.
-    dtype : str
-        ``"auto"`` (as the checkpoint says), ``"float32"``, ``"bfloat16"``, ``"float16"``.
-    tokens : int, optional
-        Length of every row, in place of counting.
     rates : Rates, "measure" or None
-        Speeds to estimate times from; by default one block is run here and 32 MB are read. None
-        gives no times.
+        Speeds to estimate times from; by default one matrix product is timed. None gives no times.
     quick : bool
-        From headers alone: nothing is asked of torch or transformers, and nothing is measured.
-    trust_remote_code : bool
-        Allow code that comes with the checkpoint to run.
+        From headers alone: torch and transformers are not imported, and nothing is measured.
+    **options
+        Fields of `ProbeRequest`: options of `lens.probe` and `lens.data.read_parallel`,
+        ``layer_by_layer``, ``dtype`` and ``trust_remote_code`` of `lens.models.load`, ``out`` and
+        ``tokens``. Without ``out`` the space goes to ``space.safetensors`` in the current folder.
 
     Returns
     -------
     Plan
-        Memory by phase, disk, operations, time, rows a second, and every problem that was found.
+        Memory by phase, disk, FLOPs, time, rows per second, and every problem that was found.
 
     Raises
     ------
@@ -106,68 +189,19 @@ def plan_probing(
 
     Notes
     -----
-    Memory is that of a probe on a CPU.
+    Memory is that of a probe on a CPU. Figures are within about 30 %.
     """
-    started = time.perf_counter()
-    request = ProbeRequest(
-        pivot=pivot, sites=sites, pooling=pooling, role=role, prompts=prompts, languages=languages,
-        limit=limit, split=split, column=column, incomplete=incomplete, chat=chat,
-        max_tokens=max_tokens, batch_size=batch_size, keep_states=keep_states,
-        states_dtype=states_dtype, choose_ranks=choose_ranks, layer_by_layer=layer_by_layer,
-        max_memory=max_memory, out=out, resume=resume, force=force, dtype=dtype, tokens=tokens,
-        trust_remote_code=trust_remote_code,
-    )  # fmt: skip
-    found = ProbeFindings(read_checkpoint(model), request, quick)
-    found.look(rows)
-    if not found.countable:
-        taken = time.perf_counter() - started
-        return Plan("probe", found.model, ordered(found.problems), seconds=taken)
-    return _counted_probe(found, rates, started)
-
-
-def _counted_probe(
-    found: ProbeFindings, rates: Rates | Literal["measure"] | None, started: float
-) -> Plan:
-    count = ProbeCount.of(found)
-    calibrated = 0.0
-    if rates == "measure":
-        began = time.perf_counter()
-        rates = None if found.quick else count.measured()
-        calibrated = time.perf_counter() - began
-    memory, disk, free = probe_phases(count.sizes()), count.disk(), checks.free_memory()
-    problems = [*found.problems, *count.problems(memory, free), *checks.of_disk(disk)]
-    efforts = count.efforts(rates)
-    return Plan(
-        "probe", found.model, ordered(problems), memory, free, disk, efforts, rates, count.rows(),
-        tuple(found.notes), time.perf_counter() - started - calibrated,
-    )  # fmt: skip
+    found = ProbeFindings(read_checkpoint(model), ProbeRequest(**options), quick)
+    return _planned("probe", found, rows, rates)
 
 
 def plan_training(
     model: str | Path,
     prompts: PlanRows | str | Path,
     *,
-    space: Space | str | Path | None = None,
-    layers: str = "-2:",
-    train: str = "full",
-    lora: int | Lora | None = None,
-    losses: str | LensConfig | dict[str, Any] = "pinned",
-    languages: Sequence[str] | None = None,
-    limit: int | None = None,
-    validation: PlanRows | str | Path | None = None,
-    chat: ChatOptions | None = None,
-    dtype: str = "auto",
-    low_memory: bool = False,
-    gradient_checkpointing: bool = False,
-    checkpoint_every: int | None = None,
-    cache: str | Path | None = None,
-    max_memory: str | int | None = None,
-    out: str | Path | None = None,
-    tokens: int | None = None,
-    answer_tokens: int | None = None,
     rates: Rates | Literal["measure"] | None = "measure",
     quick: bool = False,
-    trust_remote_code: bool = False,
+    **options: Any,
 ) -> Plan:
     """Plan a training run from config, index files and headers; no weight is read.
 
@@ -178,75 +212,95 @@ def plan_training(
     prompts : mapping, str or Path
         Parallel prompts per language (text, or token ids), or where `lens.data.read_parallel`
         finds them.
-    space : Space, str or Path, optional
-        Language space; without it, nothing is said about languages and pivot.
-    layers, train, lora, losses, low_memory, cache, max_memory, chat
-        As in `lens.train`.
-    languages, limit : optional
-        Which languages and how many rows to take of a file.
-    validation : mapping, str or Path, optional
-        Held-out prompts.
-    dtype : str
-        ``"auto"`` (as the checkpoint says), ``"float32"``, ``"bfloat16"``, ``"float16"``.
-    gradient_checkpointing, checkpoint_every
-        As in `lens.training.RunOptions`.
-    out : str or Path, optional
-        Where the result will be written, for the room on that disk; else the current folder.
-    tokens, answer_tokens : int, optional
-        Length of every prompt, and of every answer, in place of counting.
-    rates : Rates, "measure" or None
-        Speeds to estimate times from; by default one block is run here. None gives no times.
-    quick : bool
-        From headers alone: nothing is asked of torch or transformers, and nothing is measured.
-        Missing tensors are then found by comparing blocks with each other, tokens are counted in
-        bytes of text, and activations come from a formula.
-    trust_remote_code : bool
-        Allow code that comes with the checkpoint to run.
+    rates, quick
+        As in `plan_probing`. With ``quick``, missing tensors are found by comparing blocks with
+        each other, and 3 bytes of text count as a token.
+    **options
+        Fields of `TrainRequest`: options of `lens.train` and `lens.training.RunOptions`, ``dtype``
+        and ``trust_remote_code`` of `lens.models.load`, ``validation``, ``out``, ``tokens`` and
+        ``answer_tokens``. Without ``space`` nothing is checked about languages and pivot.
 
     Returns
     -------
     Plan
-        Memory by phase, disk, operations, time, and every problem that was found.
+        Memory by phase, disk, FLOPs, time, and every problem that was found.
 
     Raises
     ------
     InputError
-        If there is no config, or a setting is none that `lens.train` knows.
+        If there is no config, or an option is not one that `lens.train` knows.
     MissingExtraError
         If transformers is needed, for a config alone, and not installed.
+
+    Notes
+    -----
+    Figures are within about 30 %.
     """
-    started = time.perf_counter()
-    request = Request(
-        space=space, layers=layers, train=train, lora=lora, losses=losses, languages=languages,
-        limit=limit, validation=validation, chat=chat, dtype=dtype, low_memory=low_memory,
-        gradient_checkpointing=gradient_checkpointing, checkpoint_every=checkpoint_every,
-        cache=cache, max_memory=max_memory, out=out, tokens=tokens, answer_tokens=answer_tokens,
-        trust_remote_code=trust_remote_code,
-    )  # fmt: skip
-    found = TrainFindings(read_checkpoint(model), request, quick)
-    found.look(prompts)
-    plan_of = _counted_training if found.countable else _uncounted
-    return plan_of(found, rates, started)
+    found = TrainFindings(read_checkpoint(model), TrainRequest(**options), quick)
+    return _planned("train", found, prompts, rates)
 
 
-def _uncounted(found: TrainFindings, _rates: object, started: float) -> Plan:
-    """Plan of what cannot be counted: its problems."""
-    seconds = time.perf_counter() - started
-    return Plan("train", found.model, ordered(found.problems), seconds=seconds)
-
-
-def _counted_training(
-    found: TrainFindings, rates: Rates | Literal["measure"] | None, started: float
+def _planned(
+    job: Literal["train", "probe"],
+    found: TrainFindings | ProbeFindings,
+    rows: PlanRows | str | Path,
+    rates: Rates | Literal["measure"] | None,
 ) -> Plan:
-    count = Count.of(found)
-    calibrated = 0.0
+    """Check everything, then count what can be counted."""
+    started = time.perf_counter()
+    found.check(rows)
+    structure, lengths = found.structure, found.lengths
+    sizing: TrainSizing | ProbeSizing
+    if structure is None or lengths is None:
+        return Plan(job, _summary(found), _ordered(found), seconds=time.perf_counter() - started)
+    if isinstance(found, TrainFindings) and found.chosen:
+        sizing = TrainSizing(found, structure, lengths)
+    elif isinstance(found, ProbeFindings) and found.sites and found.limit is not None:
+        sizing = ProbeSizing(found, structure, lengths, found.limit)
+    else:
+        return Plan(job, _summary(found), _ordered(found), seconds=time.perf_counter() - started)
     if rates == "measure":
-        began = time.perf_counter()
-        rates = None if found.quick else count.measured()
-        calibrated = time.perf_counter() - began
-    memory, disk, free = phases(count.sizes()), count.disk(), checks.free_memory()
-    problems = [*found.problems, *count.problems(memory, free), *checks.of_disk(disk)]
+        rates = None if found.quick else measure_rates(structure, found.dtype)
+    memory, disk, free = sizing.phases(), sizing.disk(), checks.free_memory()
+    totals = {phase.name: phase.total for phase in memory}
+    found.problems += checks.of_memory(totals, free, sizing.advice)
+    found.problems += sizing.problems() + checks.of_disk(disk)
     return Plan(
-        "train", found.model, ordered(problems), memory, free, disk, count.efforts(rates), rates,
-        count.rows(), tuple(found.notes), time.perf_counter() - started - calibrated,
-    )  # fmt: skip
+        job,
+        _summary(found),
+        _ordered(found),
+        memory,
+        free,
+        disk,
+        sizing.costs(rates),
+        rates,
+        sizing.rows(),
+        tuple(found.notes),
+        time.perf_counter() - started,
+    )
+
+
+def _ordered(found: TrainFindings | ProbeFindings) -> tuple[Problem, ...]:
+    """Errors first."""
+    return tuple(sorted(found.problems, key=lambda problem: problem.level != "error"))
+
+
+def _summary(found: TrainFindings | ProbeFindings) -> ModelSummary | None:
+    """Describe the model, as far as it is known."""
+    structure, config = found.structure, found.checkpoint.config
+    if structure is None:
+        return None
+    each = sorted(structure.of_block)
+    named = config.get("architectures")
+    return ModelSummary(
+        architecture=str(named[0] if named else config.get("model_type", "unknown")),
+        dtype=TORCH_DTYPES[found.dtype],
+        parameters=structure.parameters,
+        per_block=each[len(each) // 2],
+        trained=found.trained if isinstance(found, TrainFindings) else 0,
+        blocks=len(each),
+        width=structure.width,
+        vocabulary=structure.vocabulary,
+        layers=found.layers if isinstance(found, TrainFindings) else (),
+        source="headers" if found.checkpoint.tensors else "config",
+    )

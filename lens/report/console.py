@@ -9,12 +9,12 @@ from typing import IO, TYPE_CHECKING
 
 from lens.analysis.results import Inspection, SiteInspection
 from lens.evaluation.results import AVERAGE, ResultRow
-from lens.planning.checks import said
-from lens.planning.cost import Rates
-from lens.planning.results import CostEstimate, Plan
+from lens.planning.plan import Plan
+from lens.planning.resources import CostEstimate, Rates
 from lens.report import inspection
 from lens.report.record import RunRecord
 from lens.report.tables import METRIC_LABELS, cell, finding, language_name, main_table
+from lens.utils.files import said
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -146,7 +146,7 @@ def tables(plan: Plan) -> Iterator[Table | str]:
         yield _model(plan)
     if plan.memory:
         free = "" if plan.memory_free is None else f" ({said(plan.memory_free)} free here)"
-        yield f"\nMemory: {said(plan.peak)} at the most{free}"
+        yield f"\nMemory: at most {said(plan.peak)}{free}"
         yield _memory(plan)
         yield "\nDisk"
         yield _disk(plan)
@@ -204,47 +204,47 @@ def _memory(plan: Plan) -> Table:
     for part in parts:
         cells = [phase.parts.get(part) for phase in plan.memory]
         table.add_row(part, *("" if cell is None else said(cell) for cell in cells))
-    table.add_row("together", *(said(phase.total) for phase in plan.memory))
+    table.add_row("total", *(said(phase.total) for phase in plan.memory))
     return table
 
 
 def _disk(plan: Plan) -> Table:
     table = _table("", "needed", "free", "folder")
     for use in plan.disk:
-        kept = use.what if use.stays else f"{use.what} (temporary)"
-        table.add_row(kept, said(use.nbytes), said(use.free), use.where)
+        name = use.what if use.stays else f"{use.what} (temporary)"
+        table.add_row(name, said(use.nbytes), said(use.free), use.where)
     return table
 
 
 def _work(plan: Plan) -> Table:
     rates = plan.rates
-    table = _table("", "operations", *([] if rates is None else ["a second", "time"]))
-    for effort in plan.efforts:
-        work, speed = _pace(effort, rates)
-        cells = [effort.name, work]
-        if rates is not None and effort.seconds is not None:
-            cells += [speed, duration(effort.seconds)]
+    table = _table("", "FLOPs", *([] if rates is None else ["per second", "time"]))
+    for cost in plan.costs:
+        work, speed = _pace(cost, rates)
+        cells = [cost.name, work]
+        if rates is not None and cost.seconds is not None:
+            cells += [speed, duration(cost.seconds)]
         table.add_row(*cells)
     return table
 
 
-def _pace(effort: CostEstimate, rates: Rates | None) -> tuple[str, str]:
-    """Operations or bytes of an effort, and how many of them a second does."""
-    if effort.name == "open":
+def _pace(cost: CostEstimate, rates: Rates | None) -> tuple[str, str]:
+    """FLOPs or bytes of a part of a job, and its rate per second."""
+    if cost.name == "open":
         return "", ""
-    if effort.name == "read":
+    if cost.name == "read":
         speed = None if rates is None else rates.reading
-        return said(effort.traffic), "" if speed is None else said(speed)
-    frozen = effort.name in ("cache", "probe")
+        return said(cost.traffic), "" if speed is None else said(int(speed))
+    frozen = cost.name in ("cache", "probe")
     rate = None if rates is None else rates.forward if frozen else rates.training
-    return f"{effort.flops:.3g}", "" if rate is None else f"{rate:.3g}"
+    return f"{cost.flops:.3g}", "" if rate is None else f"{rate:.3g}"
 
 
 def _title_of_work(plan: Plan) -> str:
     if plan.rates is None or plan.time is None:
         return "\nWork"
     speed = plan.rows_per_second
-    rows = "" if speed is None else f", {speed:.3g} rows a second once the weights are read"
+    rows = "" if speed is None else f", {speed:.3g} rows per second once the weights are read"
     return f"\nTime: about {duration(plan.time)}{rows}, an estimate from {plan.rates.about}"
 
 

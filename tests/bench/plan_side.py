@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from lens.models.loading import load
-from lens.planning.memory import LIBRARIES
 from lens.planning.plan import plan_probing, plan_training
+from lens.planning.resources import LIBRARIES
 from lens.space.probe import probe
 from lens.space.space import Space
 from lens.training.config import resolve
@@ -111,7 +111,7 @@ def planned(folder: Path, given: dict[str, Any]) -> dict[str, float]:
     """Plan the same run."""
     vocabulary = json.loads((folder / "config.json").read_text(encoding="utf-8"))["vocab_size"]
     plan = plan_training(folder, prompts(PROMPTS, TOKENS, vocabulary), **given)
-    seconds = {effort.name: effort.seconds or 0.0 for effort in plan.efforts}
+    seconds = {cost.name: cost.seconds or 0.0 for cost in plan.costs}
     return {**seconds, "peak": plan.peak - LIBRARIES, "seconds": plan.seconds}
 
 
@@ -151,7 +151,7 @@ def probe_real(folder: Path, *, layer_by_layer: bool) -> dict[str, float]:
 def probe_planned(folder: Path, *, layer_by_layer: bool) -> dict[str, float]:
     """Plan the same probe."""
     plan = plan_probing(folder, text(), layer_by_layer=layer_by_layer)
-    seconds = sum(effort.seconds or 0.0 for effort in plan.efforts if effort.name != "read")
+    seconds = sum(cost.seconds or 0.0 for cost in plan.costs if cost.name != "read")
     return {"probe": seconds, "peak": plan.peak - LIBRARIES, "seconds": plan.seconds}
 
 

@@ -153,7 +153,7 @@ print(json.dumps({"read": read() - before, "torch": "torch" in sys.modules,
     assert probing["parts"]["weights"] == block + embedding + 2 * 8192
     uses = {use["what"]: use["nbytes"] for use in layered["disk"]}
     assert uses["hidden states"] == 2 * 500 * (90 + 120) * 8192 * 2
-    assert layered["efforts"][0]["traffic"] == total
+    assert layered["costs"][0]["traffic"] == total
     assert whole["seconds"] < 1 and layered["seconds"] < 1
 
 
@@ -174,7 +174,7 @@ def test_command_shows_tables(model, text):
                 "--layer-by-layer")  # fmt: skip
     assert shown.exit_code == 0, shown.output
     for words in ("40 rows in 3 languages", "one block at a time", "Memory: ", "activations",
-                  "hidden states (temporary)", "rows a second", "100.00 MB",
+                  "hidden states (temporary)", "rows per second", "100.00 MB",
                   "rates from the command line", "No problem was found."):  # fmt: skip
         assert words in shown.stdout
 

@@ -17,9 +17,8 @@ from safetensors.numpy import load_file, save_file
 from lens.cli import main
 from lens.errors import InputError
 from lens.models.checkpoint import read_checkpoint
-from lens.planning.checks import of_disk
+from lens.planning.checks import DiskUse, of_disk
 from lens.planning.plan import plan_training
-from lens.planning.results import DiskUse
 from lens.space.space import Space
 from lens.training.parameters import Lora
 from tests.helpers import tiny
@@ -195,7 +194,7 @@ def test_a_disk_that_is_too_small(tmp_path):
         DiskUse("cached states", str(tmp_path), 50, 100, True),
     ]
     (found,) = of_disk(uses)
-    assert "0.1 kB are needed where 0.1 kB are free" in found.text and "--cache" in found.text
+    assert "0.12 kB are needed where 0.1 kB are free" in found.text and "--cache" in found.text
     assert of_disk(uses[:1]) == []
 
 
@@ -286,7 +285,7 @@ def text(tmp_path):
 def test_command_shows_tables(folder, text):
     shown = run("plan", "train", "--model", folder, "--prompts", text, "--flops", 1e9, "--steps", 3)
     assert shown.exit_code == 0, shown.output
-    for words in ("blocks 1, 2", "Memory: ", "activations", "together", "result", "operations",
+    for words in ("blocks 1, 2", "Memory: ", "activations", "total", "result", "FLOPs",
                   "rates from the command line", "No problem was found."):  # fmt: skip
         assert words in shown.stdout
 
