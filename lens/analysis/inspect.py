@@ -22,11 +22,11 @@ from lens.analysis.results import (
     SiteInspection,
     SiteSpectrum,
 )
-from lens.arrays import Float64
+from lens.arrays import Float64, whole
 from lens.errors import InputError
 from lens.models.layers import FINAL
 from lens.resample.bootstrap import STABLE, Refits
-from lens.resample.gram import Gram, whole
+from lens.resample.gram import Gram
 from lens.space.space import Space
 from lens.space.state_store import StateStore as KeptStates
 from lens.stats import wilson

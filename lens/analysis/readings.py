@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lens.arrays import Float64
+from lens.arrays import Float64, whole
 from lens.data.languages import canonical_all
 from lens.errors import InputError
-from lens.resample.gram import whole
 from lens.subspace import principal_angles, thin_svd
 from lens.utils.progress import progress
 

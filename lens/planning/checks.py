@@ -832,10 +832,8 @@ class ProbeFindings(JobFindings[ProbeRequest]):
     def _check_settings(self) -> None:
         """Sites, batches, and whether the outputs may be written."""
         from lens.models.batching import batch_limit
-        from lens.models.hidden_states import CaptureJournal
         from lens.models.layers import resolve_sites
         from lens.pooling import MODES
-        from lens.space.state_store import check_target
         from lens.utils.files import refuse_existing
 
         request, force = self.request, self.request.force
@@ -847,10 +845,14 @@ class ProbeFindings(JobFindings[ProbeRequest]):
             self.sites = self.attempt("sites", lambda: resolve_sites(request.sites, depth)) or ()
         self.limit = self.attempt("batches", lambda: batch_limit(request.batch_size))
         if request.out is not None:
+            from lens.models.hidden_states import CaptureJournal
+
             resume = request.resume
             self.attempt("out", lambda: refuse_existing(request.file, force=force))
             self.attempt("out", lambda: CaptureJournal(request.work, resume=resume, force=force))
         if request.keep_states is not None:
+            from lens.space.state_store import check_target
+
             folder, dtype = Path(request.keep_states), request.states_dtype
             self.attempt("states", lambda: check_target(folder, dtype, force=force))
         elif request.choose_ranks:

@@ -61,7 +61,7 @@ def test_everything_that_is_wrong_is_said_at_once(broken, tmp_path, quick):
     )  # fmt: skip
     text = "\n".join(f"{problem.about}: {problem.text}" for problem in found.errors)
     for words in (
-        "up_proj", "files: the index names model.layers.1.mlp.up_proj.weight",
+        "up_proj", "index.json: the index names model.layers.1.mlp.up_proj.weight",
         "architecture: the config says vocab_size 333", "reach outside the model",
         "rows: rows are not parallel, row counts are eng_Latn: 2, spa_Latn: 1",
         "rows: too few rows of spa_Latn", "rows: the pivot swh_Latn has no rows",
