@@ -203,7 +203,7 @@ def _weights(folder: Path) -> Path:
 
 
 def _tensors(path: Path) -> dict[str, Stored]:
-    return read_pickled(path)[0] if path.suffix == ".bin" else read_header(path).tensors
+    return (read_pickled if path.suffix == ".bin" else read_header)(path).tensors
 
 
 def _matrix(files: Files, stored: Stored, first: int = 0, last: int | None = None) -> Float32:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import functools
 import hashlib
+import io
 import json
 import math
 import os
@@ -17,7 +18,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -235,14 +236,12 @@ _BROKEN = (
 _LOCAL_HEADER = 30  # bytes of a file's header in a zip archive, before its name
 
 
-@dataclass(frozen=True, slots=True)
-class _Storage:
+class _Storage(NamedTuple):
     dtype: str
     key: str
 
 
-@dataclass(frozen=True, slots=True)
-class _View:
+class _View(NamedTuple):
     storage: _Storage
     offset: int
     shape: tuple[int, ...]
@@ -258,14 +257,10 @@ def _rebuild(storage: Any, offset: int, shape: Any, strides: Any, *_: Any) -> _V
     return _View(storage, offset, tuple(shape), tuple(strides))
 
 
-def _parameter(view: Any, *_: Any) -> Any:
-    return view
-
-
 _ALLOWED: dict[tuple[str, str], Callable[..., Any] | str] = {
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild,
-    ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("torch._utils", "_rebuild_parameter"): lambda view, *_: view,
     **{("torch", name): dtype for name, dtype in _STORAGES.items()},
 }
 
@@ -286,52 +281,29 @@ class _Restricted(pickle.Unpickler):
         return _Storage(dtype, str(key))
 
 
-def read_pickled(path: Path) -> tuple[dict[str, Stored], dict[Path, str]]:
-    """Locate the tensors of ``pytorch_model.bin``, or of the files its index names.
-
-    Nothing in the pickle is run, and no tensor is read.
+def read_pickled(path: Path) -> Header:
+    """Locate the tensors of a file of ``torch.save``; nothing in its pickle is run.
 
     Returns
     -------
-    tuple
-        Tensors by name, and the SHA-256 of each file's pickle.
+    Header
+        Its ``raw`` bytes are the pickle.
 
     Raises
     ------
     InputError
-        If a file is no such file, holds anything but tensors, or a shard is missing.
+        If it is no such file, or holds anything but contiguous tensors.
     """
-    files, weight_map = [path], dict[str, str]()
-    if path.name.endswith(".index.json"):
-        weight_map = _weight_map(path)
-        files = [path.parent / name for name in sorted(set(weight_map.values()))]
-    tensors: dict[str, Stored] = {}
-    digests = {}
-    for file in files:
-        if not file.is_file():
-            raise InputError(f"{file.parent}: shard {file.name} is missing; copy it again")
-        found, digests[file] = _read_pickle(file)
-        twice = sorted(tensors.keys() & found.keys())
-        if twice:
-            raise InputError(f"{file}: tensor '{twice[0]}' is in another file too")
-        tensors |= found
-    for problem in _index_problems(path, weight_map, tensors) if weight_map else ():
-        raise InputError(problem)
-    return tensors, digests
-
-
-def _read_pickle(path: Path) -> tuple[dict[str, Stored], str]:
     try:
         with zipfile.ZipFile(path) as archive, path.open("rb") as file:
             names = archive.namelist()
             root = next(name for name in names if name.endswith("/data.pkl")).rpartition("/")[0]
             raw = archive.read(f"{root}/data.pkl")
-            with archive.open(f"{root}/data.pkl") as pickled:
-                content = _Restricted(pickled).load()
+            content = _Restricted(io.BytesIO(raw)).load()
             order = f"{root}/byteorder"
             if order in names and archive.read(order) != b"little":
                 raise InputError(f"{path} holds big-endian numbers; {_ADVICE}")
-            found = {
+            tensors = {
                 str(name): _place(archive, file, root, path, str(name), view)
                 for name, view in content.items()
             }
@@ -341,7 +313,7 @@ def _read_pickle(path: Path) -> tuple[dict[str, Stored], str]:
         raise InputError(f"{path} holds more than tensors ({error}); {_ADVICE}") from None
     except _BROKEN as error:
         raise InputError(f"{path} is no complete file of torch.save ({error}); {_ADVICE}") from None
-    return found, hashlib.sha256(raw).hexdigest()
+    return Header(tensors, {}, raw)
 
 
 def _place(
@@ -515,35 +487,35 @@ class Checkpoint:
             del self.tensors[name]
 
     def _read_weights(self, *, pickled: bool) -> None:
-        folder, weight_map = self.folder, dict[str, str]()
-        names = sorted(item.name for item in folder.glob("*.safetensors"))
-        if (folder / INDEX).is_file():
-            try:
-                weight_map = _weight_map(folder / INDEX)
-                names = sorted(set(weight_map.values()))
-            except InputError as error:
-                self.problems.append(str(error))
-        elif _WHOLE in names:
-            names = [_WHOLE]
-        for name in names:
-            self._add(folder / name, [t for t, file in weight_map.items() if file == name])
-        if weight_map:
-            read = {path.name for path in self.headers}
-            expected = {tensor: file for tensor, file in weight_map.items() if file in read}
-            self.problems += _index_problems(folder / INDEX, expected, self.tensors)
-        if names:
-            return
-        old = next((folder / name for name in _PICKLED if (folder / name).is_file()), None)
-        others = [item.name for kind in _OTHER_WEIGHTS for item in folder.glob(kind)]
-        if pickled and old is not None:
-            self.tensors, self.headers = read_pickled(old)
+        names = sorted(item.name for item in self.folder.glob("*.safetensors"))
+        if names or (self.folder / INDEX).is_file():
+            return self._read_files(INDEX, [_WHOLE] if _WHOLE in names else names)
+        others = [item.name for kind in _OTHER_WEIGHTS for item in self.folder.glob(kind)]
+        if pickled and any((self.folder / name).is_file() for name in _PICKLED):
+            self._read_files(_PICKLED[0], [_PICKLED[1]])
         elif pickled:
-            self.problems.append(f"{folder} holds no *.safetensors and no pytorch_model.bin")
+            self.problems.append(f"{self.folder} holds no *.safetensors and no pytorch_model.bin")
         elif others:
             self.problems.append(
                 f"weights are in {_listed(others)}, whose sizes cannot be known without reading "
                 "them; convert them to safetensors"
             )
+
+    def _read_files(self, index: str, names: list[str]) -> None:
+        """Read the headers of the files that an index names, else of ``names``."""
+        path, weight_map = self.folder / index, dict[str, str]()
+        if path.is_file():
+            try:
+                weight_map = _weight_map(path)
+                names = sorted(set(weight_map.values()))
+            except InputError as error:
+                self.problems.append(str(error))
+        for name in names:
+            self._add(self.folder / name, [t for t, file in weight_map.items() if file == name])
+        if weight_map:
+            read = {file.name for file in self.headers}
+            expected = {tensor: file for tensor, file in weight_map.items() if file in read}
+            self.problems += _index_problems(path, expected, self.tensors)
 
     def _add(self, path: Path, expected: list[str]) -> None:
         """Add the tensors of a file; ``expected`` are those the index has in it."""
@@ -555,7 +527,7 @@ class Checkpoint:
             return
         self.files[path.name] = path.stat().st_size
         try:
-            header = read_header(path)
+            header = read_pickled(path) if path.suffix == ".bin" else read_header(path)
         except InputError as error:
             self.problems.append(str(error))
             return

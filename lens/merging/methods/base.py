@@ -93,7 +93,7 @@ class Method(ABC):
             counted = len(names) - (self.needs_base and its_base in names)
             low, high = self.models
             if self.needs_base and its_base not in names:
-                problems.append(f"{self.name} needs a base_model that the others are compared with")
+                problems.append(f"{self.name} needs a base_model, of which the others are changes")
             elif taken and not low <= counted <= high:
                 number = str(low) if low == high else f"{low} to {high}"
                 beside = " beside the base" if self.needs_base else ""

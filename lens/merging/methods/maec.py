@@ -301,7 +301,7 @@ class Maec(Method):
         if config.models or config.slices:
             problems.append("maec takes abilities and languages; models are for the other methods")
         if config.base_model is None:
-            problems.append("maec needs a base_model that the others are compared with")
+            problems.append("maec needs a base_model, of which the others are changes")
         if not config.abilities and not config.languages:
             problems.append("maec needs abilities, languages, or both")
         if problems:
