@@ -105,7 +105,7 @@ def separate(
         States of the trained model.
     h0 : array (B, d), same dtype
         Reference states: the frozen state of the same row (published, "shift") or of the pivot's
-        row (corrected, "absolute").
+        row (ours, "absolute").
     basis : array (d, r), float
         Language subspace M_s; cast to float32, or float64 for float64 states.
     target : array (r,) or (B, r), float
@@ -201,7 +201,7 @@ def align(
     h : array (B, d), float32, float64, float16 or bfloat16
         States of the trained model in a language.
     pivot : array (B, d), same dtype
-        States of the pivot for the same prompts: frozen (corrected), or those of the trained model
+        States of the pivot for the same prompts: frozen (ours), or those of the trained model
         together with ``two_sided=True`` (published).
     direction : array (d,), optional
         Form "mean": the agnostic direction M_a of any length.
@@ -284,7 +284,7 @@ def retain(
     mask : array (B, t), bool or integer
         1 for a real token, 0 for padding, which is not read.
     form : {"token", "token_mean"}
-        "token" (corrected) compares every token, "token_mean" (published) the means over tokens.
+        "token" (ours) compares every token, "token_mean" (published) the means over tokens.
     n_threads : int
         Threads to use; any number gives the same bits.
     dtype : {"bfloat16"}, optional

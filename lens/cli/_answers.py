@@ -34,7 +34,8 @@ class RowOptions:
         InputError
             If something is named that no loss reads, or nothing says where answers come from.
         """
-        reads = _reads(config) - ({"answers"} if self.preset == _QUESTIONS else set())
+        given = {"prompts", "answers"} if self.preset == _QUESTIONS else {"prompts"}
+        reads = config.read_rows - given
         unread = [name for name in ("answers", "translator") if "answers" not in reads]
         unread += [] if reads else ["texts"]
         named = [f"--{name}" for name in unread if getattr(self, name) is not None]
@@ -55,7 +56,7 @@ class RowOptions:
         self, config: LensConfig, prompts: Mapping[str, Sequence[str]], pivot: str
     ) -> dict[str, list[str]] | None:
         """Read the text that losses train on; None where none does."""
-        if "text" not in _reads(config):
+        if "text" not in config.read_rows:
             return None
         return {code: rows for code, rows in self._texts(prompts).items() if code != pivot}
 
@@ -74,7 +75,7 @@ class RowOptions:
         """Return prompts and answers: read, made by the model, or none where none are needed."""
         from lens.data.corpora import read_parallel
 
-        if "answers" not in _reads(config):
+        if "answers" not in config.read_rows:
             return prompts, None
         if self.preset == _QUESTIONS:
             from lens.training.translation import question_translation
@@ -103,8 +104,3 @@ class RowOptions:
         from lens.data.corpora import read_parallel
 
         return read_parallel(str(self.texts), languages=tuple(prompts)).rows
-
-
-def _reads(config: LensConfig) -> set[str]:
-    """Which of answers and text the losses read."""
-    return {"answers", "text"} & {getattr(term, "rows", "") for term in config.active}

@@ -22,9 +22,9 @@ _AT_LEAST_ONE = click.IntRange(min=1)
 class RunFlags:
     """What the user asked for; None where nothing was said."""
 
-    micro_batch: int | None
-    clip: float | None
-    warmup: float | None
+    micro_batch_size: int | None
+    max_grad_norm: float | None
+    warmup_ratio: float | None
     weight_decay: float | None
     gradient_checkpointing: bool
     shard: bool
@@ -39,7 +39,14 @@ class RunFlags:
     @property
     def settings(self) -> dict[str, Any]:
         """Those that are settings of the training itself."""
-        names = ("micro_batch", "clip", "warmup", "weight_decay", "validate_every", "patience")
+        names = (
+            "micro_batch_size",
+            "max_grad_norm",
+            "warmup_ratio",
+            "weight_decay",
+            "validate_every",
+            "patience",
+        )
         given = {name: getattr(self, name) for name in names}
         return {name: value for name, value in given.items() if value is not None}
 
@@ -109,11 +116,11 @@ def run_flags(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--gradient-checkpointing", is_flag=True,
                      help="Less memory: compute activations again in the backward pass."),
         click.option("--weight-decay", type=click.FloatRange(min=0), help="AdamW's."),
-        click.option("--warmup", type=click.FloatRange(min=0, max=1, max_open=True),
+        click.option("--warmup", "warmup_ratio", type=click.FloatRange(min=0, max=1, max_open=True),
                      help="Share of the steps spent warming up."),
-        click.option("--clip", type=click.FloatRange(min=0, min_open=True),
+        click.option("--clip", "max_grad_norm", type=click.FloatRange(min=0, min_open=True),
                      help="Largest gradient norm."),
-        click.option("--micro-batch", type=_AT_LEAST_ONE,
+        click.option("--micro-batch", "micro_batch_size", type=_AT_LEAST_ONE,
                      help="Prompts per forward pass; gradients add up to those of the step."),
     ):  # fmt: skip
         decorated = decorate(decorated)

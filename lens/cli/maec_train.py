@@ -77,9 +77,9 @@ def command(
     if (rows is None) == (text is None):
         raise InputError("give what is learnt: --rows FILE for an ability, or --text FILE")
     given = {
-        "steps": steps, "batch_size": batch_size, "micro_batch": micro_batch,
+        "steps": steps, "batch_size": batch_size, "micro_batch_size": micro_batch,
         "row_tokens": row_tokens, "learning_rate": learning_rate, "weight_decay": weight_decay,
-        "replay": replay_share, "autocast": autocast, "train": train, "layers": layers,
+        "replay": replay_share, "autocast": autocast, "modules": train, "layers": layers,
     }  # fmt: skip
     settings = _settings({name: value for name, value in given.items() if value is not None})
     corpus = read_text(text) if text is not None else read_rows(rows or "")

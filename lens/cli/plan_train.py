@@ -66,8 +66,8 @@ def _losses(given: dict[str, Any]) -> Any:
     from lens.training.config import resolve
 
     names = (
-        "steps", "learning_rate", "batch_size", "micro_batch", "clip", "warmup", "weight_decay",
-        "validate_every", "patience",
+        "steps", "learning_rate", "batch_size", "micro_batch_size", "max_grad_norm", "warmup_ratio",
+        "weight_decay", "validate_every", "patience",
     )  # fmt: skip
     settings = {name: given[name] for name in names if given[name] is not None}
     return resolve(resolve(given["losses"]).model_dump() | settings)

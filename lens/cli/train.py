@@ -75,9 +75,9 @@ def _losses(content: Any) -> dict[str, Any]:
 @click.option(
     "--losses",
     type=Settings("preset | FILE", _losses),
-    default="pinned",
+    default="lens+kl",
     show_default=True,
-    help="pinned, corrected, lens-v1, self-translation, question-translation, or a YAML file.",
+    help="lens+kl, lens, lens-paper, self-translation, question-translation, or a YAML file.",
 )
 @click.option(
     "--strength",
@@ -144,8 +144,8 @@ def command(
     checkpoint with the log and reproduce.json.
     """
     from lens.space.space import Space
-    from lens.training import optimizer
     from lens.training.config import resolve
+    from lens.training.processes import finish, start
     from lens.training.trainer import train
     from lens.utils.files import refuse_existing
 
@@ -163,7 +163,7 @@ def command(
     row_options.check(config)
     validation, chat = run.validation_rows(tuple(rows)), chat_of(template, system, thinking)
 
-    processes, device = optimizer.start(device)
+    processes, device = start(device)
     if search is not None and processes.count > 1:
         raise InputError("--tune runs in one process; train the chosen setting with several")
     loaded, tokenizer = load_model(
@@ -185,7 +185,7 @@ def command(
         if search is not None:
             search.forget()
         _tell(result, out, as_json=as_json)
-    optimizer.finish()
+    finish()
 
 
 def _adapter(rank: int | None, alpha: int | None, dora: bool) -> Lora | None:

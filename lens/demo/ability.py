@@ -41,7 +41,7 @@ SYSTEMS = (
 LIMIT = 200  # questions per language
 _COMMON = {"batch_size": 32, "learning_rate": 5e-4, "autocast": True}
 _ABILITY = FinetuneSettings(
-    steps=100, train="full", **_COMMON
+    steps=100, modules="full", **_COMMON
 )  # embeddings and head stay as they are
 _TEXT = FinetuneSettings(steps=60, batch_size=16, learning_rate=5e-4, row_tokens=128, autocast=True)
 _DIRECT = FinetuneSettings(steps=150, **_COMMON)

@@ -28,7 +28,7 @@ from lens.steering.vectors import diffmean_rules
 from lens.subspace import principal_angles
 from lens.training.config import PRESETS, LensConfig
 from lens.training.finetune import finetune
-from lens.training.losses import geometries
+from lens.training.objective import geometries
 from lens.training.result import TrainResult
 from lens.training.trainer import LensTrainer, StrengthChoice, StrengthTrial, choose_strengths
 from lens.training.translation import SelfAnswers, self_translate
@@ -321,9 +321,9 @@ class _Demo:
         """Train and measure Lens, its published form and the random subspace."""
         tuned: dict[str, TunedSystem] = {}
         plans = (
-            ("lens", "pinned", self.space, False),
-            ("lens-v1", "lens-v1", self.prompt_space, False),
-            ("random", "pinned", self.space, True),
+            ("lens", "lens+kl", self.space, False),
+            ("lens-v1", "lens-paper", self.prompt_space, False),
+            ("random", "lens+kl", self.space, True),
         )
         for system, preset, space, random_subspace in plans:
             with self.timed(f"train {system}"):
@@ -355,7 +355,7 @@ class _Demo:
         self.measure("self-translation", self.model)
         trainer.restore()
         with self.timed("train sft-same-budget"):
-            same_budget(self.model, self.tokenizer, PRESETS["pinned"], seed=self.seed)
+            same_budget(self.model, self.tokenizer, PRESETS["lens+kl"], seed=self.seed)
         self.measure("sft-same-budget", self.model)
 
     def record(self, tuned: TunedSystem, *, limit: int) -> RunRecord:

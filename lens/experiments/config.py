@@ -13,8 +13,9 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lens.errors import InputError
-from lens.training.config import LensConfig, Separate, resolve
+from lens.training.config import LensConfig, resolve
 from lens.training.parameters import Lora
+from lens.training.terms.separate import Separate
 from lens.utils.config import problems, read_as
 
 
@@ -150,7 +151,7 @@ class SweepSetting(_Frozen):
     lora: int | None = Field(None, ge=1)
     lora_alpha: int | None = Field(None, ge=1)
     dora: bool = False
-    losses: str | dict[str, Any] = "pinned"
+    losses: str | dict[str, Any] = "lens+kl"
     strength: float | dict[str, float] | Annotated[tuple[float, ...], Field(min_length=1)] = 1.0
     max_drift: float = Field(0.02, gt=0)
     space: str = "default"

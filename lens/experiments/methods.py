@@ -15,7 +15,8 @@ from lens.models.loading import load
 from lens.steering.hooks import steer
 from lens.steering.vectors import diffmean_rules
 from lens.training.finetune import finetune
-from lens.training.losses import SiteGeometry, geometries
+from lens.training.losses import SiteGeometry
+from lens.training.objective import geometries
 from lens.training.trainer import StrengthTrial, choose_strengths
 
 if TYPE_CHECKING:

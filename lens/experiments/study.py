@@ -99,7 +99,7 @@ class Study:
     def trainer(self, setting: SweepSetting) -> LensTrainer:
         """Return a trainer with the prefixes that a setting needs; settings alike share one."""
         config = setting.config()
-        kinds = {getattr(term, "rows", None) for term in config.active}
+        kinds = config.read_rows
         answers = setting.answers if "answers" in kinds else None
         key = (
             "trainer", setting.layers, setting.train, setting.adapter, config.sites,

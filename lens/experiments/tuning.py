@@ -258,7 +258,7 @@ def tune(
     layers: str = "-2:",
     train: str = "full",
     lora: int | Lora | None = None,
-    losses: str | LensConfig | dict[str, Any] = "pinned",
+    losses: str | LensConfig | dict[str, Any] = "lens+kl",
     strength: float | Mapping[str, float] | None = None,
     work: str | Path | None = None,
     running: RunOptions | None = None,
@@ -304,7 +304,6 @@ def tune(
     continued gives the trials of one left alone. Prefix caches are shared by the trials of one
     band, so a trial costs its training steps and answers.
     """
-
     adapter = Lora(lora) if isinstance(lora, int) else lora
     base = SweepSetting(
         layers=layers,
@@ -393,7 +392,7 @@ class Search:
             tuning.validation, model, tokenizer, pivot=space.pivot, chat=training.get("chat")
         )
         first = self._trainer(base)
-        self.languages = first.languages
+        self.languages = first.data.languages
         self.asked.require(self.languages)
         self.start = first.strengths(self._middle() if start is None else start)
         self.restore()

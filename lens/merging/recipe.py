@@ -23,12 +23,12 @@ from lens.models.loading import load
 from lens.training.finetune import (
     Examples,
     FinetuneSettings,
-    _Frozen,
     examples,
     finetune_corpus,
     read_rows,
     read_text,
 )
+from lens.training.terms.base import Frozen
 from lens.utils.config import problems, read_yaml
 from lens.utils.files import write_text
 from lens.utils.progress import say
@@ -37,7 +37,7 @@ from lens.utils.workdir import WorkDir
 How = Literal["mask", "revert", "all"]
 
 
-class RecipeSource(_Frozen):
+class RecipeSource(Frozen):
     """A model made from the base by tuning.
 
     Attributes
@@ -87,7 +87,7 @@ class LanguageSource(RecipeSource):
     mu: float = Field(1.0, allow_inf_nan=False)
 
 
-class Recipe(_Frozen):
+class Recipe(Frozen):
     """Everything from corpora to a merged model.
 
     Attributes

@@ -453,7 +453,7 @@ class TrainRequest(PlanRequest):
     layers: str = "-2:"
     train: str = "full"
     lora: int | Lora | None = None
-    losses: str | LensConfig | dict[str, Any] = "pinned"
+    losses: str | LensConfig | dict[str, Any] = "lens+kl"
     space: Space | str | Path | None = None
     validation: PlanRows | str | Path | None = None
     low_memory: bool = False

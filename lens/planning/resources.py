@@ -166,14 +166,15 @@ def step_cost(
     places = [(batch.rows, batch.tokens)]
     flops = nbytes = 0
     for term in config.active:
-        if term.kind not in ("kl", "lm"):
+        needs = term.needs
+        if not needs.logits:
             continue
-        on_answers = term.rows == "answers"
-        rows = batch.prompts * (1 if term.kind == "kl" else batch.languages - 1)
-        if term.kind == "lm" or on_answers:
+        on_answers = needs.rows == "answers"
+        rows = batch.prompts * (1 if needs.pivot_only else batch.languages - 1)
+        if needs.rows != "prompts":
             places.append((rows, batch.answer_tokens))
         predicted = batch.answer_tokens if on_answers else batch.tokens
-        if on_answers and term.kind == "lm":  # only the answer is predicted
+        if on_answers and not needs.pivot_only:  # only the answer is predicted
             predicted -= batch.tokens
         flops += 6 * rows * predicted * structure.width * structure.vocabulary
         nbytes += 4 * _FLOAT * rows * predicted * structure.vocabulary
@@ -353,7 +354,7 @@ class TrainSizing:
     def __init__(self, found: TrainFindings, structure: Structure, lengths: RowLengths) -> None:
         self.found, self.structure, self.lengths = found, structure, lengths
         self.config, request = found.config, found.request
-        prompts = self.config.micro_batch or self.config.batch_size
+        prompts = self.config.rows_per_pass
         answers = request.answer_tokens or lengths.longest
         longest = lengths.longest
         self.batch = StepBatch(prompts, len(lengths.tokens), longest, longest + answers)
@@ -376,7 +377,7 @@ class TrainSizing:
     @property
     def on_answers(self) -> bool:
         """Whether a loss reads answers."""
-        return any(getattr(term, "rows", None) == "answers" for term in self.config.active)
+        return "answers" in self.config.read_rows
 
     @property
     def trained_itemsize(self) -> int:
@@ -406,7 +407,7 @@ class TrainSizing:
             "cached states": states,
             "activations": self.forward.nbytes,
         }
-        head = idle if any(term.kind in ("kl", "lm") for term in self.config.active) else 0
+        head = idle if any(t.needs.logits for t in self.config.active) else 0
         held = {
             "weights": needed + head if low else weights,
             "adapters": trained if request.lora is not None else 0,
@@ -556,7 +557,7 @@ class TrainSizing:
             "tokens_from": self.lengths.source,
             "steps": self.config.steps,
             "batch_size": self.config.batch_size,
-            "micro_batch": self.config.micro_batch,
+            "micro_batch_size": self.config.micro_batch_size,
         }
 
     advice = "train fewer blocks, use --lora, a smaller --micro-batch, or --dtype bfloat16"

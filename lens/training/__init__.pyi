@@ -1,11 +1,5 @@
 from .config import PRESETS as PRESETS
-from .config import Align as Align
-from .config import LanguageModel as LanguageModel
 from .config import LensConfig as LensConfig
-from .config import Norm as Norm
-from .config import PivotKL as PivotKL
-from .config import Retain as Retain
-from .config import Separate as Separate
 from .config import resolve as resolve
 from .finetune import Examples as Examples
 from .finetune import FinetuneResult as FinetuneResult
@@ -18,6 +12,12 @@ from .key_neurons import KeyNeurons as KeyNeurons
 from .parameters import Lora as Lora
 from .result import TrainResult as TrainResult
 from .run import RunOptions as RunOptions
+from .terms.align import Align as Align
+from .terms.language_model import LanguageModel as LanguageModel
+from .terms.norm import Norm as Norm
+from .terms.pivot_kl import PivotKL as PivotKL
+from .terms.retain import Retain as Retain
+from .terms.separate import Separate as Separate
 from .trainer import LensTrainer as LensTrainer
 from .trainer import StrengthChoice as StrengthChoice
 from .trainer import StrengthTrial as StrengthTrial

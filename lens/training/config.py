@@ -1,4 +1,4 @@
-"""Settings of Lens training as data: a list of loss terms and an optimiser recipe.
+"""Settings of Lens training as data: a list of loss terms and settings of the optimizer.
 
 The published method and our default are two values of the same type, not two branches of code;
 an ablation is a third value.
@@ -6,174 +6,74 @@ an ablation is a third value.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+import difflib
+import importlib
+import pkgutil
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from lens.errors import InputError
-from lens.models.layers import resolve_site, resolve_sites
+from lens.models.layers import resolve_sites
+from lens.training import terms
+from lens.training.terms.align import Align
+from lens.training.terms.base import TERMS, Frozen, LossTerm
+from lens.training.terms.language_model import LanguageModel
+from lens.training.terms.pivot_kl import PivotKL
+from lens.training.terms.retain import Retain
+from lens.training.terms.separate import Separate
 from lens.utils.config import problems
 
+for _module in pkgutil.iter_modules(terms.__path__):  # fills TERMS
+    importlib.import_module(f"{terms.__name__}.{_module.name}")
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-Positions = Literal["last", "all", "mean"] | Annotated[int, Field(ge=1)]
-TokenPositions = Literal["last", "all"] | Annotated[int, Field(ge=1)]
-Weights = dict[str, Annotated[float, Field(ge=0)]]
-
-
-class _Term(_Frozen):
-    """What all terms share.
-
-    Attributes
-    ----------
-    weight : float
-        Factor of the term in the loss; with 0 it is not computed at all.
-    schedule : (float, float) or None
-        Factors of the weight at the first and the last step, linear in between.
-    """
-
-    weight: float = Field(1.0, ge=0)
-    schedule: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]] | None = None
-
-    def weight_at(self, progress: float) -> float:
-        """Weight when a share ``progress``, 0 to 1, of the steps is done."""
-        first, last = self.schedule or (1.0, 1.0)
-        return self.weight * (first + (last - first) * progress)
+if TYPE_CHECKING:
+    Term = LossTerm
+else:
+    Term = Annotated[Union[tuple(TERMS.values())], Field(discriminator="kind")]  # noqa: UP007
 
 
-class Separate(_Term):
-    """Give a prompt in language l the language part of language l (the paper's language step).
-
-    ``target="absolute"``: the pivot's own row moved by λ_l δ_l, M_sᵀh_l → M_sᵀh⁰_c + λ_l M_sᵀδ_l.
-    ``target="shift"``: the frozen state of the same row moved, M_sᵀ(h_l − h⁰_l) → λ_l M_sᵀδ_l
-    (published).
+class OptimizerSettings(Frozen):
+    """AdamW with warm-up, cosine decay to zero and clipping.
 
     Attributes
     ----------
-    site : str
-        ``"final"`` or a block output such as ``"block.6"``.
-    positions : "last", "all", "mean" or int
-        Tokens of the prompt that count: the last one, every one, their mean state, or the last k.
-        With the absolute target the k-th token from the end meets the pivot's k-th from the end,
-        so ``"all"`` needs ``target="shift"``.
-    strength : float
-        λ at this site as a multiple of the run's λ.
-    languages : dict of str to float
-        Factors of the weight per language; 1 for those not named, 0 leaves one out.
+    steps, batch_size : int
+        Optimizer steps; prompts (each in all languages) or rows per step.
+    micro_batch_size : int or None
+        Prompts per forward pass, when a whole batch does not fit in memory; gradients add up.
+    learning_rate, weight_decay : float
+        Peak learning rate, and weight decay of AdamW.
+    max_grad_norm : float
+        Gradients are scaled down to this norm.
+    warmup_ratio : float
+        Share of the steps spent warming up.
     """
 
-    kind: Literal["separate"] = "separate"
-    site: str = "final"
-    target: Literal["absolute", "shift"] = "absolute"
-    positions: Positions = "last"
-    strength: float = Field(1.0, ge=0)
-    languages: Weights = {}
+    steps: int = Field(100, ge=1)
+    batch_size: int = Field(8, ge=1)
+    micro_batch_size: int | None = Field(None, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    warmup_ratio: float = Field(0.05, ge=0, lt=1)
 
-    @model_validator(mode="after")
-    def _comparable(self) -> Self:
-        if self.positions == "all" and self.target == "absolute":
-            raise ValueError(
-                'positions="all" compares each token with itself, so it needs target="shift"; '
-                'use "last", "mean" or a number of last tokens with target="absolute"'
-            )
-        return self
+    @property
+    def rows_per_pass(self) -> int:
+        """Prompts or rows of one forward pass."""
+        return self.micro_batch_size or self.batch_size
 
 
-class Align(_Term):
-    """Bring the language-agnostic part of a prompt in language l to that of the pivot's.
-
-    ``agnostic``: the published single direction ("mean") or everything orthogonal to the
-    language subspace ("complement"). ``pivot``: aim at the frozen pivot state, or at the trained
-    one, which then receives a gradient too (published). ``site`` and ``languages`` as in
-    `Separate`; ``positions`` too, without "all", since tokens of two languages do not correspond.
-    """
-
-    kind: Literal["align"] = "align"
-    site: str = "final"
-    agnostic: Literal["mean", "complement"] = "mean"
-    pivot: Literal["frozen", "trained"] = "frozen"
-    positions: Literal["last", "mean"] | Annotated[int, Field(ge=1)] = "last"
-    languages: Weights = {}
-
-
-class Retain(_Term):
-    """Keep the pivot's states: at every token ("token") or their mean ("token_mean", published).
-
-    ``rows="text"`` keeps the states of plain text in the trained languages instead of the
-    pivot's prompts; it needs ``texts`` in `lens.train`. ``positions``: every token, the last one,
-    or the last k.
-    """
-
-    kind: Literal["retain"] = "retain"
-    site: str = "final"
-    form: Literal["token", "token_mean"] = "token"
-    rows: Literal["pivot", "text"] = "pivot"
-    positions: TokenPositions = "all"
-
-
-class PivotKL(_Term):
-    """Keep what the pivot's rows predict: mean over tokens of KL(p⁰‖p) of the next token, nats.
-
-    Measures what `Retain` only bounds, at the price of logits over the vocabulary.
-    ``rows="prompts"``: at the tokens of the pivot's prompts; ``rows="answers"``: also at those of
-    the pivot's answers, which must then be among the answers given to training.
-    """
-
-    kind: Literal["kl"] = "kl"
-    rows: Literal["prompts", "answers"] = "prompts"
-    positions: TokenPositions = "all"
-
-
-class LanguageModel(_Term):
-    """Ordinary tuning beside the other terms: cross-entropy on text, nats a token.
-
-    ``rows="answers"``: the answers given to the prompts, such as real ones, or ones the model
-    translated for itself; ``rows="text"``: plain text. ``languages`` as in `Separate`; the pivot's
-    answers count only with ``pivot=True``.
-    """
-
-    kind: Literal["lm"] = "lm"
-    rows: Literal["answers", "text"] = "answers"
-    languages: Weights = {}
-    pivot: bool = False
-
-
-class Norm(_Term):
-    """Keep the length of states: mean of (‖h‖/‖h⁰‖ − 1)² over prompts in all languages.
-
-    ``site``, ``positions`` and ``languages`` as in `Separate`.
-    """
-
-    kind: Literal["norm"] = "norm"
-    site: str = "final"
-    positions: Positions = "last"
-    languages: Weights = {}
-
-
-Term = Annotated[
-    Separate | Align | Retain | PivotKL | LanguageModel | Norm, Field(discriminator="kind")
-]
-
-
-class LensConfig(_Frozen):
+class LensConfig(OptimizerSettings):
     """Everything that decides a Lens training run, apart from model, space, prompts and seed.
 
     Attributes
     ----------
-    terms : tuple of Separate, Align, Retain, PivotKL, LanguageModel or Norm
-        The loss is their weighted sum; separate and align are summed over languages.
+    terms : tuple of LossTerm
+        The loss is their weighted sum; each is a class of `lens.training.terms`.
     rank : "auto", "full" or int
         Rank of the language subspace at every site. With "full" every language keeps its own
         step exactly; a lower rank can lose the languages that differ least from the others.
-    steps, batch_size : int
-        Optimizer steps, and parallel prompts (each in all languages) per step.
-    micro_batch : int or None
-        Prompts per forward pass, when a whole batch does not fit in memory; gradients add up.
-    learning_rate, weight_decay, clip, warmup : float
-        AdamW; gradient norm limit; share of the steps spent warming up. Cosine decay to zero.
     shares_every : int
         Steps between two entries of ``share_*`` in the log: each term's share of the gradient norm
         at the states it reads. 0 for none.
@@ -181,31 +81,52 @@ class LensConfig(_Frozen):
         Steps from one validation to the next, when there are validation prompts; the weights with
         the lowest validation loss are kept.
     patience : int or None
-        Stop after so many validations in a row without a lower loss; None never stops early.
+        Stop after this many validations in a row without a lower loss; None never stops early.
     """
 
     terms: tuple[Term, ...]
     rank: Literal["auto", "full"] | int = "auto"
-    steps: int = Field(100, ge=1)
-    batch_size: int = Field(8, ge=1)
-    micro_batch: int | None = Field(None, ge=1)
-    learning_rate: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    clip: float = Field(1.0, gt=0)
-    warmup: float = Field(0.05, ge=0, lt=1)
     shares_every: int = Field(10, ge=0)
     validate_every: int = Field(10, ge=1)
     patience: int | None = Field(None, ge=1)
 
+    @model_validator(mode="after")
+    def _whole_steps(self) -> Self:
+        for term in self.active:
+            alone = self.batch_size < 2 or self.rows_per_pass < self.batch_size
+            if term.needs.whole_step and alone:
+                raise ValueError(
+                    f"a {term.kind} term compares the prompts of a step with each other: it needs "
+                    "a batch_size of 2 or more and no micro_batch_size below it; got batch_size "
+                    f"{self.batch_size} and micro_batch_size {self.micro_batch_size}"
+                )
+        return self
+
     @property
-    def active(self) -> tuple[Term, ...]:
+    def active(self) -> tuple[LossTerm, ...]:
         """Terms with a weight above zero."""
         return tuple(term for term in self.terms if term.weight > 0)
 
     @property
     def sites(self) -> tuple[str, ...]:
         """Sites that active terms read, in order of first mention."""
-        return tuple(dict.fromkeys(site_of(term) for term in self.active))
+        return tuple(dict.fromkeys(term.read_site for term in self.active))
+
+    @property
+    def subspace_sites(self) -> tuple[str, ...]:
+        """Sites whose language subspace active terms need."""
+        return tuple(dict.fromkeys(t.read_site for t in self.active if t.needs.subspace))
+
+    @property
+    def references(self) -> Literal["last", "all"]:
+        """Frozen states that must be cached of every prompt: of its last token, or of all."""
+        needed = {term.needs.references for term in self.active}
+        return "all" if "all" in needed else "last"
+
+    @property
+    def read_rows(self) -> set[str]:
+        """Rows that active terms read: out of "prompts", "answers" and "text"."""
+        return {term.needs.rows for term in self.active}
 
     def placed(self, n_blocks: int) -> LensConfig:
         """Copy with canonical site names, such as ``"block.6"`` for ``"block.-2"`` of 8 blocks.
@@ -216,34 +137,11 @@ class LensConfig(_Frozen):
             If a site does not exist in a model of ``n_blocks``.
         """
         known = resolve_sites("all", n_blocks)
-        terms = tuple(
-            term
-            if isinstance(term, PivotKL | LanguageModel)
-            else term.model_copy(update={"site": resolve_site(term.site, known)})
-            for term in self.terms
-        )
-        return self.model_copy(update={"terms": terms})
-
-    @property
-    def subspace_sites(self) -> tuple[str, ...]:
-        """Sites whose language subspace active terms need."""
-        found = (term.site for term in self.active if isinstance(term, Separate | Align))
-        return tuple(dict.fromkeys(found))
-
-    @property
-    def references(self) -> Literal["last", "all"]:
-        """Frozen states that must be kept of every prompt: of its last token, or of all."""
-        pooled = (t for t in self.active if isinstance(t, Separate | Align | Norm))
-        return "all" if any(term.positions not in ("last", 1) for term in pooled) else "last"
-
-
-def site_of(term: Term) -> str:
-    """Site a term reads; those over the vocabulary read the last one."""
-    return "final" if isinstance(term, PivotKL | LanguageModel) else term.site
+        return self.model_copy(update={"terms": tuple(t.placed(known) for t in self.terms)})
 
 
 PRESETS: dict[str, LensConfig] = {
-    "lens-v1": LensConfig(
+    "lens-paper": LensConfig(
         terms=(
             Separate(target="shift"),
             Align(agnostic="mean", pivot="trained"),
@@ -256,12 +154,12 @@ PRESETS: dict[str, LensConfig] = {
         terms=(LanguageModel(rows="answers"), PivotKL(rows="answers")),
         rank="full",
     ),
-    "corrected": LensConfig(
+    "lens": LensConfig(
         terms=(Separate(target="absolute"), Retain(form="token")),
         rank="full",
     ),
     # The default: retain alone let the pivot drift in one world of three (docs/three-worlds.md).
-    "pinned": LensConfig(
+    "lens+kl": LensConfig(
         terms=(Separate(target="absolute"), Retain(form="token"), PivotKL(weight=3.0)),
         rank="full",
     ),
@@ -273,7 +171,7 @@ PRESETS["question-translation"] = PRESETS["self-translation"]
 def resolve(losses: str | LensConfig | dict[str, Any]) -> LensConfig:
     """Turn a preset's name, a mapping or a config into a config.
 
-    A mapping may start from a preset, ``{"preset": "corrected", "rank": 3}``.
+    A mapping may start from a preset, ``{"preset": "lens", "rank": 3}``.
 
     Raises
     ------
@@ -284,9 +182,11 @@ def resolve(losses: str | LensConfig | dict[str, Any]) -> LensConfig:
         return losses
     if isinstance(losses, str):
         if losses not in PRESETS:
+            near = difflib.get_close_matches(losses, PRESETS, n=1)
             raise InputError(
-                f"unknown losses '{losses}'; use one of {', '.join(sorted(PRESETS))}, "
-                "or pass a LensConfig"
+                f"unknown losses '{losses}'; use one of {', '.join(sorted(PRESETS))}"
+                + (f" (the nearest is '{near[0]}')" if near else "")
+                + ", or pass a LensConfig"
             )
         return PRESETS[losses]
     if isinstance(losses, dict) and "preset" in losses:

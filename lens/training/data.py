@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from lens.data.languages import canonical
 from lens.errors import InputError
+from lens.models.architecture import logits
 from lens.models.fingerprint import rows_sha256
 from lens.models.hidden_states import check_rows
 from lens.models.prefix_cache import PrefixCache
 from lens.models.tokenization import ChatOptions, Role, encode
 from lens.space.space import Space
-from lens.training.optimizer import Processes
+from lens.training.processes import Processes
 from lens.utils.files import said, size_in_bytes
 from lens.utils.progress import say
 
@@ -116,8 +118,68 @@ def _bytes_of(modules: Iterable[nn.Module]) -> int:
 CacheIndices = range | dict[int, int]
 
 
+@dataclass(frozen=True, slots=True)
+class TrainingData:
+    """Rows in the prefix cache, and where in it they are: all that losses know of a run.
+
+    Data for validation are the same with other prompts: ``replace(data, rows=…, tokens=…)``.
+
+    Attributes
+    ----------
+    cache : PrefixCache
+        Entries and frozen states of all rows, and the model above them.
+    pivot : str
+        Pivot language.
+    languages : tuple of str
+        The other languages that are trained.
+    processes : Processes
+        Those that share the prompts.
+    rows, tokens : dict
+        Per language, the pivot first: where the cache has prompt i, and its length in tokens.
+    texts, text_tokens : dict
+        The same for plain text.
+    answers, answer_tokens : dict
+        Per language, one entry per prompt: where the cache has its answer or None, and the number
+        of tokens predicted in it.
+    pivot_answer_lengths : list of int
+        Tokens of the pivot's prompts with their answers.
+    predicting : dict of int to range
+        Per row of the cache: positions before a target.
+    """
+
+    cache: PrefixCache
+    pivot: str
+    languages: tuple[str, ...]
+    processes: Processes
+    rows: dict[str, CacheIndices]
+    tokens: dict[str, list[int]]
+    texts: dict[str, CacheIndices] = field(default_factory=dict)
+    text_tokens: dict[str, list[int]] = field(default_factory=dict)
+    answers: dict[str, list[int | None]] = field(default_factory=dict)
+    answer_tokens: dict[str, list[int]] = field(default_factory=dict)
+    pivot_answer_lengths: list[int] = field(default_factory=list)
+    predicting: dict[int, range] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        """Number of parallel prompts."""
+        return len(self.tokens[self.pivot])
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Logits of the next token from last states, shape (..., d) to (..., v), float32."""
+        return logits(self.cache.model, self.cache.parts, states)
+
+
+@dataclass(frozen=True, slots=True)
 class CachedPrompts:
-    """Prompts, plain text and answers in one cache, and where in it they are.
+    """Parallel prompts: per language where the cache has row i, and all lengths in tokens."""
+
+    rows: dict[str, CacheIndices]
+    tokens: dict[str, list[int]]
+
+
+class CacheFiller:
+    """Encodes rows and sends them through the frozen model; `data` are the result.
 
     Parameters
     ----------
@@ -126,11 +188,9 @@ class CachedPrompts:
     tokenizer
         Its tokenizer.
     pivot : str
-        Its rows are kept whole.
-    count : int
-        Number of parallel training prompts.
+        Its rows are cached with the states of all tokens.
     references : {"last", "all"}
-        Frozen states to keep of every other prompt.
+        Frozen states to cache of every other prompt.
     chat : ChatOptions or None
         Chat template flags.
     batch_size : int
@@ -142,15 +202,6 @@ class CachedPrompts:
     ----------
     about : dict
         Number and hash of the rows of every kind and language.
-    texts, text_tokens : dict
-        Per language: where the cache has its text, and the number of tokens of each row.
-    answers, answer_tokens : dict
-        Per language, one entry per prompt: where the cache has its answer or None, and how many
-        tokens are predicted.
-    pivot_answer_lengths : list of int
-        Tokens of the pivot's prompts with their answers.
-    predicting : dict of int to range
-        Per row of the cache: positions before a target.
     """
 
     def __init__(
@@ -159,32 +210,41 @@ class CachedPrompts:
         tokenizer: Any,
         *,
         pivot: str,
-        count: int,
         references: Literal["last", "all"],
         chat: ChatOptions | None,
         batch_size: int,
         processes: Processes,
     ) -> None:
-        self.cache, self.tokenizer, self.pivot, self.count = cache, tokenizer, pivot, count
+        self.cache, self.tokenizer, self.pivot = cache, tokenizer, pivot
         self.references, self.chat = references, chat
         self.batch_size, self.processes = batch_size, processes
         self.about: dict[str, Any] = {}
-        self.texts: dict[str, CacheIndices] = {}
-        self.text_tokens: dict[str, list[int]] = {}
-        self.answers: dict[str, list[int | None]] = {}
-        self.answer_tokens: dict[str, list[int]] = {}
-        self.pivot_answer_lengths: list[int] = []
-        self.predicting: dict[int, range] = {}
+        self._texts: dict[str, CacheIndices] = {}
+        self._text_tokens: dict[str, list[int]] = {}
+        self._answers: dict[str, list[int | None]] = {}
+        self._answer_tokens: dict[str, list[int]] = {}
+        self._pivot_answer_lengths: list[int] = []
+        self._predicting: dict[int, range] = {}
 
-    def add_prompts(
-        self,
-        what: str,
-        prompts: Mapping[str, Sequence[str]],
-    ) -> tuple[dict[str, CacheIndices], dict[str, list[int]]]:
-        """Cache this process's share of parallel prompts.
+    def data(self, prompts: CachedPrompts) -> TrainingData:
+        """Return everything cached so far around training prompts that were added."""
+        return TrainingData(
+            self.cache,
+            self.pivot,
+            tuple(lang for lang in prompts.rows if lang != self.pivot),
+            self.processes,
+            prompts.rows,
+            prompts.tokens,
+            self._texts,
+            self._text_tokens,
+            self._answers,
+            self._answer_tokens,
+            self._pivot_answer_lengths,
+            self._predicting,
+        )
 
-        Returns where the cache has them, and the number of tokens of all of them, per language.
-        """
+    def add_prompts(self, what: str, prompts: Mapping[str, Sequence[str]]) -> CachedPrompts:
+        """Cache this process's share of parallel prompts; `what` names them in the record."""
         found: dict[str, CacheIndices] = {}
         tokens: dict[str, list[int]] = {}
         for lang, texts in prompts.items():
@@ -199,7 +259,7 @@ class CachedPrompts:
             )
             found[lang] = added if len(mine) == len(ids) else dict(zip(mine, added, strict=True))
             tokens[lang] = [len(row) for row in ids]
-        return found, tokens
+        return CachedPrompts(found, tokens)
 
     def add_text(self, lang: str, plain: Sequence[str]) -> None:
         """Cache text; every process keeps all of it, since any prompt may meet any text."""
@@ -208,9 +268,9 @@ class CachedPrompts:
         found = self.cache.add(
             ids, keep="all", batch_size=self.batch_size, label=f"Caching text {lang}"
         )
-        self.texts[lang] = found
-        self.text_tokens[lang] = [len(row) for row in ids]
-        self.predicting.update((i, range(len(row) - 1)) for i, row in zip(found, ids, strict=True))
+        self._texts[lang] = found
+        self._text_tokens[lang] = [len(row) for row in ids]
+        self._predicting.update((i, range(len(row) - 1)) for i, row in zip(found, ids, strict=True))
 
     def add_answers(
         self,
@@ -219,11 +279,12 @@ class CachedPrompts:
         prompts: Mapping[str, Sequence[str]],
     ) -> None:
         """Cache a language's answers in the assistant's turn, with the end of the turn."""
-        if lang not in prompts or len(answers) != self.count:
+        count = len(prompts[self.pivot])
+        if lang not in prompts or len(answers) != count:
             given = f"{len(answers)} answers for {lang}"
             known = ", ".join(prompts)
             raise InputError(
-                f"answers: got {given}, expected one (or None) for each of the {self.count} "
+                f"answers: got {given}, expected one (or None) for each of the {count} "
                 f"prompts, in languages that have prompts ({known})"
             )
         pairs = [(i, text) for i, text in enumerate(answers) if text is not None]
@@ -243,20 +304,22 @@ class CachedPrompts:
             for turn, row in zip(turns, ids, strict=True)
         ]
         targets = {i: len(found) for (i, _), found in zip(pairs, predicting, strict=True)}
-        self.answer_tokens[lang] = [targets.get(i, 0) for i in range(self.count)]
+        self._answer_tokens[lang] = [targets.get(i, 0) for i in range(count)]
         mine = [k for k, (i, _) in enumerate(pairs) if self.processes.own([i])]
         keep: Literal["last", "all"] = "last"
         if lang == self.pivot:
             keep, lengths = "all", {i: len(row) for (i, _), row in zip(pairs, ids, strict=True)}
-            self.pivot_answer_lengths = [lengths.get(i, 0) for i in range(self.count)]
+            self._pivot_answer_lengths = [lengths.get(i, 0) for i in range(count)]
         added = self.cache.add(
-            [ids[k] for k in mine], keep=keep, batch_size=self.batch_size,
+            [ids[k] for k in mine],
+            keep=keep,
+            batch_size=self.batch_size,
             label=f"Caching answers {lang}",
-        )  # fmt: skip
-        places: list[int | None] = [None] * self.count
+        )
+        places: list[int | None] = [None] * count
         for k, row in zip(mine, added, strict=True):
-            places[pairs[k][0]], self.predicting[row] = row, predicting[k]
-        self.answers[lang] = places
+            places[pairs[k][0]], self._predicting[row] = row, predicting[k]
+        self._answers[lang] = places
 
     def _encoded(self, rows: Sequence[Any], role: Role) -> list[Sequence[int]]:
         """Token ids of rows; rows that are token ids already stay as they are."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -27,20 +27,12 @@ from lens.models.offload import require_whole
 from lens.models.prefix_cache import PrefixCache
 from lens.models.quantization import is_quantized
 from lens.models.tokenization import ChatOptions, EncodedRow, encode, pad_id_of
-from lens.training.config import LensConfig
+from lens.training.config import OptimizerSettings
 from lens.training.key_neurons import KeyNeuronMasters, KeyNeurons, put_back
-from lens.training.optimizer import (
-    Entry,
-    MasterWeights,
-    Optimization,
-    draws,
-    only_trainable,
-    optimize,
-)
+from lens.training.optimizer import Entry, MasterWeights, Optimization, draws, only_trainable
 from lens.training.parameters import Lora, Trainable, adapted
 from lens.training.result import write_checkpoint
 from lens.utils.files import new_folder
-from lens.utils.progress import progress
 from lens.utils.versions import versions
 
 
@@ -73,7 +65,7 @@ def finetune(
     layers: str = "-2:",
     train: str = "full",
     lora: int | Lora | None = None,
-    config: LensConfig,
+    config: OptimizerSettings,
     chat: ChatOptions | None = None,
     seed: int = 0,
 ) -> SupervisedResult:
@@ -92,8 +84,8 @@ def finetune(
     lora : int or Lora, optional
         Train adapters of this rank on their linear layers instead; they stay on the model until
         the result's ``release``.
-    config : LensConfig
-        Its steps, batch size, rates and clipping are used; its loss terms are not.
+    config : OptimizerSettings
+        Such as a `LensConfig`, whose loss terms are not used.
     chat : ChatOptions, optional
         Chat template flags.
     seed : int
@@ -145,10 +137,11 @@ def finetune(
         return value, {"loss": float(value.detach())}
 
     parameters = list(trainable.activate().values())
+    order = draws(count, config.batch_size, seed)
     try:
         with only_trainable(model, parameters):
-            steps = optimize(parameters, loss_of, config, count=count, seed=seed, dtype=model.dtype)
-            return SupervisedResult(list(steps), trainable)
+            steps = Optimization(parameters, config, order=order, dtype=model.dtype)
+            return SupervisedResult(list(steps.remaining(loss_of)), trainable)
     except BaseException:
         trainable.release()
         raise
@@ -159,52 +152,39 @@ def _predicting(row: EncodedRow) -> range:
     return range(row.pool_start, row.pool_stop + 1)
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class FinetuneSettings(_Frozen):
-    """How a model is tuned: AdamW with warm-up, cosine decay and clipping.
+class FinetuneSettings(OptimizerSettings):
+    """Settings of a fine-tuning run: those of the optimizer, replay, and what is trained.
 
     Attributes
     ----------
-    steps, batch_size : int
-        Optimizer steps; rows per step, those of the replay included.
-    micro_batch : int or None
-        Rows per forward pass, when a whole batch does not fit in memory; gradients add up.
-    learning_rate, weight_decay, clip, warmup : float
-        Peak learning rate; gradient norm limit; share of the steps spent warming up.
     replay : float
         Share of the rows of each batch that is general text, so that nothing else is forgotten.
     row_tokens : int
         Tokens of a row of plain text: documents are put end to end and cut into such rows.
     autocast : bool
         Multiply matrices in bfloat16; weights, gradients and the optimizer stay as they are.
-    train : str or None
+    modules : str or None
         Train these parts of the blocks only, as in `lens.train`: ``"full"``, ``"attention"``,
         ``"mlp"``, ``"norm"``, a dotted name inside the blocks, or several with commas between.
         Embeddings, head and final norm then keep their bits. Everything is trained by default.
     layers : str
-        Blocks of ``train``, such as ``"2:6"`` or ``"-4:"``.
+        Blocks of ``modules``, such as ``"2:6"`` or ``"-4:"``.
     """
 
-    steps: int = Field(100, ge=1)
     batch_size: int = Field(32, ge=1)
-    micro_batch: int | None = Field(None, ge=1)
     learning_rate: float = Field(2e-5, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    clip: float = Field(1.0, gt=0)
-    warmup: float = Field(0.05, ge=0, lt=1)
     replay: float = Field(0.0, ge=0, lt=1)
     row_tokens: int = Field(512, ge=2)
     autocast: bool = False
-    train: str | None = Field(None, min_length=1)
+    modules: str | None = Field(None, min_length=1)
     layers: str = "all"
 
     @model_validator(mode="after")
     def _chosen(self) -> Self:
-        if self.train is None and self.layers != "all":
-            raise ValueError("layers are those of 'train'; add train: full for all of the blocks")
+        if self.modules is None and self.layers != "all":
+            raise ValueError(
+                "layers are those of 'modules'; add modules: full for all of the blocks"
+            )
         return self
 
     @model_validator(mode="after")
@@ -220,15 +200,6 @@ class FinetuneSettings(_Frozen):
     def replayed(self) -> int:
         """Rows of general text in each batch."""
         return round(self.replay * self.batch_size)
-
-    @property
-    def optimizer(self) -> LensConfig:
-        """The same for the optimizer loop of `lens.training`."""
-        return LensConfig(
-            terms=(), steps=self.steps, batch_size=self.batch_size, micro_batch=self.micro_batch,
-            learning_rate=self.learning_rate, weight_decay=self.weight_decay, clip=self.clip,
-            warmup=self.warmup, shares_every=0,
-        )  # fmt: skip
 
 
 _SHOWN = 3
@@ -430,8 +401,8 @@ def save_finetuned(result: FinetuneResult, out: str | Path, *, force: bool = Fal
 def _finetune_card(result: FinetuneResult) -> str:
     keys, replay = result.about["keys"], result.about["replay"]
     told = "All weights were trained."
-    if result.settings.train is not None:
-        told = f"Of the blocks {result.settings.layers}, {result.settings.train} was trained."
+    if result.settings.modules is not None:
+        told = f"Of the blocks {result.settings.layers}, {result.settings.modules} was trained."
     if keys is not None:
         how = {"mask": "were trained", "revert": "kept what training made of them"}[keys["how"]]
         told = f"{keys['n']} key elements alone {how} (MAEC, arXiv 2410.07825)."
@@ -477,7 +448,6 @@ class FinetuneResult:
 
     def save(self, out: Any, *, force: bool = False) -> None:
         """Write a Hugging Face checkpoint, the log and ``reproduce.json`` to a new folder."""
-
         save_finetuned(self, out, force=force)
 
 
@@ -642,12 +612,9 @@ def _fit(
     )
     with only_trainable(model, parameters):
         steps = Optimization(
-            parameters, settings.optimizer, count=len(rows.ids), seed=seed, dtype=model.dtype,
-            masters=masters, order=rows.drawn(seed),
-        )  # fmt: skip
-        return [
-            steps.step(loss_of) for _ in progress(range(settings.steps), "Training", unit="step")
-        ]
+            parameters, settings, order=rows.drawn(seed), dtype=model.dtype, masters=masters
+        )
+        return list(steps.remaining(loss_of))
 
 
 def _trainable(model: Any, settings: FinetuneSettings) -> dict[str, Tensor]:
@@ -661,11 +628,11 @@ def _trainable(model: Any, settings: FinetuneSettings) -> dict[str, Tensor]:
             f"the model has packed weights ({packed[0]}), which cannot be trained themselves; "
             "load it in bfloat16 or float32"
         )
-    if settings.train is None:
+    if settings.modules is None:
         return {name: p for name, p in model.named_parameters() if p.is_floating_point()}
     parts = locate(model)
     layers = resolve_layers(settings.layers, len(parts.blocks))
-    return dict(Trainable(model, parts, layers, train=settings.train).activate())
+    return dict(Trainable(model, parts, layers, train=settings.modules).activate())
 
 
 def _among(named: dict[str, Tensor], places: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,39 +1,24 @@
-"""The loss terms of Lens training (arXiv 2410.04407): formula, value and normaliser of each."""
+"""Numerics that loss terms share: geometry of a site, states at positions, kernels in autograd."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from lens import losses
-from lens.models.architecture import logits
-from lens.models.layers import FINAL
 from lens.models.prefix_cache import PrefixBatch
 from lens.space.space import Space
-from lens.training.config import (
-    Align,
-    LanguageModel,
-    LensConfig,
-    Norm,
-    PivotKL,
-    Positions,
-    Retain,
-    Separate,
-    Term,
-)
+from lens.training.data import TrainingData
 
-if TYPE_CHECKING:
-    from lens.training.trainer import LensTrainer
+Positions = Literal["last", "all", "mean"] | int
 
 
 @dataclass(frozen=True, slots=True)
 class SiteGeometry:
-    """Language subspace, agnostic direction and language steps at one site.
+    """Language subspace, agnostic direction, language steps and centre at one site.
 
     Attributes
     ----------
@@ -43,28 +28,40 @@ class SiteGeometry:
         M_a, shape (d,), float32.
     step : dict of str to Tensor
         M_sᵀ(m_l − m_c) of every language, shape (r,), float32.
+    centre : Tensor
+        Mean of all languages' means m_l, shape (d,), float32.
     """
 
     basis: Tensor
     agnostic: Tensor
     step: dict[str, Tensor]
+    centre: Tensor
 
     @classmethod
-    def of(cls, space: Space, site: str, config: LensConfig) -> SiteGeometry:
-        """Fit the subspace of ``space`` at ``site`` as ``config`` asks."""
-        along_mean = any(isinstance(t, Align) and t.agnostic == "mean" for t in config.active)
-        fitted = space.fit(site, rank=config.rank, agnostic="mean" if along_mean else "complement")
+    def of(
+        cls,
+        space: Space,
+        site: str,
+        *,
+        rank: Literal["auto", "full"] | int,
+        agnostic: Literal["mean", "complement"],
+    ) -> SiteGeometry:
+        """Fit the subspace of ``space`` at ``site``, see `Space.fit`."""
+        fitted = space.fit(site, rank=rank, agnostic=agnostic)
         basis = torch.from_numpy(fitted.basis).float().contiguous()
         step = {
             lang: basis.T @ torch.from_numpy(space.delta(site, lang)).float()
             for lang in space.languages
         }
-        return cls(basis, torch.from_numpy(fitted.agnostic).float(), step)
+        centre = torch.from_numpy(space.means(site).mean(0)).float()
+        return cls(basis, torch.from_numpy(fitted.agnostic).float(), step, centre)
 
     def to(self, device: torch.device) -> SiteGeometry:
         """Copy of the geometry on another device."""
         step = {lang: vector.to(device) for lang, vector in self.step.items()}
-        return SiteGeometry(self.basis.to(device), self.agnostic.to(device), step)
+        return SiteGeometry(
+            self.basis.to(device), self.agnostic.to(device), step, self.centre.to(device)
+        )
 
     def rescaled(self, like: SiteGeometry) -> SiteGeometry:
         """Copy with steps in the same directions, of the lengths of another geometry's."""
@@ -72,7 +69,7 @@ class SiteGeometry:
             lang: vector * (like.step[lang].norm() / vector.norm().clamp_min(1e-30))
             for lang, vector in self.step.items()
         }
-        return SiteGeometry(self.basis, self.agnostic, step)
+        return replace(self, step=step)
 
     def randomised(self, seed: int) -> SiteGeometry:
         """Draw a random subspace of equal rank, with steps of equal length in random directions."""
@@ -82,13 +79,13 @@ class SiteGeometry:
         for lang, true in self.step.items():
             drawn = torch.randn(true.shape, generator=generator)
             step[lang] = drawn / drawn.norm() * true.norm()
-        centre = self.agnostic - basis @ (basis.T @ self.agnostic)
-        return SiteGeometry(basis, centre, step)
+        agnostic = self.agnostic - basis @ (basis.T @ self.agnostic)
+        return SiteGeometry(basis, agnostic, step, self.centre)
 
-
-def geometries(space: Space, sites: Sequence[str], config: LensConfig) -> dict[str, SiteGeometry]:
-    """Geometry of every site."""
-    return {site: SiteGeometry.of(space, site, config) for site in sites}
+    @property
+    def content(self) -> tuple[Tensor, ...]:
+        """All that a control may change, in a fixed order, to be hashed."""
+        return (self.basis, self.agnostic, *(self.step[lang] for lang in sorted(self.step)))
 
 
 def gather(states: Tensor, lengths: Tensor, positions: Positions) -> tuple[Tensor, Tensor]:
@@ -134,9 +131,6 @@ def token_mask(lengths: Tensor, width: int, positions: Positions) -> Tensor:
         return real.float()
     k = 1 if positions == "last" else int(positions)
     return (real & (steps >= lengths[:, None] - k)).float()
-
-
-Form = Literal["token", "token_mean"]
 
 
 class _Given(torch.autograd.Function):
@@ -213,7 +207,7 @@ def align(
     return _scalar(found, h, pivot)
 
 
-def retain(h: Tensor, h0: Tensor, mask: Tensor, *, form: Form) -> Tensor:
+def retain(h: Tensor, h0: Tensor, mask: Tensor, *, form: Literal["token", "token_mean"]) -> Tensor:
     """Masked squared distance of states (B, t, d) to the frozen ones; gradient into ``h``.
 
     ``form="token"`` compares every real token, ``"token_mean"`` the rows' token means (published).
@@ -222,30 +216,27 @@ def retain(h: Tensor, h0: Tensor, mask: Tensor, *, form: Form) -> Tensor:
     return _scalar(losses.retain(_plain(h), _plain(h0.float()), mask != 0, form=form), h)
 
 
-Value = tuple[Tensor, Tensor]
-
-
 @dataclass(frozen=True, slots=True)
 class LossInputs:
     """One batch of parallel prompts: the pivot's rows first, then those of each language.
 
     Attributes
     ----------
-    trainer : LensTrainer
+    data : TrainingData
         Cached rows, languages, model.
-    where : dict of str to Geometry
+    where : dict of str to SiteGeometry
         Subspace and language steps by site.
     strength : dict of str to float
         λ per language.
     drawn, indices : list of int
         Prompts of the batch, and the rows of the cache that hold them in every language.
-    batch : Batch
+    batch : PrefixBatch
         Those rows.
     states : dict of str to Tensor
         The trained model's states by site, shape (rows, t, d).
     """
 
-    trainer: LensTrainer
+    data: TrainingData
     where: dict[str, SiteGeometry]
     strength: dict[str, float]
     drawn: list[int]
@@ -264,212 +255,30 @@ class LossInputs:
 
     def frozen(self, site: str, positions: Positions) -> Tensor:
         """States of the same rows in the frozen model, (rows, p, d)."""
-        cache = self.trainer.cache
+        cache = self.data.cache
         if positions in ("last", 1):
             return cache.last_reference(self.indices, site)[:, None]
         return gather(cache.reference(self.indices, site), self.batch.lengths, positions)[0]
 
     def row_weights(self, factors: dict[str, float], mask: Tensor) -> Tensor:
-        """Weights of (language, prompt, position), so that each language counts as its factor."""
-        factor = [factors.get(lang, 1.0) for lang in self.trainer.languages]
+        """Weights of (language, prompt, position) that give each language its factor in a sum.
+
+        Without the pivot; the positions of a row share its weight. Shape (rows · p,), float32.
+        """
+        factor = [factors.get(lang, 1.0) for lang in self.data.languages]
         each = torch.tensor([f / self.n for f in factor], device=mask.device)
         shared = mask / mask.sum(1, keepdim=True).clamp_min(1)
         return (each.repeat_interleave(self.n)[:, None] * shared).reshape(-1)
 
+    def token_weights(self, factors: dict[str, float], mask: Tensor) -> Tensor:
+        """Weights of (row, position) in all languages: the language's factor, 0 for padding.
+
+        With the pivot, shape (rows, p), float32; to be divided by their sum.
+        """
+        factor = [factors.get(lang, 1.0) for lang in (self.data.pivot, *self.data.languages)]
+        weights = torch.tensor(factor, device=mask.device)
+        return weights.repeat_interleave(self.n)[:, None] * mask
+
     def of_pivot(self, states: Tensor) -> Tensor:
         """Rows of the pivot, once for every other language."""
-        return states[: self.n].repeat(len(self.trainer.languages), *[1] * (states.ndim - 1))
-
-
-def separate_term(term: Separate, seen: LossInputs) -> Value:
-    """Language parts towards the language step."""
-    at, n = seen.where[term.site], seen.n
-    states, mask = seen.trained(term.site, term.positions)
-    frozen = seen.frozen(term.site, term.positions)
-    counted = mask[n:]
-    if term.target == "absolute":
-        reference, counted = seen.of_pivot(frozen), counted * seen.of_pivot(mask)
-    else:
-        reference = frozen[n:]
-    steps = [term.strength * seen.strength[lang] * at.step[lang] for lang in seen.trainer.languages]
-    target = torch.stack(steps).repeat_interleave(n * mask.shape[1], dim=0)
-    weights = seen.row_weights(term.languages, counted)
-    value = separate(states[n:].flatten(0, 1), reference.flatten(0, 1), at.basis, target, weights)
-    return value, seen.states[term.site]
-
-
-def align_term(term: Align, seen: LossInputs) -> Value:
-    """Language-agnostic parts towards the pivot's."""
-    at, n = seen.where[term.site], seen.n
-    states, mask = seen.trained(term.site, term.positions)
-    aim = states if term.pivot == "trained" else seen.frozen(term.site, term.positions)
-    weights = seen.row_weights(term.languages, mask[n:] * seen.of_pivot(mask))
-    what = {"direction": at.agnostic} if term.agnostic == "mean" else {"basis": at.basis}
-    pivot = seen.of_pivot(aim).flatten(0, 1)
-    value = align(states[n:].flatten(0, 1), pivot, weights=weights, **what)
-    return value, seen.states[term.site]
-
-
-def retain_term(term: Retain, seen: LossInputs) -> Value:
-    """States of the pivot's prompts, or of text, where they were."""
-    cache, site = seen.trainer.cache, term.site
-    if term.rows == "pivot":
-        rows, all_states = seen.indices[: seen.n], seen.states[site]
-        lengths, states = seen.batch.lengths[: seen.n], all_states[: seen.n]
-    else:
-        rows = _text_rows(seen, seen.trainer.texts)
-        batch = cache.batch(rows)
-        all_states = states = cache.forward(batch)[site]
-        lengths = batch.lengths
-    frozen = cache.reference(rows, site)
-    states = states[:, : frozen.shape[1]]
-    mask = token_mask(lengths, frozen.shape[1], term.positions)
-    return retain(states, frozen, mask, form=term.form), all_states
-
-
-def pivot_kl_term(term: PivotKL, seen: LossInputs) -> Value:
-    """Mean KL(p⁰‖p) of the next token after the tokens of the pivot's prompts, or answers."""
-    trainer, n = seen.trainer, seen.n
-    all_states, lengths, rows = seen.states[FINAL], seen.batch.lengths[:n], seen.indices[:n]
-    if term.rows == "answers":
-        mine = trainer.answers[trainer.pivot]
-        rows = [row for i in seen.drawn if (row := mine[i]) is not None]
-        if not rows:
-            return all_states.sum() * 0.0, all_states
-        batch = trainer.cache.batch(rows)
-        all_states, lengths = trainer.cache.forward(batch)[FINAL], batch.lengths
-    frozen = trainer.cache.reference(rows, FINAL)
-    mask = token_mask(lengths, frozen.shape[1], term.positions) > 0
-    states = all_states[: len(rows), : frozen.shape[1]]
-    with torch.no_grad():
-        before = log_softmax(logits(trainer.model, trainer.parts, frozen[mask]), dim=-1)
-    now = log_softmax(logits(trainer.model, trainer.parts, states[mask]), dim=-1)
-    return kl_div(now, before, log_target=True, reduction="batchmean"), all_states
-
-
-def language_model_term(term: LanguageModel, seen: LossInputs) -> Value:
-    """Cross-entropy on answers to the drawn prompts, or on text."""
-    trainer = seen.trainer
-    rows: list[int] = []
-    factors: list[float] = []
-    source = trainer.answers if term.rows == "answers" else trainer.texts
-    for lang, mine in source.items():
-        factor = term.languages.get(lang, 1.0)
-        if lang == trainer.pivot and not term.pivot:
-            factor = 0.0
-        found = [mine[i % len(mine)] for i in seen.drawn] if factor > 0 else []
-        rows += [row for row in found if row is not None]
-        factors += [factor] * (len(rows) - len(factors))
-    if not rows:  # none of these prompts has an answer
-        states = seen.states[FINAL]
-        return states.sum() * 0.0, states
-    batch = trainer.cache.batch(rows)
-    states = trainer.cache.forward(batch)[FINAL]
-    picked = [(b, t) for b, row in enumerate(rows) for t in trainer.predicting[row]]
-    at, step = torch.tensor(picked, device=states.device).T
-    found_logits = logits(trainer.model, trainer.parts, states[at, step])
-    each = cross_entropy(found_logits, batch.input_ids[at, step + 1], reduction="none")
-    weights = torch.tensor(factors, device=states.device)[at]
-    return (weights * each).sum() / weights.sum(), states
-
-
-def norm_term(term: Norm, seen: LossInputs) -> Value:
-    """Lengths of states where they were, in every language and the pivot."""
-    states, mask = seen.trained(term.site, term.positions)
-    lengths = seen.frozen(term.site, term.positions).float().norm(dim=-1)
-    ratio = states.float().norm(dim=-1) / lengths.clamp_min(1e-30)
-    change = torch.where(mask > 0, ratio - 1, torch.zeros_like(ratio))  # padding has no length
-    trainer = seen.trainer
-    factor = [term.languages.get(lang, 1.0) for lang in (trainer.pivot, *trainer.languages)]
-    weights = torch.tensor(factor, device=mask.device).repeat_interleave(seen.n)[:, None] * mask
-    value = (weights * change.square()).sum() / weights.sum().clamp_min(1e-30)
-    return value, seen.states[term.site]
-
-
-def _text_rows(seen: LossInputs, texts: Mapping[str, range | dict[int, int]]) -> list[int]:
-    return [rows[i % len(rows)] for rows in texts.values() for i in seen.drawn]
-
-
-_VALUES: dict[str, Callable[[Any, LossInputs], Value]] = {
-    "separate": separate_term,
-    "align": align_term,
-    "retain": retain_term,
-    "kl": pivot_kl_term,
-    "lm": language_model_term,
-    "norm": norm_term,
-}
-
-
-def value_of(term: Term, seen: LossInputs) -> Value:
-    """Value of any term, and the states it looked at."""
-    return _VALUES[term.kind](term, seen)
-
-
-def missing_rows(terms: Sequence[Term], trainer: LensTrainer) -> str | None:
-    """Say which rows the terms need and training was not given; None if nothing is missing."""
-    for term in terms:
-        rows = getattr(term, "rows", None)
-        if rows == "text" and not trainer.texts:
-            return f'a {term.kind} term with rows="text" needs texts; pass them to training'
-        if rows == "answers" and isinstance(term, PivotKL) and trainer.pivot not in trainer.answers:
-            return (
-                'a kl term with rows="answers" needs the pivot\'s answers to its prompts; pass '
-                'them to training, or use rows="prompts"'
-            )
-        if rows == "answers" and not trainer.answers:
-            return (
-                f'a {term.kind} term with rows="answers" needs answers; pass them to training, or '
-                'use rows="text" with texts'
-            )
-    return None
-
-
-def weight_of_part(
-    term: Term, trainer: LensTrainer, part: Sequence[int], whole: Sequence[int]
-) -> float:
-    """Return the factor of a term's value over ``part``, so that parts of ``whole`` add up."""
-    if len(part) == len(whole):
-        return 1.0
-    every = _mass(term, trainer, whole)
-    if every == 0:
-        return 1.0
-    return _mass(term, trainer, part) / every * len(whole) / len(part)
-
-
-def _mass(term: Term, trainer: LensTrainer, prompts: Sequence[int]) -> float:
-    """Return what the term's mean over these prompts divides by."""
-    if isinstance(term, PivotKL) or (isinstance(term, Retain) and term.rows == "pivot"):
-        if isinstance(term, Retain) and term.form == "token_mean":
-            return len(prompts)
-        answers = isinstance(term, PivotKL) and term.rows == "answers"
-        rows = trainer.pivot_answer_lengths if answers else trainer.tokens[trainer.pivot]
-        return _counted([rows], prompts, term.positions)
-    if isinstance(term, Retain):
-        if term.form == "token_mean":
-            return len(prompts)
-        return _counted(list(trainer.text_tokens.values()), prompts, term.positions)
-    if isinstance(term, LanguageModel):
-        answers = term.rows == "answers"
-        source = trainer.answer_tokens if answers else trainer.text_tokens
-        first = 0 if answers else len(prompts)  # nothing predicts the first token of a text
-        return sum(
-            term.languages.get(lang, 1.0) * (_counted([rows], prompts, "all") - first)
-            for lang, rows in source.items()
-            if lang != trainer.pivot or term.pivot
-        )
-    if isinstance(term, Norm):
-        return sum(
-            term.languages.get(lang, 1.0) * _counted([rows], prompts, term.positions)
-            for lang, rows in trainer.tokens.items()
-        )
-    return len(prompts)
-
-
-def _counted(rows: list[list[int]], prompts: Sequence[int], positions: Positions) -> int:
-    """Tokens of the prompts' rows that stand at ``positions``."""
-    lengths = [mine[i % len(mine)] for mine in rows for i in prompts]
-    if positions == "all":
-        return sum(lengths)
-    if positions in ("last", "mean"):
-        return sum(length > 0 for length in lengths)
-    return sum(min(length, int(positions)) for length in lengths)
+        return states[: self.n].repeat(len(self.data.languages), *[1] * (states.ndim - 1))

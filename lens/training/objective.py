@@ -2,45 +2,75 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from lens.errors import InputError
-from lens.training.config import LensConfig, Term, site_of
-from lens.training.losses import LossInputs, SiteGeometry, missing_rows, value_of, weight_of_part
+from lens.space.space import Space
+from lens.training.config import LensConfig
+from lens.training.data import TrainingData
+from lens.training.losses import LossInputs, SiteGeometry
 from lens.training.optimizer import Entry, evaluated
 
-if TYPE_CHECKING:
-    from lens.training.trainer import LensTrainer
+
+def geometries(space: Space, sites: Sequence[str], config: LensConfig) -> dict[str, SiteGeometry]:
+    """Fit the geometry of every site as the config's terms need it."""
+    along_mean = any(term.needs.mean_direction for term in config.active)
+    agnostic: Literal["mean", "complement"] = "mean" if along_mean else "complement"
+    return {
+        site: SiteGeometry.of(space, site, rank=config.rank, agnostic=agnostic) for site in sites
+    }
 
 
 class BatchObjective:
     """Loss of one batch of parallel prompts, all languages in one forward pass.
 
+    Parameters
+    ----------
+    data : TrainingData
+        Cached rows.
+    config : LensConfig
+        Terms, and steps for their schedules.
+    where : dict of str to SiteGeometry
+        Subspaces by site.
+    strength : dict of str to float
+        λ per language.
+
     Attributes
     ----------
     number : int
         0-based optimizer step, for schedules; whoever runs the steps sets it.
+
+    Raises
+    ------
+    InputError
+        If a term needs rows that the data lack, or all prompts of a step at once where several
+        processes share them.
     """
 
     def __init__(
         self,
-        trainer: LensTrainer,
+        data: TrainingData,
         config: LensConfig,
         where: dict[str, SiteGeometry],
         strength: dict[str, float],
     ) -> None:
-        device = next(iter(trainer.parameters.values())).device
-        self.trainer, self.config, self.strength = trainer, config, strength
-        self.where = {site: geometry.to(device) for site, geometry in where.items()}
+        self.data, self.config, self.strength = data, config, strength
+        self.where = {site: geometry.to(data.cache.device) for site, geometry in where.items()}
         self.number = 0
-        missing = missing_rows(config.active, trainer)
-        if missing:
-            raise InputError(missing)
+        for term in config.active:
+            missing = term.missing_rows(data)
+            if missing:
+                raise InputError(missing)
+            n = data.processes.count
+            if term.needs.whole_step and n > 1:
+                raise InputError(
+                    f"a {term.kind} term compares the prompts of a step with each other, and {n} "
+                    "processes would divide them; train in one process, or leave the term out"
+                )
 
     def __call__(
         self, drawn: list[int], whole: list[int] | None = None
@@ -50,48 +80,49 @@ class BatchObjective:
         When they are a part of the ``whole`` step, the losses of all parts, weighted by their
         number of prompts, add up to that of the step.
         """
-        seen = self._seen(drawn)
+        inputs = self.inputs(drawn)
         progress = self.number / max(1, self.config.steps - 1)
         every = self.config.shares_every
         with_shares = every > 0 and self.number % every == 0
         entry: dict[str, float] = {}
         pulls: dict[str, float] = {}
-        total = torch.zeros((), device=seen.batch.lengths.device)
+        total = torch.zeros((), device=inputs.batch.lengths.device)
         for term in self.config.active:
-            value, states = value_of(term, seen)
+            value, states = term.value(inputs)
             if whole is not None and len(drawn) < len(whole):
-                value = value * weight_of_part(term, self.trainer, drawn, whole)
+                value = value * term.weight_of_part(self.data, drawn, whole)
             weighted = term.weight_at(progress) * value
-            name = _name(term)
+            name = term.name
             entry[f"loss_{name}"] = entry.get(f"loss_{name}", 0.0) + float(value.detach())
             if with_shares:
-                pulls[name] = pulls.get(name, 0.0) + _pull(weighted, states)
+                pulls[name] = pulls.get(name, 0.0) + _gradient_norm(weighted, states)
             total = total + weighted
         entry["loss"] = float(total.detach())
         if with_shares and len(pulls) > 1:
             together = sum(pulls.values()) or 1.0
             entry.update({f"share_{name}": pull / together for name, pull in pulls.items()})
-        entry.update(self._movement(seen))
+        entry.update(self._movement(inputs))
         return total, entry
 
-    def _seen(self, drawn: list[int]) -> LossInputs:
-        t = self.trainer
-        indices = [t.rows[lang][i] for lang in (t.pivot, *t.languages) for i in drawn]
-        batch = t.cache.batch(indices)
-        states = t.cache.forward(batch)
-        return LossInputs(t, self.where, self.strength, drawn, indices, batch, states)
+    def inputs(self, drawn: list[int]) -> LossInputs:
+        """Run the trained blocks on the drawn prompts in all languages."""
+        data = self.data
+        indices = [data.rows[lang][i] for lang in (data.pivot, *data.languages) for i in drawn]
+        batch = data.cache.batch(indices)
+        states = data.cache.forward(batch)
+        return LossInputs(data, self.where, self.strength, drawn, indices, batch, states)
 
     @torch.no_grad()
-    def _movement(self, seen: LossInputs) -> dict[str, float]:
-        """How far the last states moved along and across the language step, and the pivot's."""
+    def _movement(self, inputs: LossInputs) -> dict[str, float]:
+        """Mean movement of the last states along and across the language step, and the pivot's."""
         if not self.config.subspace_sites:
             return {}
-        site, n = self.config.subspace_sites[-1], seen.n
+        site, n = self.config.subspace_sites[-1], inputs.n
         at = self.where[site]
-        last = seen.batch.last(seen.states[site])
-        moved = (last - self.trainer.cache.last_reference(seen.indices, site)).float()
+        last = inputs.batch.last(inputs.states[site])
+        moved = (last - self.data.cache.last_reference(inputs.indices, site)).float()
         along, across, cosine = [], [], []
-        for k, lang in enumerate(self.trainer.languages, start=1):
+        for k, lang in enumerate(self.data.languages, start=1):
             rows = moved[k * n : (k + 1) * n]
             step = at.basis @ at.step[lang]
             unit = step / step.norm().clamp_min(1e-30)
@@ -107,24 +138,21 @@ class BatchObjective:
         }
 
 
-def _name(term: Term) -> str:
-    site = site_of(term)
-    return term.kind if site == "final" else f"{term.kind}@{site}"
-
-
-def _pull(weighted: Tensor, states: Tensor) -> float:
-    """Norm of a term's gradient at the states it looked at."""
+def _gradient_norm(weighted: Tensor, states: Tensor) -> float:
+    """Norm of a term's gradient at the states it read."""
     (grad,) = torch.autograd.grad(weighted, states, retain_graph=True, allow_unused=True)
     return 0.0 if grad is None else float(grad.float().norm())
 
 
 class ValidationMonitor:
-    """Validation loss of a run: the run's own objective on prompts it does not train on.
+    """Validation loss of a run: its own objective on prompts it does not train on.
 
     Parameters
     ----------
-    trainer : LensTrainer
-        With cached validation prompts.
+    held_out : TrainingData
+        The run's data with validation prompts in place of those that are trained on.
+    parameters : mapping of str to Tensor
+        What is trained; copied whenever the loss is the lowest so far.
     config : LensConfig
         Its ``validate_every`` and ``patience`` are used.
     where, strength : dict
@@ -138,19 +166,17 @@ class ValidationMonitor:
 
     def __init__(
         self,
-        trainer: LensTrainer,
+        held_out: TrainingData,
+        parameters: Mapping[str, Tensor],
         config: LensConfig,
         where: dict[str, SiteGeometry],
         strength: dict[str, float],
     ) -> None:
-        terms = [t for t in config.active if getattr(t, "rows", None) != "answers"]
+        terms = tuple(term for term in config.active if term.needs.rows != "answers")
         if not terms:
             raise InputError("no loss can be measured on validation prompts, which have no answers")
-        measured = config.model_copy(update={"terms": tuple(terms), "shares_every": 0})
-        held_out = copy.copy(trainer)
-        held_out.rows, held_out.tokens = trainer.validation, trainer.validation_tokens
-        held_out.count = len(held_out.tokens[trainer.pivot])
-        self.trainer, self.config = held_out, config
+        measured = config.model_copy(update={"terms": terms, "shares_every": 0})
+        self.data, self.parameters, self.config = held_out, parameters, config
         self.step = BatchObjective(held_out, measured, where, strength)
         self.step.number = config.steps - 1  # one objective throughout: schedules at their end
         self.best: dict[str, Tensor] = {}
@@ -174,17 +200,16 @@ class ValidationMonitor:
         DivergedError
             If the loss is not finite.
         """
-        trainer = self.trainer
         found = evaluated(
             self.step,
-            list(range(trainer.count)),
-            self.config.micro_batch or self.config.batch_size,
+            list(range(self.data.count)),
+            self.config.rows_per_pass,
             done,
-            trainer.processes,
+            self.data.processes,
         )
         if found["loss"] < self.best_loss:
             self.best_loss, self.best_step, self.misses = found["loss"], done, 0
-            self.best = {name: p.detach().clone() for name, p in trainer.parameters.items()}
+            self.best = {name: p.detach().clone() for name, p in self.parameters.items()}
         else:
             self.misses += 1
         return {f"validation_{k}": v for k, v in found.items() if k.startswith("loss")}
@@ -195,6 +220,6 @@ class ValidationMonitor:
         return {"loss": loss, "step": self.best_step, "misses": self.misses}
 
     def load(self, state: Mapping[str, Any], best: dict[str, Tensor]) -> None:
-        """Go on from what `state` returned."""
+        """Resume from what `state` returned."""
         self.best_loss = float("inf") if state["loss"] is None else state["loss"]
         self.best_step, self.misses, self.best = state["step"], state["misses"], best

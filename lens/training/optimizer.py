@@ -1,13 +1,10 @@
-"""The optimizer loop: AdamW with cosine decay, 16-bit master weights, several processes."""
+"""The optimizer loop: AdamW with cosine decay, float32 master weights, sharding."""
 
 from __future__ import annotations
 
-import atexit
-import importlib
 import math
-import os
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,108 +14,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lens.errors import InputError
-from lens.training.config import LensConfig
-from lens.utils.progress import progress, set_quiet
-
-
-@dataclass(frozen=True, slots=True)
-class Processes:
-    """Which of the processes that train together this one is; alone by default."""
-
-    rank: int = 0
-    count: int = 1
-
-    @classmethod
-    def current(cls) -> Processes:
-        """Return the process group that is running, if there is one."""
-        if dist.is_available() and dist.is_initialized():
-            return cls(dist.get_rank(), dist.get_world_size())
-        return cls()
-
-    @property
-    def main(self) -> bool:
-        """Whether this process writes files and talks."""
-        return self.rank == 0
-
-    def own(self, indices: Iterable[int]) -> list[int]:
-        """Those of ``indices`` that this process caches and computes."""
-        return [i for i in indices if i % self.count == self.rank]
-
-    def most(self, indices: Sequence[int]) -> int:
-        """Return the largest number of ``indices`` that any process owns."""
-        owners = [i % self.count for i in indices]
-        return max((owners.count(rank) for rank in range(self.count)), default=0)
-
-    def gather(self, value: Any) -> list[Any]:
-        """Return the values of all processes, in order of rank."""
-        if self.count == 1:
-            return [value]
-        found: list[Any] = [None] * self.count
-        dist.all_gather_object(found, value)
-        return found
-
-    def add_up(self, tensors: Sequence[Tensor]) -> None:
-        """Replace every tensor by its sum over the processes."""
-        if self.count > 1:
-            for tensor in tensors:
-                dist.all_reduce(tensor)
-
-    def wait(self) -> None:
-        """Wait until all processes are here."""
-        self.gather(None)
-
-
-def start(device: str) -> tuple[Processes, str]:
-    """Join the process group that ``torchrun`` or ``accelerate launch`` announced, if any.
-
-    Parameters
-    ----------
-    device : str
-        What the user asked for; ``"cuda"`` becomes this process's own GPU.
-
-    Returns
-    -------
-    processes : Processes
-        This process and how many there are.
-    device : str
-        Device of this process.
-
-    Raises
-    ------
-    InputError
-        For ``device="auto"``, which would spread one model over all GPUs in every process.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
-        return Processes(), device
-    if device == "auto":
-        raise InputError(
-            "--device auto spreads one model over all GPUs, which several processes cannot share; "
-            "use --device cuda, one process per GPU, or start a single process"
-        )
-    # Its functions bind the world's group as a default when they are imported. Imported once the
-    # group is there, as Transformers does on demand, they keep it and its threads alive past
-    # ``finish``, and a thread that wakes while the interpreter goes down aborts the process.
-    importlib.import_module("torch.distributed.nn")
-    from accelerate import PartialState
-
-    atexit.register(_leave)
-    state = PartialState(cpu=torch.device(device).type == "cpu")
-    if not state.is_main_process:
-        set_quiet(True)
-    return Processes.current(), str(state.device) if device == "cuda" else device
-
-
-def finish() -> None:
-    """Leave the process group, once all are here."""
-    if dist.is_available() and dist.is_initialized():
-        Processes.current().wait()
-    _leave()
-
-
-def _leave() -> None:
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
-
+from lens.training.config import OptimizerSettings
+from lens.training.processes import Processes
+from lens.utils.progress import progress
 
 _SHORT = (torch.float16, torch.bfloat16)
 
@@ -318,36 +216,30 @@ class Optimization:
     ----------
     parameters : sequence of Tensor
         What is trained; 16-bit ones get float32 master weights.
-    config : LensConfig
+    config : OptimizerSettings
         Steps, batch size, learning rate, decay, clipping, warm-up.
-    count : int
-        Number of prompts to draw from.
-    seed : int
-        Decides the order of prompts.
+    order : iterator of list of int
+        Batches of indices, such as `draws`.
     dtype : torch.dtype
         What the model computes in; float16 gets loss scaling.
     processes : Processes
         Those that share the work of each step.
     shard : bool
         Each of them keeps a part of the gradients, master weights and moments only.
-    masters : Masters, optional
+    masters : MasterWeights, optional
         What the optimizer changes in place of ``parameters``.
-    order : iterator of list of int, optional
-        Batches of indices, in place of a new shuffle each time all prompts were used.
     """
 
     def __init__(
         self,
         parameters: Sequence[Tensor],
-        config: LensConfig,
+        config: OptimizerSettings,
         *,
-        count: int,
-        seed: int,
+        order: Iterator[list[int]],
         dtype: torch.dtype = torch.float32,
         processes: Processes | None = None,
         shard: bool = False,
         masters: MasterWeights | None = None,
-        order: Iterator[list[int]] | None = None,
     ) -> None:
         self.config, self.processes = config, processes or Processes()
         sharded = shard and self.processes.count > 1
@@ -359,7 +251,7 @@ class Optimization:
             self.masters.tensors, lr=config.learning_rate, weight_decay=config.weight_decay
         )
         self.done = 0
-        self._draws = order or draws(count, config.batch_size, seed)
+        self._draws = order
 
     def step(self, loss_of: Loss) -> Entry:
         """Draw prompts, take one optimizer step and return its log entry.
@@ -373,11 +265,15 @@ class Optimization:
         rate = self.config.learning_rate * _schedule(number, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        size = self.config.micro_batch or self.config.batch_size
         entry = evaluated(
-            loss_of, drawn, size, number, self.processes,
-            backward=self._backward, after=self.masters.collect,
-        )  # fmt: skip
+            loss_of,
+            drawn,
+            self.config.rows_per_pass,
+            number,
+            self.processes,
+            backward=self._backward,
+            after=self.masters.collect,
+        )
         norm = self._gradient_norm()
         if self.scale.active:
             entry["loss_scale"] = self.scale.value
@@ -391,6 +287,17 @@ class Optimization:
         self.optimizer.zero_grad(set_to_none=True)
         self.done += 1
         return entry
+
+    def remaining(self, loss_of: Loss) -> Iterator[Entry]:
+        """Take the steps that are left, with a progress bar; yield the log entry of each.
+
+        Raises
+        ------
+        DivergedError
+            As `step`.
+        """
+        for _ in progress(range(self.done, self.config.steps), "Training", unit="step"):
+            yield self.step(loss_of)
 
     def _left_out(self, entry: Entry) -> Entry:
         """Leave a step out whose gradient overflowed only because it was scaled."""
@@ -446,31 +353,10 @@ class Optimization:
             for gradient in gradients:
                 gradient /= self.scale.value
         norm = self.masters.norm(gradients)
-        scale = (self.config.clip / (norm + 1e-6)).clamp(max=1.0)
+        scale = (self.config.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
         for gradient in gradients:
             gradient.mul_(scale)
         return float(norm)
-
-
-def optimize(
-    parameters: Sequence[Tensor],
-    loss_of: Loss,
-    config: LensConfig,
-    *,
-    count: int,
-    seed: int,
-    dtype: torch.dtype,
-) -> Iterator[Entry]:
-    """Run `Optimization` for ``config.steps`` steps and yield one log entry per step.
-
-    Raises
-    ------
-    DivergedError
-        If the loss is not finite; names the step and the terms.
-    """
-    optimization = Optimization(parameters, config, count=count, seed=seed, dtype=dtype)
-    for _ in progress(range(config.steps), "Training", unit="step"):
-        yield optimization.step(loss_of)
 
 
 def evaluated(
@@ -558,9 +444,9 @@ def draws(count: int, size: int, seed: int) -> Iterator[list[int]]:
         pool = pool[size:]
 
 
-def _schedule(step: int, config: LensConfig) -> float:
+def _schedule(step: int, config: OptimizerSettings) -> float:
     """Share of the peak learning rate: linear warm-up, then cosine decay."""
-    warm = max(1, round(config.warmup * config.steps))
+    warm = max(1, round(config.warmup_ratio * config.steps))
     if step < warm:
         return (step + 1) / warm
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, config.steps - warm)))

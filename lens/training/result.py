@@ -167,8 +167,7 @@ def _tuned(tuning: dict[str, Any] | None) -> str:
 
 
 def _answers_used(result: TrainResult) -> str:
-    used = any(getattr(term, "rows", None) == "answers" for term in result.config.active)
-    if not used:
+    if "answers" not in result.config.read_rows:
         return "No answers were used."
     return "Answers given to training were used, see `reproduce.json` for their hashes."
 
@@ -216,7 +215,6 @@ class TrainResult:
 
     def save(self, out: Any, *, force: bool = False) -> None:
         """Write a Hugging Face checkpoint, the log and ``reproduce.json`` to a new folder."""
-
         save(self, out, force=force)
 
     @torch.no_grad()

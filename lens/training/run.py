@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from typing import IO, Any, Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -19,65 +19,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lens.errors import DamagedError, InputError, MissingExtraError
-from lens.models.fingerprint import _sha256_of_parts, tokenizer_sha256
-from lens.training.config import LensConfig
-from lens.training.losses import SiteGeometry
 from lens.training.objective import BatchObjective, ValidationMonitor
 from lens.training.optimizer import DivergedError, Entry, Optimization
 from lens.utils.progress import progress, say
 from lens.utils.signals import StoppedError, StopRequest, stop_requests
 from lens.utils.versions import versions
 from lens.utils.workdir import WorkDir, differences
-
-if TYPE_CHECKING:
-    from lens.training.trainer import LensTrainer
-
-# What a run is given besides its settings and its rows.
-INPUTS = ("model", "dtype", "tokenizer", "subspaces", "processes")
-
-
-def identity(
-    trainer: LensTrainer,
-    config: LensConfig,
-    *,
-    strength: dict[str, float],
-    seed: int,
-    geometry: Mapping[str, SiteGeometry] | None,
-) -> dict[str, Any]:
-    """Collect what decides a run's result, as plain JSON values.
-
-    The model must hold the weights that training starts from. ``geometry`` is the one given in
-    place of the space's own, if any.
-    """
-    return {
-        "model": trainer.fingerprint,
-        "dtype": str(trainer.model.dtype).removeprefix("torch."),
-        "tokenizer": None if trainer.tokenizer is None else tokenizer_sha256(trainer.tokenizer),
-        "space": trainer.space.sha256,
-        **trainer.trainable.to_dict(),
-        "parameters": _sha256_of_parts(name.encode() for name in trainer.parameters),
-        "losses": config.model_dump(mode="json"),
-        "strength": strength,
-        "seed": seed,
-        **trainer.inputs,
-        "subspaces": None if geometry is None else _geometry_sha256(geometry),
-        "processes": trainer.processes.count,
-    }
-
-
-def _geometry_sha256(geometry: Mapping[str, SiteGeometry]) -> str:
-    def parts() -> Iterator[bytes]:
-        for site, at in sorted(geometry.items()):
-            yield site.encode()
-            for tensor in (at.basis, at.agnostic, *(at.step[lang] for lang in sorted(at.step))):
-                yield _bytes(tensor)
-
-    return _sha256_of_parts(parts())
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    content: bytes = tensor.detach().cpu().contiguous().numpy().tobytes()
-    return content
 
 
 TRACKERS = ("tensorboard", "wandb", "trackio")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -14,20 +14,24 @@ import torch
 from lens.data.languages import canonical
 from lens.errors import InputError
 from lens.models.architecture import evaluating, locate
-from lens.models.fingerprint import model_fingerprint
+from lens.models.fingerprint import _sha256_of_parts, model_fingerprint, tokenizer_sha256
 from lens.models.layers import resolve_layers, resolve_sites
 from lens.models.offload import held_briefly, release, require_whole, set_aside, spill
 from lens.models.prefix_cache import PrefixCache
 from lens.models.tokenization import ChatOptions
 from lens.space.space import Space
 from lens.training.config import LensConfig, resolve
-from lens.training.data import CachedPrompts, checked_prompts, held_out, memory_for_states
-from lens.training.losses import SiteGeometry, geometries
-from lens.training.objective import BatchObjective, ValidationMonitor
-from lens.training.optimizer import DivergedError, Optimization, Processes, only_trainable
+from lens.training.data import CacheFiller, checked_prompts, held_out, memory_for_states
+from lens.training.losses import SiteGeometry
+from lens.training.objective import BatchObjective, ValidationMonitor, geometries
+from lens.training.optimizer import DivergedError, Optimization, draws, only_trainable
 from lens.training.parameters import Lora, Trainable
+from lens.training.processes import Processes
 from lens.training.result import State, TrainResult
-from lens.training.run import INPUTS, RunOptions, TrainingRun, identity, recomputing
+from lens.training.run import RunOptions, TrainingRun, recomputing
+
+# What a run is given besides its settings and its rows.
+INPUTS = ("model", "dtype", "tokenizer", "subspaces", "processes")
 
 
 class LensTrainer:
@@ -105,13 +109,9 @@ class LensTrainer:
     ) -> None:
         space.check_model(model)
         self.fingerprint = model_fingerprint(model)  # now: later, weights may be in a file
-        self.processes = Processes.current()
         self.model, self.tokenizer, self.space = model, tokenizer, space
+        self.processes, self.references = Processes.current(), references
         rows = checked_prompts(prompts, space)
-        self.pivot = space.pivot
-        self.languages = tuple(lang for lang in rows if lang != self.pivot)
-        self.count = len(rows[self.pivot])
-        self.references = references
         require_whole(model)
         brief = partial(held_briefly, [model], active=low_memory)
         with brief():
@@ -127,26 +127,35 @@ class LensTrainer:
         places = resolve_sites(list(sites), len(parts.blocks))
         spill(self.idle)
         with brief():
-            self.cache = PrefixCache(
-                model, parts, first_block=first, sites=places, folder=cache, memory=memory,
+            prefix = PrefixCache(
+                model,
+                parts,
+                first_block=first,
+                sites=places,
+                folder=cache,
+                memory=memory,
                 low_memory=low_memory,
-            )  # fmt: skip
-        given = CachedPrompts(
-            self.cache, tokenizer, pivot=self.pivot, count=self.count, references=references,
-            chat=chat, batch_size=cache_batch, processes=self.processes,
-        )  # fmt: skip
+            )
+        filler = CacheFiller(
+            prefix,
+            tokenizer,
+            pivot=space.pivot,
+            references=references,
+            chat=chat,
+            batch_size=cache_batch,
+            processes=self.processes,
+        )
         with evaluating(model), brief():
-            self.rows, self.tokens = given.add_prompts("prompts", rows)
-            watched = given.add_prompts("validation", held_out(validation, space, rows))
+            trained = filler.add_prompts("prompts", rows)
+            watched = filler.add_prompts("validation", held_out(validation, space, rows))
             for lang, plain in (texts or {}).items():
-                given.add_text(canonical(lang), plain)
+                filler.add_text(canonical(lang), plain)
             for lang, said in (answers or {}).items():
-                given.add_answers(canonical(lang), said, rows)
-        self.validation, self.validation_tokens = watched
-        self.texts, self.text_tokens = given.texts, given.text_tokens
-        self.answers, self.answer_tokens = given.answers, given.answer_tokens
-        self.pivot_answer_lengths = given.pivot_answer_lengths
-        self.predicting, self.inputs = given.predicting, given.about
+                filler.add_answers(canonical(lang), said, rows)
+        self.data, self.inputs = filler.data(trained), filler.about
+        self.held_out = (
+            replace(self.data, rows=watched.rows, tokens=watched.tokens) if watched.rows else None
+        )
         self.parameters = self.trainable.activate()
         self.original = set_aside(self.parameters, in_files=low_memory)
 
@@ -168,7 +177,7 @@ class LensTrainer:
 
     def run(
         self,
-        losses: str | LensConfig | dict[str, Any] = "pinned",
+        losses: str | LensConfig | dict[str, Any] = "lens+kl",
         *,
         strength: float | Mapping[str, float] = 1.0,
         seed: int = 0,
@@ -199,11 +208,12 @@ class LensTrainer:
             If Ctrl-C or SIGTERM stopped a run that has a working folder; it can be resumed.
         """
         config = resolve(losses).placed(len(self.parts.blocks))
-        missing = [site for site in config.sites if site not in self.cache.sites]
+        cached = self.data.cache.sites
+        missing = [site for site in config.sites if site not in cached]
         if missing:
             raise InputError(
                 f"the losses read {', '.join(missing)}, but the cache holds "
-                f"{', '.join(self.cache.sites)}; name all sites when making the trainer"
+                f"{', '.join(cached)}; name all sites when making the trainer"
             )
         if config.references == "all" and self.references != "all":
             raise InputError(
@@ -214,7 +224,7 @@ class LensTrainer:
         where = geometry or geometries(self.space, config.subspace_sites, config)
         self.parameters = self.trainable.activate()
         self.restore()
-        is_run = identity(self, config, strength=strengths, seed=seed, geometry=geometry)
+        is_run = self._identity(config, strength=strengths, seed=seed, geometry=geometry)
         started = time.perf_counter()
         try:
             log, watch = self._carried_out(
@@ -231,17 +241,52 @@ class LensTrainer:
         band = {name: p.detach().clone() for name, p in self.parameters.items()}
         about = {
             "space": {"sha256": self.space.sha256, **self.space.to_dict()},
-            "pivot": self.pivot,
-            "prompts": self.count,
+            "pivot": self.data.pivot,
+            "prompts": self.data.count,
             "trained": self.trainable.to_dict(),
             "inputs": {name: is_run[name] for name in (*INPUTS, *self.inputs)},
         }
         if watch is not None:
             about["validation"] = {"best_step": watch.best_step, "loss": watch.best_loss}
         return TrainResult(
-            self.model, self.tokenizer, band, log, config, strengths, seed, self.layers, seconds,
-            about, self.trainable.adapter, original=self.original, unfinished=running.folder,
-        )  # fmt: skip
+            self.model,
+            self.tokenizer,
+            band,
+            log,
+            config,
+            strengths,
+            seed,
+            self.layers,
+            seconds,
+            about,
+            self.trainable.adapter,
+            original=self.original,
+            unfinished=running.folder,
+        )
+
+    def _identity(
+        self,
+        config: LensConfig,
+        *,
+        strength: dict[str, float],
+        seed: int,
+        geometry: Mapping[str, SiteGeometry] | None,
+    ) -> dict[str, Any]:
+        """Everything that decides a run's result; the model must hold its original weights."""
+        return {
+            "model": self.fingerprint,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "tokenizer": None if self.tokenizer is None else tokenizer_sha256(self.tokenizer),
+            "space": self.space.sha256,
+            **self.trainable.to_dict(),
+            "parameters": _sha256_of_parts(name.encode() for name in self.parameters),
+            "losses": config.model_dump(mode="json"),
+            "strength": strength,
+            "seed": seed,
+            **self.inputs,
+            "subspaces": None if geometry is None else _geometry_sha256(geometry),
+            "processes": self.processes.count,
+        }
 
     def _carried_out(
         self,
@@ -256,8 +301,10 @@ class LensTrainer:
         """Take the steps of a run; return its log and what validation found."""
         parameters = list(self.parameters.values())
         blocks = list(self.parts.blocks[min(self.layers) :])
-        step = BatchObjective(self, config, where, strengths)
-        watch = ValidationMonitor(self, config, where, strengths) if self.validation else None
+        step = BatchObjective(self.data, config, where, strengths)
+        watch = None
+        if self.held_out is not None:
+            watch = ValidationMonitor(self.held_out, self.parameters, config, where, strengths)
         was_training = self.model.training
         self.model.eval()  # no dropout: the references were made without
         try:
@@ -267,13 +314,21 @@ class LensTrainer:
                 recomputing(blocks if running.gradient_checkpointing else []),
             ):
                 optimization = Optimization(
-                    parameters, config, count=self.count, seed=seed, dtype=self.model.dtype,
-                    processes=self.processes, shard=running.shard,
-                )  # fmt: skip
+                    parameters,
+                    config,
+                    order=draws(self.data.count, config.batch_size, seed),
+                    dtype=self.model.dtype,
+                    processes=self.processes,
+                    shard=running.shard,
+                )
                 run = TrainingRun(
-                    optimization, self.parameters, step, running=running, identity=identity,
+                    optimization,
+                    self.parameters,
+                    step,
+                    running=running,
+                    identity=identity,
                     watch=watch,
-                )  # fmt: skip
+                )
                 return run.go(), watch
         finally:
             self.model.train(was_training)
@@ -287,15 +342,25 @@ class LensTrainer:
             If a mapping lacks one.
         """
         if not isinstance(strength, Mapping):
-            return dict.fromkeys(self.languages, float(strength))
+            return dict.fromkeys(self.data.languages, float(strength))
         given = {canonical(lang): float(value) for lang, value in strength.items()}
-        missing = [lang for lang in self.languages if lang not in given]
+        missing = [lang for lang in self.data.languages if lang not in given]
         if missing:
             raise InputError(
                 f"no strength for {', '.join(missing)}; give one number for all languages, or one "
-                f"for each of {', '.join(self.languages)}"
+                f"for each of {', '.join(self.data.languages)}"
             )
-        return {lang: given[lang] for lang in self.languages}
+        return {lang: given[lang] for lang in self.data.languages}
+
+
+def _geometry_sha256(geometry: Mapping[str, SiteGeometry]) -> str:
+    def parts() -> Iterator[bytes]:
+        for site, at in sorted(geometry.items()):
+            yield site.encode()
+            for tensor in at.content:
+                yield tensor.detach().cpu().contiguous().numpy().tobytes()
+
+    return _sha256_of_parts(parts())
 
 
 def train(
@@ -307,7 +372,7 @@ def train(
     layers: str = "-2:",
     train: str = "full",
     lora: int | Lora | None = None,
-    losses: str | LensConfig | dict[str, Any] = "pinned",
+    losses: str | LensConfig | dict[str, Any] = "lens+kl",
     strength: float | Mapping[str, float] = 1.0,
     texts: Mapping[str, Sequence[str]] | None = None,
     answers: Mapping[str, Sequence[str | None]] | None = None,
@@ -341,8 +406,8 @@ def train(
         Train adapters of this rank on their linear layers instead; the result is saved as a PEFT
         adapter.
     losses : str, LensConfig or dict
-        ``"pinned"`` (the corrected losses, and the pivot's predictions are held), ``"corrected"``
-        (without that), ``"lens-v1"`` (as published) or settings of one's own.
+        ``"lens+kl"`` (our losses, with the pivot's predictions held), ``"lens"`` (without that),
+        ``"lens-paper"`` (as published) or settings of one's own.
     strength : float or mapping
         λ per language: length of the language step in units of m_l − m_c.
     texts : mapping, optional

@@ -34,7 +34,7 @@ def _answers(judge: Judge, tokenizer: object) -> Iterator[Answers]:
     yield judge.ask(model, languages=OTHERS)
     prompts = train_prompts()
     space = probe(model, tokenizer, prompts, pivot=PIVOT, role="text", pooling="last")
-    config = PRESETS["corrected"]
+    config = PRESETS["lens"]
     trainer = LensTrainer(model, tokenizer, space, prompts, layers=LAYERS)
     tune(trainer, config, judge)
     yield judge.ask(model, languages=OTHERS)

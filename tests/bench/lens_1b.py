@@ -1,8 +1,8 @@
 """A 25-step run of the published recipe on a random-weight model of 1.1 billion parameters.
 
 Llama type, bfloat16: 22 blocks of width 2048, 32 heads over 4 key-value heads, 5632 inside, 32,000
-words; the top 2 blocks are trained by ``lens-v1`` on 200 parallel prompts in 7 languages, 16 to 128
-tokens each, micro-batch 1, 8 prompts a step. Every side runs in a process of its own:
+words; the top 2 blocks are trained by ``lens-paper`` on 200 parallel prompts in 7 languages, 16 to
+128 tokens each, micro-batch 1, 8 prompts a step. Every side runs in a process of its own:
 
 - ``lens``, ``lens-lora``: `lens.train` from loading to the last step. The second finds the states
   that the first cached; the time to make them is added to its own.

@@ -83,7 +83,7 @@ def of_lens(folder: Path, count: int, lora: Lora | None) -> Iterator[tuple[str, 
     changes = {
         "steps": count // BATCH,
         "batch_size": BATCH,
-        "micro_batch": 1,
+        "micro_batch_size": 1,
         "learning_rate": 1e-5,
     }
     result = lens.train(
@@ -91,7 +91,7 @@ def of_lens(folder: Path, count: int, lora: Lora | None) -> Iterator[tuple[str, 
         None,
         make_space(CONFIG.hidden_size),
         make_prompts(count),
-        losses=PRESETS["lens-v1"].model_copy(update=changes),
+        losses=PRESETS["lens-paper"].model_copy(update=changes),
         lora=lora,
         low_memory=True,
         cache=folder / "states",

@@ -19,12 +19,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lens.space.space import Space
 from lens.training.config import PRESETS
-from lens.training.losses import SiteGeometry
+from lens.training.objective import geometries
 from lens.training.trainer import LensTrainer
 
 LANGUAGES = ("eng_Latn", "spa_Latn", "ind_Latn", "swh_Latn", "tur_Latn", "rus_Cyrl", "zho_Hans")
 WIDTH, BLOCKS, TOKENS, VOCABULARY, PROMPTS = 768, 24, 64, 32_000, 8
-CONFIG = PRESETS["lens-v1"].model_copy(update={"batch_size": PROMPTS, "micro_batch": 1})
+CONFIG = PRESETS["lens-paper"].model_copy(update={"batch_size": PROMPTS, "micro_batch_size": 1})
 
 
 def make_model() -> Any:
@@ -86,7 +86,7 @@ class Published:
         for parameter in self.band:
             parameter.requires_grad_(True)
         self.ids = {lang: [torch.tensor([row]) for row in rows] for lang, rows in prompts.items()}
-        self.at = SiteGeometry.of(space, "final", CONFIG)
+        self.at = geometries(space, ("final",), CONFIG)["final"]
         self.optimizer = torch.optim.AdamW(self.band, lr=1e-5, weight_decay=0.1)
 
     def states(self, model: Any, prompt: int) -> dict[str, Tensor]:

@@ -55,8 +55,8 @@ def words() -> Any:
 
 def settings(k: int, micro: int, *, low_memory: bool) -> dict[str, Any]:
     """What plan and training share."""
-    losses = resolve("corrected").model_copy(
-        update={"steps": STEPS, "micro_batch": micro, "learning_rate": 1e-5}
+    losses = resolve("lens").model_copy(
+        update={"steps": STEPS, "micro_batch_size": micro, "learning_rate": 1e-5}
     )
     return {"layers": f"-{k}:", "low_memory": low_memory, "losses": losses}
 

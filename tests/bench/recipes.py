@@ -17,7 +17,7 @@ from lens.demo.questions import text
 from lens.demo.run import Judge, train_prompts
 from lens.space.probe import probe
 from lens.space.space import Space
-from lens.training.config import PRESETS, Align, LensConfig, Retain, Separate
+from lens.training import PRESETS, Align, LensConfig, Retain, Separate
 from lens.training.trainer import LensTrainer
 
 PLAIN = "end of a plain prompt"
@@ -28,7 +28,7 @@ READINGS: dict[str, dict[str, Any]] = {
     "running text, mean": {"rows": "texts", "role": "text", "pooling": "mean"},
     "running text, last token": {"rows": "texts", "role": "text", "pooling": "last"},
 }
-BASE = PRESETS["corrected"]
+BASE = PRESETS["lens"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +54,12 @@ def recipes() -> Iterator[Recipe]:
             yield Recipe("corrected losses", strength, reading)
     for strength in (1.0, 2.0, 3.0):
         yield Recipe(
-            "`lens-v1`", strength, "end of a prompt in the template", config=PRESETS["lens-v1"]
+            "`lens-paper`",
+            strength,
+            "end of a prompt in the template",
+            config=PRESETS["lens-paper"],
         )
-        yield Recipe("`lens-v1`", strength, config=PRESETS["lens-v1"])
+        yield Recipe("`lens-paper`", strength, config=PRESETS["lens-paper"])
     yield Recipe("target=shift", 1.5, config=_with(terms=(Separate(target="shift"), Retain())))
     yield Recipe("target=shift", 2.0, config=_with(terms=(Separate(target="shift"), Retain())))
     for rank in ("auto", 3):

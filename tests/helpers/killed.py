@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 import lens
-from lens.training.config import LensConfig, Retain, Separate
+from lens.training import LensConfig, Retain, Separate
 from lens.training.run import RunOptions
 from lens.training.trainer import LensTrainer
 from tests.helpers import tiny

@@ -8,7 +8,7 @@ import torch
 
 from lens.space.space import Space
 from lens.training import losses
-from lens.training.losses import geometries
+from lens.training.objective import geometries
 
 LANGUAGES = ("eng_Latn", "spa_Latn", "ind_Latn", "swh_Latn")
 LENGTHS = (9, 4, 6, 7)
@@ -41,7 +41,7 @@ def space(width=32, sites=("final",)):
 
 
 class PlainLoop:
-    """A model that is trained, its frozen copy, and the published or corrected losses."""
+    """A model that is trained, its frozen copy, and the published losses or ours."""
 
     def __init__(self, model, names, prompts, config, *, frozen=None, written_out=False):
         self.model, self.written_out = model, written_out
@@ -105,7 +105,7 @@ class PlainLoop:
         config, parameters = self.config, list(self.trained.values())
         optimizer = torch.optim.AdamW(parameters, lr=1.0, weight_decay=config.weight_decay)
         rng = random.Random(seed)
-        warm = max(1, round(config.warmup * config.steps))
+        warm = max(1, round(config.warmup_ratio * config.steps))
         losses = []
         for step in range(config.steps):
             drawn = list(range(len(self.prompts[LANGUAGES[0]])))
@@ -114,7 +114,7 @@ class PlainLoop:
             losses.append(float(loss.detach()))
             optimizer.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, config.clip)
+            torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
             share = (step - warm) / max(1, config.steps - warm)
             rising = (step + 1) / warm
             factor = rising if step < warm else 0.5 * (1 + math.cos(math.pi * share))

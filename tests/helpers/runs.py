@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 
 import lens
-from lens.training.config import LensConfig, Retain, Separate
+from lens.training import LensConfig, Retain, Separate
 from lens.training.losses import SiteGeometry
 from lens.training.trainer import LensTrainer
 from tests.helpers import tiny
@@ -39,7 +39,7 @@ def make(*, dtype=torch.float32, **options):
 
 def geometry(trainer):
     """The space of a trainer at its last site."""
-    return SiteGeometry.of(trainer.space, "final", config())
+    return SiteGeometry.of(trainer.space, "final", rank="full", agnostic="complement")
 
 
 def same(a, b):

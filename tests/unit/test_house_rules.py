@@ -54,11 +54,6 @@ CIRCLES: set[str] = {
     "lens.report",
     "lens.report.console",
     "lens.report.inspection",
-    "lens.training.losses",
-    "lens.training.objective",
-    "lens.training.result",
-    "lens.training.run",
-    "lens.training.trainer",
 }
 TWICE: set[str] = {"_Frozen"}
 

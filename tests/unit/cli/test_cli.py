@@ -281,7 +281,7 @@ def test_strength_reads_numbers_pairs_and_mappings() -> None:
         ("train --modle x", "--model"),
         ("train", "--"),
         ("train --model m --space s --prompts p --out o --strength much", "spa_Latn=1.5"),
-        ("train --model m --space s --prompts p --out o --losses push", "lens-v1"),
+        ("train --model m --space s --prompts p --out o --losses push", "lens-paper"),
         ("train --model m --space absent.safetensors --prompts p --out o", "lens probe"),
         ("inspect absent.safetensors", "lens probe"),
         ("probe --model m --data absent --out o", "does not exist"),

@@ -52,7 +52,7 @@ def write(path: Path, content: object) -> Path:
 def test_every_problem_is_told_at_once_one_line_a_key(tmp_path: Path) -> None:
     config = write(tmp_path / "train.yaml", {
         "steps": 2.5, "lr": -1, "lora": "many", "force": "maybe", "dtype": [1], "layer": "-2:",
-        "losses": {"preset": "corrected", "rnk": 3, "steps": 0}, "strength": "much",
+        "losses": {"preset": "lens", "rnk": 3, "steps": 0}, "strength": "much",
         "tune": {"validation": {"prompt": "x"}, "trials": 0}, "batch-size": 4, "batch_size": 5,
         "low-memory": True, "keep-in-memory": True, "warmup": None,
     })  # fmt: skip
@@ -96,13 +96,14 @@ def test_the_defaults_of_every_option_are_good_yaml(verb: str) -> None:
 def test_a_printed_config_repeats_the_call(place: Path, tmp_path: Path) -> None:
     given = ("train", "--model", place / "model", "--space", place / "space.safetensors",
              "--prompts", place / "text", "--langs", "es,sw", "--strength", "es=1.5,sw=2",
-             "--keep-in-memory", "--no-template", "--losses", "lens-v1", "--steps", 2)  # fmt: skip
+             "--keep-in-memory", "--no-template", "--losses", "lens-paper",
+             "--steps", 2)  # fmt: skip
     printed = run(*given, "--out", tmp_path / "one", "--print-config").stdout
     assert not (tmp_path / "one").exists()
     content = yaml.safe_load(printed)
     assert content["low-memory"] is False and content["template"] is False
     assert content["strength"] == {"es": 1.5, "sw": 2.0} and content["langs"] == ["es", "sw"]
-    assert resolve(content["losses"]) == PRESETS["lens-v1"]
+    assert resolve(content["losses"]) == PRESETS["lens-paper"]
     assert "seed" not in content and "# seed: 0\n" in printed
     config = tmp_path / "again.yaml"
     config.write_text(printed, encoding="utf-8")
@@ -114,7 +115,7 @@ def test_a_printed_config_repeats_the_call(place: Path, tmp_path: Path) -> None:
 
 
 def test_losses_come_from_a_file_or_a_mapping(place: Path, tmp_path: Path) -> None:
-    losses = {"preset": "corrected", "rank": 1, "terms": [{"kind": "separate"}, {"kind": "norm"},
+    losses = {"preset": "lens", "rank": 1, "terms": [{"kind": "separate"}, {"kind": "norm"},
               {"kind": "retain", "rows": "text"}]}  # fmt: skip
     path = write(tmp_path / "losses.yaml", losses)
     inside = write(tmp_path / "train.yaml", {"losses": losses})
@@ -134,4 +135,4 @@ def test_losses_come_from_a_file_or_a_mapping(place: Path, tmp_path: Path) -> No
     )
     path.write_text("terms: [{kind: separate, site: [1]}]")
     refused(*common, "--out", tmp_path / "x", "--losses", path, words="terms.0.site: got [1]")
-    refused(*common, "--out", tmp_path / "x", "--losses", "lensv1", words="corrected, lens-v1")
+    refused(*common, "--out", tmp_path / "x", "--losses", "lensv1", words="nearest is 'lens'")

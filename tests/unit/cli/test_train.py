@@ -32,7 +32,7 @@ def test_train_resumes_validates_and_reports_refusals(place: Path, tmp_path: Pat
     facts = json.loads((alone / "reproduce.json").read_text())
     moved = facts["refusal_drift"]
     assert moved["n"] == 2 and moved["kl"] > 0 and 0 <= moved["changed"] <= 1
-    assert facts["losses"]["micro_batch"] == 3 and facts["losses"]["validate_every"] == 3
+    assert facts["losses"]["micro_batch_size"] == 3 and facts["losses"]["validate_every"] == 3
 
     out, work = tmp_path / "out", tmp_path / "out.unfinished"
     with no_file_above(150_000):  # room for checkpoints, none for the model

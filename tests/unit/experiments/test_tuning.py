@@ -49,7 +49,7 @@ def settings(asked, **changes):
 
 def run(given, tuning, **more):
     net, tokenizer, space, prompts, _ = given
-    config = lens.training.PRESETS["corrected"].model_copy(update={"steps": 2})
+    config = lens.training.PRESETS["lens"].model_copy(update={"steps": 2})
     before = copy.deepcopy(net.state_dict())
     found = tune(net, tokenizer, space, prompts, tuning, losses=config, **more)
     assert all(torch.equal(w, before[n]) for n, w in net.state_dict().items())
@@ -83,7 +83,7 @@ def test_training_the_best_repeats_its_trial(given):
     net, tokenizer, space, prompts, asked = given
     tuning = settings(asked, trials=3, search={"lora": [2, 3], "train": ["mlp", "full"]})
     original = copy.deepcopy(net)
-    config = lens.training.PRESETS["corrected"].model_copy(update={"steps": 2})
+    config = lens.training.PRESETS["lens"].model_copy(update={"steps": 2})
     found = tune(net, tokenizer, space, prompts, tuning, losses=config, train="mlp", lora=2)
     assert list(net.state_dict()) == list(original.state_dict())  # no adapter is left on
     assert found.trials[0].setting["train"] == "mlp" and found.trials[0].setting["lora"] == 2

@@ -88,7 +88,9 @@ def test_masked_training_is_adamw_on_the_key_elements():
     }
     keys = KeyNeurons(places, {n: tuple(p.shape) for n, p in net.named_parameters()}, "")
     rows = examples(tokenizer, ROWS[:4])
-    once = FinetuneSettings(steps=1, batch_size=4, learning_rate=1e-2, weight_decay=0.1, clip=1e9)
+    once = FinetuneSettings(
+        steps=1, batch_size=4, learning_rate=1e-2, weight_decay=0.1, max_grad_norm=1e9
+    )
     finetune_corpus(net, tokenizer, rows, settings=once, keys=keys)
     masked = state(net)
     with torch.no_grad():
@@ -152,7 +154,12 @@ def test_passes_of_a_batch_add_up_to_it():
     for size in (None, 3):
         net, tokenizer = tiny.model(), tiny.tokenizer()
         settings = FinetuneSettings(
-            steps=4, batch_size=8, replay=0.25, micro_batch=size, learning_rate=1e-2, row_tokens=16
+            steps=4,
+            batch_size=8,
+            replay=0.25,
+            micro_batch_size=size,
+            learning_rate=1e-2,
+            row_tokens=16,
         )
         general = examples(tokenizer, TEXT, row_tokens=16)
         rows = examples(tokenizer, ROWS)
@@ -348,7 +355,7 @@ def test_a_folder_of_something_else_is_left_alone(folder):
 
 
 def test_parts_of_the_blocks_are_trained_and_the_rest_keeps_its_bits(folder):
-    settings = BRIEF.model_copy(update={"train": "attention", "layers": "1:2"})
+    settings = BRIEF.model_copy(update={"modules": "attention", "layers": "1:2"})
     net, tokenizer = load("base", dtype="float32")
     before = state(net)
     result = finetune_corpus(net, tokenizer, examples(tokenizer, ROWS), settings=settings)
@@ -364,7 +371,7 @@ def test_key_neurons_outside_of_what_is_trained_stay_as_they_are(folder):
     keys = located(share=0.5)
     net, tokenizer = load("base", dtype="float32")
     before = state(net)
-    settings = BRIEF.model_copy(update={"train": "mlp"})
+    settings = BRIEF.model_copy(update={"modules": "mlp"})
     result = finetune_corpus(
         net, tokenizer, examples(tokenizer, ROWS), settings=settings, keys=keys
     )
@@ -380,8 +387,8 @@ def test_key_neurons_outside_of_what_is_trained_stay_as_they_are(folder):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"train": "hands"}, "hands"),
-        ({"train": "full", "layers": "9"}, "9"),
+        ({"modules": "hands"}, "hands"),
+        ({"modules": "full", "layers": "9"}, "9"),
     ],
 )
 def test_parts_that_there_are_not_are_told(folder, change, told):
@@ -396,4 +403,4 @@ def test_layers_need_what_is_trained_of_them(folder):
         "maec", "train", "--model", "base", "--rows", "rows.jsonl", "--steps", "1", "--layers",
         "1", "--out", "x",
     ])  # fmt: skip
-    assert done.exit_code == 2 and "add train: full" in done.output
+    assert done.exit_code == 2 and "add modules: full" in done.output

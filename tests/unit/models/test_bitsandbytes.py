@@ -67,7 +67,7 @@ def test_the_band_is_unpacked_and_the_rest_is_not(folder, bits, tmp_path):
     # 8-bit layers answer in float16
     tolerance = 1e-3 if bits == 8 else 0
     torch.testing.assert_close(mine.weight, theirs.float(), rtol=tolerance, atol=tolerance)
-    result = trainer.run(config_of("corrected"))
+    result = trainer.run(config_of("lens"))
     assert all(torch.is_floating_point(weights) for weights in result.band.values())
     trained = logits(net)
     trainer.restore()
@@ -88,7 +88,7 @@ def test_training_is_the_plain_loop_over_the_packed_model(folder, bits, layers):
     net = packed(folder, bits)
     trainer = in_one_batch(LensTrainer(net, None, space(64), prompts(), layers=layers))
     other = copy.deepcopy(net)
-    config = config_of("corrected")
+    config = config_of("lens")
     result = trainer.run(config, seed=3)
     plain = PlainLoop(other, list(result.band), prompts(), config)
     losses = plain.run(3)
@@ -107,7 +107,7 @@ def test_adapters_on_packed_layers(folder, bits, dora, tmp_path):
     before = logits(net)
     lora = Lora(4, dora=dora)
     trainer = LensTrainer(net, tiny.tokenizer(), space(64), prompts(), lora=lora, low_memory=True)
-    result = trainer.run(config_of("corrected"))
+    result = trainer.run(config_of("lens"))
     wrapped = locate(net).blocks[2].mlp.up_proj.base_layer
     assert is_quantized(wrapped) != dora  # DoRA reads the weight itself in every step
     assert is_quantized(locate(net).blocks[0].mlp.up_proj)

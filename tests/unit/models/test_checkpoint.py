@@ -12,7 +12,7 @@ import lens
 from lens.models.architecture import locate
 from lens.models.checkpoint import SourceCheckpoint, copy_file, take_over
 from lens.models.loading import load
-from lens.training.config import LensConfig, Retain, Separate
+from lens.training import LensConfig, Retain, Separate
 from tests.helpers import tiny
 
 PROMPTS = {

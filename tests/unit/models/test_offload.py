@@ -133,7 +133,7 @@ def loaded(folder):
 @pytest.mark.parametrize("lora", [None, Lora(2), Lora(2, dora=True)])
 def test_training_from_a_checkpoints_file_gives_the_same_bits(folder, lora, tmp_path):
     before = hashlib.sha256((folder / "model.safetensors").read_bytes()).digest()
-    config = config_of("corrected")
+    config = config_of("lens")
     options = {"layers": "2:", "lora": lora}
     whole = LensTrainer(loaded(folder), None, space(256), prompts(), **options).run(config)
     net = loaded(folder)
@@ -156,9 +156,9 @@ def test_frozen_weights_are_not_in_memory_while_training(folder):
     trainer = LensTrainer(net, None, space(256), prompts(), layers="2:", low_memory=True)
     assert resident(path) < 0.1 * path.stat().st_size
     seen = []
-    trainer.run(config_of("corrected"))
+    trainer.run(config_of("lens"))
     net.model.layers[2].register_forward_pre_hook(lambda *_: seen.append(resident(path)))
-    trainer.run(config_of("corrected"))
+    trainer.run(config_of("lens"))
     assert max(seen) < 0.1 * path.stat().st_size
     with torch.no_grad():
         net(torch.tensor([[5, 6, 7]]))
@@ -166,7 +166,7 @@ def test_frozen_weights_are_not_in_memory_while_training(folder):
 
 
 def test_weights_changed_after_loading_stay_changed(folder):
-    config = config_of("corrected")
+    config = config_of("lens")
     runs = []
     for low_memory in (False, True):
         net = loaded(folder)

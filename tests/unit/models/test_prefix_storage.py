@@ -256,13 +256,13 @@ def test_states_past_the_limit_go_to_files_without_a_name(tmp_path, capsys, monk
 
 
 def test_training_is_the_same_wherever_the_states_are(tmp_path, capsys):
-    config = config_of("corrected")
+    config = config_of("lens")
     ways = ({}, {"cache": tmp_path}, {"cache": tmp_path}, {"max_memory": "420kB"})
     runs, reused = [], []
     for options in ways:
         trainer = LensTrainer(tiny.model("llama"), None, space(), prompts(), **options)
         runs.append(trainer.run(config, seed=1))
-        reused.append(trainer.cache.reused)
+        reused.append(trainer.data.cache.reused)
     said = capsys.readouterr().err
     assert reused == [0, 0, 4, 0] and said.count("temporary file") > 0
     for run in runs[1:]:

@@ -99,7 +99,7 @@ def test_the_band_is_unpacked_and_the_rest_is_not(kind, folder):
     assert is_quantized(blocks[1].mlp.up_proj)
     assert type(blocks[2].mlp.up_proj) is nn.Linear
     torch.testing.assert_close(logits(net), before, rtol=1e-3, atol=1e-3)
-    result = trainer.run(config_of("corrected"))
+    result = trainer.run(config_of("lens"))
     assert all(torch.is_floating_point(weights) for weights in result.band.values())
     assert (logits(net) - before).abs().max() > 5e-3
     trainer.restore()
@@ -111,7 +111,7 @@ def test_training_is_the_plain_loop_over_the_packed_model(kind, folder, layers):
     def loaded():  # some packed weights cannot be copied
         return LensTrainer(packed(kind, folder), None, space(WIDTH), prompts(), layers=layers)
 
-    config = config_of("corrected")
+    config = config_of("lens")
     result = in_one_batch(loaded()).run(config, seed=3)
     model, frozen = loaded().model, loaded().model
     plain = PlainLoop(model, list(result.band), prompts(), config, frozen=frozen)
@@ -128,7 +128,7 @@ def test_adapters_on_packed_layers(kind, folder, low_memory):
     trainer = LensTrainer(
         net, tiny.tokenizer(), space(WIDTH), prompts(), lora=Lora(4), low_memory=low_memory
     )
-    result = trainer.run(config_of("corrected"))
+    result = trainer.run(config_of("lens"))
     assert is_quantized(locate(net).blocks[0].mlp.up_proj)
     assert {weights.dtype for weights in result.band.values()} == {torch.float32}
     assert (logits(net) - before).abs().max() > 1e-3

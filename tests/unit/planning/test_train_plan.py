@@ -120,7 +120,7 @@ def test_formulas_are_close_to_the_real_model(family):
         states.square().mean().backward()
     forward = forward_cost(structure, rows=16, tokens=64, itemsize=4)
     batch = StepBatch(prompts=16, languages=1, tokens=64, answer_tokens=64)
-    step = step_cost(structure, 1, resolve("corrected"), batch, itemsize=4)
+    step = step_cost(structure, 1, resolve("lens"), batch, itemsize=4)
     assert forward.flops == pytest.approx(frozen.flops, rel=0.1)
     assert forward.nbytes == pytest.approx(frozen.peak, rel=0.3)
     assert step.flops == pytest.approx(real.flops - frozen.flops / 3, rel=0.1)  # from block 1 on
@@ -128,7 +128,7 @@ def test_formulas_are_close_to_the_real_model(family):
 
 
 def training_memory(folder, **given):
-    given = {"losses": "corrected"} | given
+    given = {"losses": "lens"} | given
     plan = plan_training(folder, PROMPTS, rates=None, **given)
     assert plan.errors == ()
     return {phase.name: phase.parts for phase in plan.memory}
@@ -150,7 +150,7 @@ def test_each_part_follows_from_the_settings(saved):
     assert adapters["gradients"] < kept["gradients"] and adapters["adapters"] > 0
     best = training_memory(folder, validation=PROMPTS)["train"]
     assert best["best weights so far"] == 2 * block
-    few = resolve("corrected").model_copy(update={"micro_batch": 1})
+    few = resolve("lens").model_copy(update={"micro_batch_size": 1})
     assert training_memory(folder, losses=few)["train"]["activations"] < kept["activations"]
     words = training_memory(folder, losses="self-translation", low_memory=True)["train"]
     assert words["activations"] > low["activations"] and words["weights"] > low["weights"]

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import lens
 from lens.errors import InputError
-from lens.training.optimizer import Processes, start
+from lens.training.processes import Processes, start
 from tests.helpers import tiny
 
 PROMPTS = {
@@ -88,7 +88,7 @@ def command_of(place, out, *more, processes):
 
 LEAVING = """
 import sys
-from lens.training import optimizer as distribution
+from lens.training import processes as distribution
 
 distribution.start("cpu")
 import torch.distributed as dist

@@ -10,18 +10,9 @@ import lens
 from lens.errors import InputError
 from lens.models import architecture
 from lens.models.architecture import locate
-from lens.training.config import (
-    Align,
-    LanguageModel,
-    LensConfig,
-    Norm,
-    PivotKL,
-    Retain,
-    Separate,
-    resolve,
-)
-from lens.training.losses import gather, geometries, token_mask
-from lens.training.objective import BatchObjective
+from lens.training import Align, LanguageModel, LensConfig, Norm, PivotKL, Retain, Separate, resolve
+from lens.training.losses import gather, token_mask
+from lens.training.objective import BatchObjective, geometries
 from lens.training.trainer import LensTrainer
 from tests.helpers import tiny
 
@@ -60,7 +51,7 @@ def made():
 def loss_of(trainer, term, **changes):
     config = LensConfig(terms=(term,), rank="full", **changes)
     where = geometries(trainer.space, config.subspace_sites, config)
-    step = BatchObjective(trainer, config, where, STRENGTH)
+    step = BatchObjective(trainer.data, config, where, STRENGTH)
     return step(DRAWN)
 
 
@@ -72,7 +63,7 @@ def states(net, ids, site):
 
 
 def rows_of(trainer, lang):
-    return [trainer.cache.rows[trainer.rows[lang][i]].input_ids.tolist() for i in DRAWN]
+    return [trainer.data.cache.rows[trainer.data.rows[lang][i]].input_ids.tolist() for i in DRAWN]
 
 
 def chosen(hidden, positions):
@@ -150,10 +141,10 @@ def test_language_model_counts_the_answers_and_the_end_of_the_turn(made):
     losses, weights = [], []
     for lang, factor in (("spa_Latn", 1.0), ("ind_Latn", 0.25)):
         for i in DRAWN:
-            if (row := trainer.answers[lang][i]) is None:
+            if (row := trainer.data.answers[lang][i]) is None:
                 continue
-            ids = trainer.cache.rows[row].input_ids.tolist()
-            prompt = trainer.cache.rows[trainer.rows[lang][i]].input_ids.tolist()
+            ids = trainer.data.cache.rows[row].input_ids.tolist()
+            prompt = trainer.data.cache.rows[trainer.data.rows[lang][i]].input_ids.tolist()
             assert ids[: len(prompt)] == prompt and ids[-1] == trainer.tokenizer.eos_token_id
             logits = states(trainer.model, ids, "final")[1][len(prompt) - 1 : -1]
             found = cross_entropy(logits, torch.tensor(ids[len(prompt) :]), reduction="none")
@@ -171,7 +162,7 @@ def test_language_model_on_text_predicts_every_token_but_the_first(made):
     total, _ = loss_of(trainer, LanguageModel(rows="text", languages={"ind_Latn": 0.0}))
     each = []
     for i in DRAWN:
-        ids = trainer.cache.rows[trainer.texts["spa_Latn"][i % 2]].input_ids.tolist()
+        ids = trainer.data.cache.rows[trainer.data.texts["spa_Latn"][i % 2]].input_ids.tolist()
         logits = states(trainer.model, ids, "final")[1][:-1]
         each.append(cross_entropy(logits, torch.tensor(ids[1:]), reduction="none"))
     assert float(total.detach()) == pytest.approx(float(torch.cat(each).mean()), rel=1e-4)
@@ -182,7 +173,7 @@ def test_pivot_kl_at_the_answers(made):
     total, _ = loss_of(trainer, PivotKL(rows="answers"))
     each = []
     for i in DRAWN:  # all three have an answer
-        ids = trainer.cache.rows[trainer.answers["eng_Latn"][i]].input_ids.tolist()
+        ids = trainer.data.cache.rows[trainer.data.answers["eng_Latn"][i]].input_ids.tolist()
         before = log_softmax(states(frozen, ids, "final")[1], -1)
         now = log_softmax(states(trainer.model, ids, "final")[1], -1)
         each.append((before.exp() * (before - now)).sum(-1))
@@ -199,16 +190,14 @@ def test_the_pivots_answers_count_as_text_only_when_asked(made):
 
 @pytest.mark.parametrize("rows", ["prompts", "answers"])
 def test_passes_over_parts_of_a_step_add_up(made, rows):
-    from lens.training.losses import weight_of_part
-
     trainer, _ = made
     for term in (PivotKL(rows=rows), LanguageModel(pivot=rows == "answers")):
         whole = float(loss_of(trainer, term)[0].detach())
         config = LensConfig(terms=(term,), rank="full")
-        step = BatchObjective(trainer, config, {}, STRENGTH)
+        step = BatchObjective(trainer.data, config, {}, STRENGTH)
         parts = 0.0
         for part in ([2], [0, 3]):
-            share = weight_of_part(term, trainer, part, DRAWN) * len(part) / len(DRAWN)
+            share = term.weight_of_part(trainer.data, part, DRAWN) * len(part) / len(DRAWN)
             parts += share * float(step(part)[0].detach())
         assert parts == pytest.approx(whole, rel=1e-4)
 
@@ -216,7 +205,7 @@ def test_passes_over_parts_of_a_step_add_up(made, rows):
 def test_a_batch_without_answers_has_no_language_model_loss(made):
     trainer, _ = made
     config = LensConfig(terms=(LanguageModel(languages={"spa_Latn": 0.0}), Retain()), rank="full")
-    total, entry = BatchObjective(trainer, config, {}, STRENGTH)([0, 2])
+    total, entry = BatchObjective(trainer.data, config, {}, STRENGTH)([0, 2])
     assert entry["loss_lm"] == 0.0
     total.backward()
 
@@ -250,7 +239,7 @@ def test_schedules_go_from_the_first_factor_to_the_last(made):
     trainer, _ = made
     term = Retain(weight=2.0, schedule=(1.0, 0.25))
     config = LensConfig(terms=(term,), steps=4, rank="full")
-    step = BatchObjective(trainer, config, {}, STRENGTH)
+    step = BatchObjective(trainer.data, config, {}, STRENGTH)
     factors = []
     for number in range(4):
         step.number = number
@@ -264,16 +253,14 @@ def test_shares_are_those_of_the_gradient_at_the_states(made):
     terms = (Separate(weight=3.0), Retain(), PivotKL(weight=0.1))
     config = LensConfig(terms=terms, rank="full", shares_every=2)
     where = geometries(trainer.space, ("final",), config)
-    step = BatchObjective(trainer, config, where, STRENGTH)
+    step = BatchObjective(trainer.data, config, where, STRENGTH)
     _, entry = step(DRAWN)
     shares = {name: entry[f"share_{name}"] for name in ("separate", "retain", "kl")}
     assert sum(shares.values()) == pytest.approx(1.0)
     pulls = {}
     for term in terms:
-        seen = step._seen(DRAWN)
-        from lens.training.losses import value_of
-
-        value, at = value_of(term, seen)
+        seen = step.inputs(DRAWN)
+        value, at = term.value(seen)
         pulls[term.kind] = float(torch.autograd.grad(term.weight * value, at)[0].norm())
     whole = sum(pulls.values())
     assert shares == pytest.approx({k: v / whole for k, v in pulls.items()}, rel=1e-4)

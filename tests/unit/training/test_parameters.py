@@ -112,7 +112,7 @@ def test_a_saved_adapter_goes_onto_the_original_model(family, dora, tmp_path):
     assert [p.requires_grad for n, p in net.named_parameters() if "lora_" not in n] == flags
     start = logits(original)
     torch.testing.assert_close(logits(net), start, rtol=0, atol=1e-5 if dora else 0)
-    result = trainer.run(config_of("corrected"))
+    result = trainer.run(config_of("lens"))
     trained = logits(net)
     result.save(tmp_path / "out")
     loaded = PeftModel.from_pretrained(copy.deepcopy(original), tmp_path / "out").eval()
@@ -148,9 +148,9 @@ def test_adapters_sit_on_the_wanted_linear_layers_alone():
 def test_adapters_of_16_bit_models_are_trained_in_32_bit():
     net = tiny.model("llama").bfloat16()
     trainer = LensTrainer(net, None, space(), prompts(), lora=2)
-    result = trainer.run(config_of("corrected"))
+    result = trainer.run(config_of("lens"))
     assert {w.dtype for w in result.band.values()} == {torch.float32}
-    assert trainer.cache.rows[0].entry.dtype == torch.bfloat16
+    assert trainer.data.cache.rows[0].entry.dtype == torch.bfloat16
 
 
 def test_adapters_that_cannot_be_are_refused(monkeypatch):
@@ -223,7 +223,7 @@ def test_packed_layers_of_the_band_are_unpacked_and_the_prefix_stays(old_names):
         assert type(blocks[i].mlp.up_proj) is nn.Linear
         assert torch.equal(blocks[i].mlp.up_proj.weight, matrix)
     torch.testing.assert_close(logits(net), before, rtol=0, atol=1e-5)
-    result = trainer.run(config_of("corrected"))
+    result = trainer.run(config_of("lens"))
     assert any(name.endswith("q_proj.bias") for name in result.band)
     assert (logits(net) - before).abs().max() > 1e-3
 
@@ -244,7 +244,7 @@ def test_a_set_of_bands_runs_packed_blocks_in_between():
     net = packed_model()
     trainer = LensTrainer(net, None, space(), prompts(), layers="0,2")
     before = {n: p.clone() for n, p in trainer.parameters.items()}
-    result = trainer.run(config_of("corrected"))
+    result = trainer.run(config_of("lens"))
     assert is_quantized(locate(net).blocks[1].mlp.up_proj)
     moved = {n for n, w in result.band.items() if not torch.equal(w, before[n])}
     assert any(".layers.0." in n for n in moved) and any(".layers.2." in n for n in moved)
@@ -267,7 +267,7 @@ def test_packed_layers_that_stop_gradients_are_unpacked_and_said(capsys):
     blocks = locate(net).blocks
     assert is_quantized(blocks[0].mlp.up_proj) and is_quantized(blocks[2].mlp.down_proj)
     assert type(blocks[1].mlp.up_proj) is type(blocks[2].mlp.up_proj) is nn.Linear
-    result = trainer.run(config_of("corrected"))
+    result = trainer.run(config_of("lens"))
     assert all(not torch.equal(w, trainer.original[n]) for n, w in result.band.items())
 
 

@@ -27,9 +27,9 @@ def prompts_of(family):
 
 def in_one_batch(trainer):
     """Cache all rows in one forward pass, which then has the shapes of a training step."""
-    ids = [row.input_ids.tolist() for row in trainer.cache.rows]
-    trainer.cache.rows.clear()
-    trainer.cache.add(ids, keep="all", batch_size=len(ids))
+    ids = [row.input_ids.tolist() for row in trainer.data.cache.rows]
+    trainer.data.cache.rows.clear()
+    trainer.data.cache.add(ids, keep="all", batch_size=len(ids))
     return trainer
 
 
@@ -69,7 +69,7 @@ def compare(net, prompts, config, **options):
 
 
 @pytest.mark.parametrize("family", sorted(tiny.FAMILIES))
-@pytest.mark.parametrize("preset", ["corrected", "lens-v1"])
+@pytest.mark.parametrize("preset", ["lens", "lens-paper"])
 def test_full_blocks_bit_for_bit(family, preset):
     compare(tiny.model(family), prompts_of(family), config_of(preset))
 
@@ -89,11 +89,11 @@ def close(result, plain, losses):
 @pytest.mark.parametrize("family", sorted(tiny.FAMILIES))
 def test_full_blocks_to_rounding_when_the_cache_was_made_in_other_batches(family):
     options = {"exact": False, "cache_batch": 3}
-    close(*both_ways(tiny.model(family), rows(), config_of("corrected"), **options))
+    close(*both_ways(tiny.model(family), rows(), config_of("lens"), **options))
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt_neox", "gemma3", "opt"])
-@pytest.mark.parametrize("preset", ["corrected", "lens-v1"])
+@pytest.mark.parametrize("preset", ["lens", "lens-paper"])
 def test_full_blocks_to_rounding_with_losses_written_out_as_formulas(family, preset):
     options = {"exact": False, "written_out": True}
     close(*both_ways(tiny.model(family), rows(), config_of(preset), **options))
@@ -103,7 +103,7 @@ def test_full_blocks_to_rounding_with_losses_written_out_as_formulas(family, pre
 @pytest.mark.parametrize("dora", [False, True])
 def test_adapters_bit_for_bit(family, dora):
     lora = Lora(4, dora=dora)
-    result = compare(tiny.model(family), prompts_of(family), config_of("lens-v1"), lora=lora)
+    result = compare(tiny.model(family), prompts_of(family), config_of("lens-paper"), lora=lora)
     assert all("lora_" in name for name in result.band)
 
 
@@ -111,7 +111,7 @@ def test_adapters_bit_for_bit(family, dora):
 @pytest.mark.parametrize("options", [{}, {"lora": Lora(2)}], ids=["full", "lora"])
 def test_a_set_of_bands_bit_for_bit(family, options):
     net = tiny.model(family, num_hidden_layers=6)
-    result = compare(net, rows(), config_of("corrected"), layers="1:3,-1:", **options)
+    result = compare(net, rows(), config_of("lens"), layers="1:3,-1:", **options)
     assert result.layers == (1, 2, 5)
     blocks = {
         int(name.split(f"{locate(net).blocks_name}.")[1].split(".")[0]) for name in result.band
@@ -121,13 +121,13 @@ def test_a_set_of_bands_bit_for_bit(family, options):
 
 @pytest.mark.parametrize("family", ["qwen2", "gpt_neox", "opt", "bloom", "gpt2", "falcon"])
 def test_biases_alone_bit_for_bit(family):
-    result = compare(tiny.model(family), rows(), config_of("corrected"), train="bias")
+    result = compare(tiny.model(family), rows(), config_of("lens"), train="bias")
     assert all(name.endswith("bias") for name in result.band)
 
 
 @pytest.mark.parametrize("family", sorted(tiny.FAMILIES))
 @pytest.mark.parametrize("train", ["attention", "mlp", "norm"])
 def test_parts_of_blocks_bit_for_bit(family, train):
-    result = compare(tiny.model(family), prompts_of(family), config_of("corrected"), train=train)
+    result = compare(tiny.model(family), prompts_of(family), config_of("lens"), train=train)
     names = {"attention": "attn|attention", "mlp": r"mlp|\.fc\d", "norm": "norm|ln_"}[train]
     assert all(re.search(names, name) for name in result.band)

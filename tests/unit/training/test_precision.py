@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 
-from lens.training.config import Align, LanguageModel, Norm, PivotKL, Retain, Separate
+from lens.training import Align, LanguageModel, Norm, PivotKL, Retain, Separate
 from lens.training.objective import BatchObjective
-from lens.training.optimizer import DivergedError, LossScale, Optimization
+from lens.training.optimizer import DivergedError, LossScale, Optimization, draws
 from lens.training.run import RunOptions
 from tests.helpers.runs import config, geometry, make, same
 
@@ -27,8 +27,8 @@ def test_parts_of_a_step_add_up_to_it_for_every_term():
         Norm(positions="all"), Norm(positions="mean", languages={"swh_Latn": 0.0}),
     ):  # fmt: skip
         settings = config(terms=(term,), shares_every=0)
-        strength = dict.fromkeys(trainer.languages, 1.5)
-        step = BatchObjective(trainer, settings, {"final": geometry(trainer)}, strength)
+        strength = dict.fromkeys(trainer.data.languages, 1.5)
+        step = BatchObjective(trainer.data, settings, {"final": geometry(trainer)}, strength)
         with torch.no_grad():
             for parameter in trainer.parameters.values():
                 parameter.mul_(1.01)
@@ -62,7 +62,7 @@ def test_activations_computed_again_change_nothing_and_take_less():
 
 
 def test_small_steps_are_not_lost_in_16_bits():
-    settings = config(steps=60, learning_rate=2e-5, warmup=0.0)
+    settings = config(steps=60, learning_rate=2e-5, warmup_ratio=0.0)
     exact = make().run(settings)
     short = make(dtype=torch.bfloat16).run(settings)
     moved = close = 0
@@ -83,8 +83,8 @@ def test_float16_scales_the_loss_and_leaves_overflowing_steps_out():
         loss = (weights.float() * 1e-3).sum()
         return loss, {"loss": float(loss.detach())}
 
-    settings = config(steps=20, learning_rate=1e-2, warmup=0.0)
-    optimization = Optimization([weights], settings, count=4, seed=0, dtype=torch.float16)
+    settings = config(steps=20, learning_rate=1e-2, warmup_ratio=0.0)
+    optimization = Optimization([weights], settings, order=draws(4, 2, seed=0), dtype=torch.float16)
     optimization.scale = LossScale(2.0**30)
     log = [optimization.step(loss_of) for _ in range(20)]
     left_out = [e["step"] for e in log if "left_out" in e]
@@ -102,7 +102,7 @@ def test_float16_scales_the_loss_and_leaves_overflowing_steps_out():
 
     with pytest.raises(DivergedError, match="gradient is not finite"):
         for _ in range(20):
-            Optimization([weights], settings, count=4, seed=0).step(hopeless)
+            Optimization([weights], settings, order=draws(4, 2, seed=0)).step(hopeless)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -16,7 +16,7 @@ import torch
 
 import lens
 from lens.errors import InputError
-from lens.training.config import LanguageModel, Retain
+from lens.training import LanguageModel, Retain
 from lens.training.objective import ValidationMonitor
 from lens.training.optimizer import DivergedError
 from lens.training.run import RunFolder, RunOptions
@@ -246,7 +246,7 @@ def test_a_full_disk_leaves_complete_checkpoints_only(small_disk):
 
 def test_divergence_keeps_the_last_good_weights(tmp_path):
     work = tmp_path / "w.unfinished"
-    settings = config(steps=20, learning_rate=1e25, warmup=0.0, clip=1e30)
+    settings = config(steps=20, learning_rate=1e25, warmup_ratio=0.0, max_grad_norm=1e30)
     trainer = make()
     with pytest.raises(DivergedError, match=r"step (\d+): .*original weights") as diverged:
         trainer.run(settings, running=RunOptions(folder=work, checkpoint_every=1))
@@ -285,12 +285,12 @@ def test_validation_measures_the_objective_and_keeps_the_best_weights():
     assert best["loss"] == min(found.values()) == found[best["best_step"]]
     assert len(result.log) == best["best_step"] + 6 < 30  # three validations without a lower loss
     where = {"final": geometry(trainer)}
-    watch = ValidationMonitor(trainer, settings, where, dict.fromkeys(trainer.languages, 1.0))
+    strength = dict.fromkeys(trainer.data.languages, 1.0)
+    given = (trainer.held_out, trainer.parameters)
+    watch = ValidationMonitor(*given, settings, where, strength)
     assert watch.measure(1)["validation_loss"] == best["loss"]
-    whole = settings.model_copy(update={"micro_batch": 3})
-    by_hand = ValidationMonitor(trainer, whole, where, dict.fromkeys(trainer.languages, 1.0)).step(
-        [0, 1, 2]
-    )
+    whole = settings.model_copy(update={"micro_batch_size": 3})
+    by_hand = ValidationMonitor(*given, whole, where, strength).step([0, 1, 2])
     assert by_hand[0].item() == pytest.approx(best["loss"], rel=1e-5)
     plain = make().run(settings)
     assert [e["loss"] for e in plain.log[: len(result.log)]] == [e["loss"] for e in result.log]

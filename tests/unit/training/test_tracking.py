@@ -8,7 +8,7 @@ import pytest
 
 import lens
 from lens.errors import InputError, MissingExtraError
-from lens.training.config import LensConfig, Retain, Separate
+from lens.training import LensConfig, Retain, Separate
 from lens.training.run import TRACKERS, RunOptions
 from lens.training.trainer import LensTrainer
 from tests.helpers import tiny

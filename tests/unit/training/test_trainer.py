@@ -9,8 +9,8 @@ import torch
 import lens
 from lens.errors import InputError
 from lens.models.prefix_cache import PrefixCache
-from lens.training.config import PRESETS, Align, LensConfig, Retain, Separate, resolve
-from lens.training.losses import geometries
+from lens.training import PRESETS, Align, LensConfig, Retain, Separate, resolve
+from lens.training.objective import geometries
 from lens.training.trainer import LensTrainer, StrengthTrial, choose_strengths
 from tests.helpers import tiny
 
@@ -79,13 +79,13 @@ class TwoModels(PrefixCache):
 def _cached_in_one_batch(trainer):
     """Cache all rows in one forward pass, so that it has the shapes of a training batch."""
     trainer.restore()
-    rows = [row.input_ids.tolist() for row in trainer.cache.rows]
-    trainer.cache.rows.clear()
-    trainer.cache.add(rows, keep="all", batch_size=len(rows))
+    rows = [row.input_ids.tolist() for row in trainer.data.cache.rows]
+    trainer.data.cache.rows.clear()
+    trainer.data.cache.add(rows, keep="all", batch_size=len(rows))
     return trainer
 
 
-@pytest.mark.parametrize("preset", ["corrected", "lens-v1"])
+@pytest.mark.parametrize("preset", ["lens", "lens-paper"])
 def test_cached_training_gives_the_weights_of_the_two_model_loop(setting, preset):
     net, tokenizer, space = setting
     config = PRESETS[preset].model_copy(update={"steps": 4, "batch_size": 4, "rank": "full"})
@@ -139,7 +139,7 @@ def test_low_memory_and_micro_batches_change_no_result(setting):
     spilled = trainer.run(short())
     assert spilled.log == whole.log
     assert all(torch.equal(spilled.band[n], w) for n, w in whole.band.items())
-    pieces = trainer.run(short(micro_batch=1, terms=(Separate(), Align())))
+    pieces = trainer.run(short(micro_batch_size=1, terms=(Separate(), Align())))
     at_once = trainer.run(short(terms=(Separate(), Align())))
     for name, weights in at_once.band.items():
         torch.testing.assert_close(pieces.band[name], weights, rtol=0, atol=2e-4)
@@ -243,7 +243,7 @@ def test_prompts_that_do_not_fit_are_refused(setting, prompts, message):
 
 def test_settings_that_do_not_fit_are_refused(setting):
     net, tokenizer, space = setting
-    with pytest.raises(InputError, match="unknown losses 'push'; use one of corrected, lens-v1"):
+    with pytest.raises(InputError, match="unknown losses 'push'; use one of lens, lens"):
         resolve("push")
     with pytest.raises(InputError, match="learning_rat"):
         resolve({"terms": [], "learning_rat": 1})
@@ -265,7 +265,7 @@ def test_divergence_names_the_term_and_puts_the_weights_back(setting):
     before = copy.deepcopy(net.state_dict())
     trainer = LensTrainer(net, tokenizer, space, PROMPTS)
     with pytest.raises(InputError, match="weights were put back"):
-        trainer.run(short(steps=20, learning_rate=1e30, clip=1e30))
+        trainer.run(short(steps=20, learning_rate=1e30, max_grad_norm=1e30))
     assert all(torch.equal(p, before[n]) for n, p in net.state_dict().items())
 
 

@@ -108,11 +108,11 @@ def test_the_command_refuses_what_does_not_go_together(tmp_path):
         needed = ("--model", "x", "--space", "s", "--prompts", "p", "--out", str(tmp_path / "o"))
         return CliRunner().invoke(main, ["train", *needed, *options])
 
-    assert run("--losses", "corrected", "--texts", "t").exit_code == 2
+    assert run("--losses", "lens", "--texts", "t").exit_code == 2
     from lens.cli._answers import RowOptions
     from lens.training.config import resolve
 
-    lens_only, taught = resolve("corrected"), resolve("self-translation")
+    lens_only, taught = resolve("lens"), resolve("self-translation")
     on_text = resolve({"terms": [{"kind": "separate"}, {"kind": "lm", "rows": "text"}]})
     with pytest.raises(InputError, match="--texts: not for these losses"):
         RowOptions(None, None, tmp_path, None).check(lens_only)
