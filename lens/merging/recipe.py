@@ -55,7 +55,7 @@ class RecipeSource(Frozen):
     rows: str | None = None
     text: str | None = None
     replay: str | None = None
-    training: dict[str, Any] = {}
+    training: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
@@ -76,7 +76,7 @@ class AbilitySource(RecipeSource):
         the merge to take the key neurons alone.
     """
 
-    locate: dict[str, Any] = {}
+    locate: dict[str, Any] = Field(default_factory=dict)
     how: How = "mask"
 
 
@@ -115,7 +115,7 @@ class Recipe(Frozen):
     ability: AbilitySource
     pivot: RecipeSource | None = None
     languages: tuple[LanguageSource, ...] = Field(min_length=1)
-    parameters: Parameters = {}
+    parameters: Parameters = Field(default_factory=dict)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
     out_dtype: OutDtype | None = None
     device: str = "cpu"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from lens.training.terms.base import LossTerm, Needs, Weights
+from lens.training.terms.base import LossTerm, TermNeeds, Weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,9 +41,9 @@ class Align(LossTerm):
     languages: Weights = Field(default_factory=dict)
 
     @property
-    def needs(self) -> Needs:
+    def needs(self) -> TermNeeds:
         """Subspace or agnostic direction; frozen states of all tokens unless the last counts."""
-        return Needs(
+        return TermNeeds(
             references="last" if self.positions in ("last", 1) else "all",
             subspace=True,
             mean_direction=self.agnostic == "mean",

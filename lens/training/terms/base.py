@@ -32,7 +32,7 @@ class Frozen(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Needs:
+class TermNeeds:
     """What a term reads besides the trained model's states at its site.
 
     Attributes
@@ -130,9 +130,9 @@ class LossTerm(Frozen, ABC):
         """
 
     @property
-    def needs(self) -> Needs:
+    def needs(self) -> TermNeeds:
         """What the term reads besides states at its site."""
-        return Needs()
+        return TermNeeds()
 
     @property
     def read_site(self) -> str:

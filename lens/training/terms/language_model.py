@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from lens.models.layers import FINAL
-from lens.training.terms.base import LossTerm, Needs, Weights, count_tokens
+from lens.training.terms.base import LossTerm, TermNeeds, Weights, count_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,9 +37,9 @@ class LanguageModel(LossTerm):
     pivot: bool = False
 
     @property
-    def needs(self) -> Needs:
+    def needs(self) -> TermNeeds:
         """Logits, at answers or text."""
-        return Needs(rows=self.rows, logits=True)
+        return TermNeeds(rows=self.rows, logits=True)
 
     def value(self, inputs: LossInputs) -> tuple[Tensor, Tensor]:
         """Σ_t w_t (−log p(token t)) / Σ_t w_t over the drawn rows."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from lens.training.terms.base import LossTerm, Needs, Positions, Weights, count_tokens
+from lens.training.terms.base import LossTerm, TermNeeds, Positions, Weights, count_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,9 +31,9 @@ class Norm(LossTerm):
     languages: Weights = Field(default_factory=dict)
 
     @property
-    def needs(self) -> Needs:
+    def needs(self) -> TermNeeds:
         """Frozen states of all tokens, unless the last one alone counts."""
-        return Needs(references="last" if self.positions in ("last", 1) else "all")
+        return TermNeeds(references="last" if self.positions in ("last", 1) else "all")
 
     def value(self, inputs: LossInputs) -> tuple[Tensor, Tensor]:
         """Mean over rows and positions, weighted by language, of (‖h‖/‖h⁰‖ − 1)²."""

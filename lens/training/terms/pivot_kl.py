@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from lens.models.layers import FINAL
-from lens.training.terms.base import LossTerm, Needs, TokenPositions, count_tokens
+from lens.training.terms.base import LossTerm, TermNeeds, TokenPositions, count_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,9 +34,9 @@ class PivotKL(LossTerm):
     positions: TokenPositions = "all"
 
     @property
-    def needs(self) -> Needs:
+    def needs(self) -> TermNeeds:
         """Logits, at prompts or answers."""
-        return Needs(rows=self.rows, logits=True, pivot_only=True)
+        return TermNeeds(rows=self.rows, logits=True, pivot_only=True)
 
     def missing_rows(self, data: TrainingData) -> str | None:
         """Say that the pivot's answers are needed, where they are and were not given."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from lens.training.terms.base import LossTerm, Needs, TokenPositions, count_tokens
+from lens.training.terms.base import LossTerm, TermNeeds, TokenPositions, count_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,9 +38,9 @@ class Retain(LossTerm):
     positions: TokenPositions = "all"
 
     @property
-    def needs(self) -> Needs:
+    def needs(self) -> TermNeeds:
         """Prompts or text."""
-        return Needs(rows="text" if self.rows == "text" else "prompts")
+        return TermNeeds(rows="text" if self.rows == "text" else "prompts")
 
     def value(self, inputs: LossInputs) -> tuple[Tensor, Tensor]:
         """Mean of ‖h − h⁰‖² / d over tokens, or of the rows' token means."""

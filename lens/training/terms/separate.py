@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, model_validator
 
-from lens.training.terms.base import LossTerm, Needs, Positions, Weights
+from lens.training.terms.base import LossTerm, TermNeeds, Positions, Weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,9 +54,11 @@ class Separate(LossTerm):
         return self
 
     @property
-    def needs(self) -> Needs:
+    def needs(self) -> TermNeeds:
         """The subspace, and frozen states of all tokens unless the last one alone counts."""
-        return Needs(references="last" if self.positions in ("last", 1) else "all", subspace=True)
+        return TermNeeds(
+            references="last" if self.positions in ("last", 1) else "all", subspace=True
+        )
 
     def value(self, inputs: LossInputs) -> tuple[Tensor, Tensor]:
         """Σ_l w_l · mean of ‖M_sᵀ(h_l − h⁰) − λ_l M_sᵀδ_l‖² / d."""

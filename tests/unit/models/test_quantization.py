@@ -140,4 +140,4 @@ def test_cached_states_of_a_packed_model_are_its_own(kind, folder, tmp_path):
     options = {"layers": "2:", "cache": tmp_path}
     first = LensTrainer(packed(kind, folder), None, space(WIDTH), prompts(), **options)
     again = LensTrainer(packed(kind, folder), None, space(WIDTH), prompts(), **options)
-    assert (first.cache.reused, again.cache.reused) == (0, 4)
+    assert (first.data.cache.reused, again.data.cache.reused) == (0, 4)

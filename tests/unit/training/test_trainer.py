@@ -1,6 +1,7 @@
 """Lens training: losses against autograd, cached steps against two whole models, bad input."""
 
 import copy
+import dataclasses
 import json
 
 import pytest
@@ -94,7 +95,7 @@ def test_cached_training_gives_the_weights_of_the_two_model_loop(setting, preset
     close = trainer.run(config, seed=3)
     equal = _cached_in_one_batch(trainer).run(config, seed=3)
     plain = LensTrainer(copy.deepcopy(frozen), tokenizer, space, PROMPTS, layers="-2:")
-    plain.cache = TwoModels(plain.cache, frozen)
+    plain.data = dataclasses.replace(plain.data, cache=TwoModels(plain.data.cache, frozen))
     reference = plain.run(config, seed=3)
     # equal batch shapes: equal bits; other shapes in the cache: equal to rounding
     assert [e["loss"] for e in equal.log] == [e["loss"] for e in reference.log]
