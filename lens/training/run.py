@@ -26,7 +26,6 @@ from lens.utils.signals import StoppedError, StopRequest, stop_requests
 from lens.utils.versions import versions
 from lens.utils.workdir import WorkDir, differences
 
-
 TRACKERS = ("tensorboard", "wandb", "trackio")
 LogEntry = dict[str, float]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from lens.training.terms.base import LossTerm, TermNeeds, Positions, Weights, count_tokens
+from lens.training.terms.base import LossTerm, Positions, TermNeeds, Weights, count_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, model_validator
 
-from lens.training.terms.base import LossTerm, TermNeeds, Positions, Weights
+from lens.training.terms.base import LossTerm, Positions, TermNeeds, Weights
 
 if TYPE_CHECKING:
     from torch import Tensor
