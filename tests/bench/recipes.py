@@ -51,7 +51,7 @@ def recipes() -> Iterator[Recipe]:
     """Yield every setting of the study."""
     for reading in READINGS:
         for strength in (1.0, 1.5, 2.0, 2.5, 3.0):
-            yield Recipe("corrected losses", strength, reading)
+            yield Recipe("`lens`", strength, reading)
     for strength in (1.0, 2.0, 3.0):
         yield Recipe(
             "`lens-paper`",

@@ -24,7 +24,7 @@ NOTES = (
     System("diffmean", "DiffMean steering", "The mean difference is added to the states."),
     System("random", "Random subspace", "Same rank and norm, random directions."),
     System("lens-v1", "Lens, published losses", "Last two blocks, losses of arXiv 2410.04407."),
-    System("lens", "Lens", "Last two blocks, corrected losses, λ per language from validation."),
+    System("lens", "Lens", "Last two blocks, our losses, λ per language from validation."),
     System("sft-same-budget", "Fine-tuning, same budget", "The same blocks, with real answers."),
     System("possible", "Mixed-language tuning", "97 % English, 3 % other: what is possible."),
 )
