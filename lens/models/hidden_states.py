@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import tempfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -18,8 +15,7 @@ from typing import IO, Any, Literal, Protocol, Self, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors.numpy import load, save
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -50,8 +46,10 @@ from lens.models.layers import FINAL, SiteSpec, block_index, block_site, resolve
 from lens.models.offload import first_output, passing_through, replace_hidden, store_of
 from lens.models.tokenization import Batch, ChatOptions, EncodedRow, Role, encode, pad, pad_id_of
 from lens.pooling import StreamingMoments
-from lens.utils.files import reserve, size_in_bytes, write_at, write_bytes, write_text
+from lens.utils.files import reserve, size_in_bytes, write_at
 from lens.utils.progress import say, shown
+from lens.utils.records import Log, Record
+from lens.utils.workdir import WorkDir, boot_id
 
 Pooling: TypeAlias = Literal["last", "mean", "weighted"]
 Pooled: TypeAlias = dict[str, NDArray[np.float64]]
@@ -195,16 +193,14 @@ def pool_states(
     return np.asarray(host(found), dtype=np.float64)
 
 
-SCHEMA = "lens.journal/1"
-ABOUT, BATCHES, DONE = "about.json", "batches", "done"
-_BOOT = Path("/proc/sys/kernel/random/boot_id")
+BATCHES, UNIT = "batches", ".unit"
 
 Arrays = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A batch that was finished before: which rows, their pooled states, and the size after it."""
+    """A finished batch: its rows, their pooled states, and the batch size after it."""
 
     label: str
     rows: list[int]
@@ -212,214 +208,89 @@ class Finished:
     size: int
 
 
-class CaptureJournal:
-    """Finished work of one probe in a folder.
+class CaptureJournal(WorkDir):
+    """Work folder of a probe: finished batches, so that a killed probe can resume.
+
+    Work comes in *units* in a fixed order: a window of rows of one language, or in layer-by-layer
+    mode a block. The finished batches of the unit at hand are logged; when the unit is done its
+    statistics are written as a whole, and the log begins anew.
 
     Parameters
     ----------
-    folder : Path
-        Working folder; made when the probe begins, removed by `remove`.
+    path : Path
+        Where it is, or will be.
     resume : bool
-        Go on with what is in it, if it is of the same probe.
+        Resume the probe in it, if it is the same.
     force : bool
         Without ``resume``, discard what is in it.
 
     Raises
     ------
     InputError
-        If there is an unfinished probe in the folder and neither was said.
+        If there is an unfinished probe in the folder and neither was given.
     """
 
-    def __init__(self, folder: Path, *, resume: bool = False, force: bool = False) -> None:
-        self.folder, self.resume = folder, resume
-        if (folder / ABOUT).exists() and not resume and not force:
-            raise InputError(
-                f"an unfinished probe is in {folder}; go on with it by --resume (in Python "
-                "resume=True), or discard it with --force"
-            )
-        self._file: IO[bytes] | None = None
-        self._end = 0
-
-    @property
-    def unfinished(self) -> bool:
-        """Whether there is finished work of an earlier run."""
-        return (self.folder / ABOUT).exists()
-
-    def __enter__(self) -> Self:
-        """Return the journal."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close the file of batches; what was finished stays."""
-        self.close()
+    def __init__(self, path: Path, *, resume: bool = False, force: bool = False) -> None:
+        super().__init__(path, "probe", keeps="finished batches")
+        self.check(resume=resume, force=force)
+        self._resume, self._force = resume, force
+        self._batches: Log | None = None
 
     def begin(self, identity: Mapping[str, Any]) -> bool:
-        """Start, or go on; True when finished work was found.
+        """Begin, or resume; True when there was an unfinished probe. As `WorkDir.open`."""
+        return self.open(identity, resume=self._resume, force=self._force)
 
-        Parameters
-        ----------
-        identity : mapping
-            Everything that decides the result, as plain data.
-
-        Raises
-        ------
-        InputError
-            If the folder holds another probe (every difference is named), or cannot be written.
-        """
-        path = self.folder / ABOUT
-        text = json.dumps({"schema": SCHEMA, **identity}, indent=1, sort_keys=True, default=str)
-        if self.resume and path.exists():
-            found, wanted = json.loads(path.read_text(encoding="utf-8")), json.loads(text)
-            keys = sorted(found.keys() | wanted.keys())
-            other = [k for k in keys if found.get(k) != wanted.get(k)]
-            if other:
-                listed = "\n".join(f"  {k}: {found.get(k)} and {wanted.get(k)}" for k in other)
-                raise InputError(
-                    f"the unfinished probe in {self.folder} is another one (its values, then "
-                    f"yours):\n{listed}\nrepeat its command with --resume, or discard it with "
-                    "--force"
-                )
-            return True
-        shutil.rmtree(self.folder, ignore_errors=True)
-        write_text(path, text + "\n")
-        return False
-
-    def finished(self, name: str) -> tuple[Arrays, dict[str, Any]] | None:
-        """Statistics written under a name, with what was noted beside them; None if there are none.
+    def statistics(self, unit: str) -> tuple[Arrays, dict[str, Any]] | None:
+        """Statistics of a finished unit, and what was noted beside them; None without any.
 
         Raises
         ------
-        InputError
-            If the file is damaged.
+        DamagedError
+            If they are not as they were written.
         """
-        path = self.folder / DONE / f"{name}.safetensors"
-        if not path.exists():
-            return None
-        try:
-            with safe_open(path, framework="numpy") as file:
-                about = json.loads((file.metadata() or {})["about"])
-                return {key: file.get_tensor(key) for key in file.keys()}, about
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
-            raise InputError(
-                f"{path} is damaged ({error}); discard the unfinished probe with --force"
-            ) from None
+        found = self.load(f"{unit}{UNIT}")
+        return None if found is None else (load(found.data), found.fields)
 
     def open_unit(self, unit: str) -> Iterator[Finished]:
-        """Begin a unit; give the batches of it that were finished before, in their order."""
-        self.close()
-        path = self.folder / BATCHES
-        end = 0
-        if path.exists():
-            end = max((place for _, place in _records(path, unit)), default=0)
-        try:
-            self._file = path.open("r+b" if end else "w+b", buffering=0)
-            self._file.truncate(end)
-            self._end = end
-            if not end:
-                self._append({"unit": unit, "boot": _boot()}, b"")
-        except OSError as error:
-            raise self._full(error) from None
-        return (record for record, _ in _records(path, unit, end))
+        """Begin a unit; yield the batches of it that were finished before, in their order.
+
+        Hidden states, of which the batches are pooled, are not waited for: of another boot of the
+        machine none counts.
+        """
+        self._batches = self.log(BATCHES, unit=unit, boot=boot_id())
+        return map(_batch, self._batches.records())
 
     def note(
         self, label: str, rows: Sequence[int], pooled: Mapping[str, NDArray[np.float64]], size: int
     ) -> None:
-        """Record a finished batch of the unit at hand.
+        """Log a finished batch of the unit at hand.
 
         Raises
         ------
         InputError
-            If the disk is full; what was recorded before stays good.
+            If the disk is full; the batches before are kept.
         """
-        payload = b"".join(np.ascontiguousarray(values).tobytes() for values in pooled.values())
-        widths = {site: values.shape[1] for site, values in pooled.items()}
-        about = {"label": label, "rows": list(rows), "widths": widths, "size": size}
-        try:
-            self._append(about, payload)
-        except OSError as error:
-            raise self._full(error) from None
-
-    def finish(self, name: str, arrays: Arrays, about: Mapping[str, Any]) -> None:
-        """Write the statistics of a finished unit in one step."""
-        content = save(arrays, metadata={"about": json.dumps(dict(about))})
-        try:
-            write_bytes(self.folder / DONE / f"{name}.safetensors", content)
-        except InputError as error:
-            raise InputError(f"{error}; finished batches are kept: go on with --resume") from None
-
-    def close(self) -> None:
-        """Close the file of batches."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-    def remove(self) -> None:
-        """Discard everything: the probe is complete."""
-        self.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _append(self, about: Mapping[str, Any], payload: bytes) -> None:
-        if self._file is None:
+        if self._batches is None:
             raise InputError("a batch was noted outside a unit")
-        content = {**about, "bytes": len(payload), "crc": zlib.crc32(payload)}
-        head = json.dumps(content).encode()
-        sealed = head + b"\n" + payload
-        write_at(self._file, self._end, len(head).to_bytes(8, "little") + sealed)
-        self._end += 8 + len(sealed)
-
-    def _full(self, error: OSError) -> InputError:
-        return InputError(
-            f"cannot write to '{self.folder}': {error.strerror}; free some space and go on with "
-            "--resume: finished batches are kept"
+        widths = {site: values.shape[1] for site, values in pooled.items()}
+        fields = {"label": label, "rows": list(rows), "widths": widths, "size": size}
+        self._batches.append(
+            fields, b"".join(np.ascontiguousarray(values).data for values in pooled.values())
         )
 
-
-def _records(path: Path, unit: str, end: int | None = None) -> Iterator[tuple[Finished, int]]:
-    """Whole records of a file of batches up to a place, each with the place behind it.
-
-    Nothing, if they are of another unit, or the system was started anew since: then what they
-    speak of may not have reached the disk.
-    """
-    with path.open("rb") as file:
-        first = _record(file)
-        if first is None or first[0].get("unit") != unit or first[0].get("boot") != _boot():
-            return
-        while file.tell() != end and (found := _record(file)) is not None:
-            about, payload = found
-            values = np.frombuffer(payload, np.float64)
-            pooled, at, n = {}, 0, len(about["rows"])
-            for site, width in about["widths"].items():
-                pooled[site] = values[at : at + n * width].reshape(n, width)
-                at += n * width
-            yield Finished(about["label"], about["rows"], pooled, about["size"]), file.tell()
+    def finish_unit(self, unit: str, arrays: Arrays, fields: Mapping[str, Any]) -> None:
+        """Write the statistics of a finished unit."""
+        self.save(f"{unit}{UNIT}", fields, save(arrays))
 
 
-def _record(file: IO[bytes]) -> tuple[dict[str, Any], bytes] | None:
-    """Read the next record; None at the end, or where a killed process left one cut short."""
-    length = int.from_bytes(file.read(8), "little")
-    head = file.read(length + 1)
-    if not length or len(head) != length + 1:
-        return None
-    try:
-        about = json.loads(head)
-    except ValueError:
-        return None
-    payload = file.read(about["bytes"])
-    whole = len(payload) == about["bytes"] and zlib.crc32(payload) == about["crc"]
-    return (about, payload) if whole else None
-
-
-def _boot() -> str:
-    """Name of this start of the system, or another one every time where there is none."""
-    try:
-        return _BOOT.read_text(encoding="ascii").strip()
-    except OSError:
-        return np.random.default_rng().bytes(8).hex()
+def _batch(record: Record) -> Finished:
+    fields, at = record.fields, 0
+    values, n = np.frombuffer(record.data, np.float64), len(record.fields["rows"])
+    pooled = {}
+    for site, width in fields["widths"].items():
+        pooled[site] = values[at : at + n * width].reshape(n, width)
+        at += n * width
+    return Finished(fields["label"], fields["rows"], pooled, fields["size"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -511,7 +382,7 @@ class Gathered:
                 self.states[group.label][site][start : start + len(values)] = values
 
     def arrays(self, labels: Sequence[str], sites: Sequence[str]) -> Arrays:
-        """Statistics as arrays, for the journal."""
+        """Statistics as arrays, to be written."""
         return {
             f"{label}/{site}/{name}": array
             for label in labels
@@ -544,7 +415,7 @@ class Job:
     _next: Finished | None = None
 
     def begin(self, unit: str) -> None:
-        """Start a unit of the journal; what it finished before is used by `window`."""
+        """Start a unit; batches of it that were finished before are used by `window`."""
         if self.journal is not None:
             self._pending = self.journal.open_unit(unit)
             self._next = next(self._pending, None)
@@ -556,7 +427,7 @@ class Job:
         if self.gathered.keeper is not None:
             self.gathered.keeper.flush()
         arrays = self.gathered.arrays(labels, sites)
-        self.journal.finish(name, arrays, {"size": self.limit.rows})
+        self.journal.finish_unit(name, arrays, {"size": self.limit.rows})
 
     def window(self, group: RowSet, window: range, step: Step) -> Pooled:
         """Pooled states of the rows of a window, in their order."""
@@ -586,7 +457,7 @@ class Job:
         return pooled
 
     def _found(self, group: RowSet, order: list[int], done: int) -> Finished | None:
-        """Return the next batch of the journal, if it is the one that would be run now."""
+        """Return the next batch finished before, if it is the one that would be run now."""
         found = self._next
         if found is None:
             return None
@@ -636,7 +507,7 @@ def run_whole(job: Job, sets: Sequence[RowSet], reader: SiteReader) -> None:
     with reader:
         for group in sets:
             counted = 0
-            found = job.journal.finished(group.label) if job.journal is not None else None
+            found = job.journal.statistics(group.label) if job.journal is not None else None
             if found is not None:
                 job.gathered.restore(found[0])
                 job.limit.rows = found[1]["size"]
@@ -738,7 +609,7 @@ def run_layers(
     """Send every set through block after block, up to the last one needed."""
     store = store_of(job.model)
     hold = store.block if store is not None else lambda _index: nullcontext()
-    folder = job.journal.folder if job.journal is not None else None
+    folder = job.journal.path if job.journal is not None else None
     labels = [group.label for group in sets]
     with hold(0):
         form, dtype = first_output(job.model, parts)
@@ -749,7 +620,7 @@ def run_layers(
         for turn, index in enumerate(steps):
             name = FINAL if index is None else block_site(index)
             wanted = _sites_after(index, sites, parts)
-            found = job.journal.finished(name) if job.journal is not None else None
+            found = job.journal.statistics(name) if job.journal is not None else None
             if found is not None:
                 job.gathered.restore(found[0])
                 job.limit.rows = found[1]["size"]
@@ -1048,7 +919,7 @@ def capture_sets(
     if journal is not None:
         identity = _identity(model, sets, names, pooling, limit, padding_side, by_layer)
         if journal.begin(identity):
-            say(f"going on with the unfinished probe in {journal.folder}")
+            say(f"resuming the unfinished probe in {journal.path}")
     with bar, evaluating(model), journal or nullcontext():
         if by_layer:
             run_layers(job, sets, parts, sites=names, pooling=pooling, n_threads=n_threads)

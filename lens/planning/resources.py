@@ -38,7 +38,7 @@ _USUAL_TENSORS = 40  # alive at the peak of a pass
 _UNUSED_OF_ACTIVATIONS = 0.25
 _UNUSED_OF_OPTIMIZER = 0.9
 _CHECKPOINTS = 3  # the last two, and one that is being written
-_RECORD_COPIES = 3  # of a batch's pooled states while they are recorded
+_LOGGED_COPIES = 2  # of a batch's pooled states while it is logged
 _FILE_COPIES = 4  # while a space is saved: its arrays, their bytes, and the file twice
 _TOKENIZER = 18  # times the bytes of its file, in memory: as measured
 # What AdamW with clipping moves per element: reads and writes in float32, as torch does them.
@@ -648,7 +648,7 @@ class ProbeSizing:
             running = max(running, 0 if self.found.mapped else self._pages(block))
         probing = {
             "weights": run + around if self.found.mapped or by_layer else whole,
-            "activations": max(running, _RECORD_COPIES * batch),
+            "activations": max(running, _LOGGED_COPIES * batch),
             "pooled states": pooled * min(WINDOW, self.lengths.count) + batch,
             "moments": self.moments(),
             # pooled states stay in the heap between blocks that batches free
@@ -718,7 +718,7 @@ class ProbeSizing:
             return 0
         return 2 * self.lengths.total * self.structure.width * self.found.itemsize
 
-    def journal(self) -> int:
+    def unfinished(self) -> int:
         """Bytes recorded to resume, at the end of a probe: its last unit, and statistics."""
         from lens.models.batching import WINDOW
 
@@ -733,7 +733,7 @@ class ProbeSizing:
         request = self.found.request
         return _uses(
             ("hidden states", request.work, self.spilled(), False),
-            ("unfinished probe", request.work, self.journal(), False),
+            ("unfinished probe", request.work, self.unfinished(), False),
             ("kept states", Path(request.keep_states or "."), self.kept_states(), True),
             ("space", request.file.parent, self.space(), True),
         )

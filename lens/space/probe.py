@@ -127,7 +127,7 @@ def probe(
             keep, sites=names, counts=counts, width=parts.width, dtype=states_dtype,
             resume=resume, force=force,
         )  # fmt: skip
-        if journal is not None and resume and journal.unfinished and writer.fresh:
+        if journal is not None and resume and journal.begun and writer.fresh:
             writer.discard()
             raise InputError(
                 f"the unfinished probe in {work} has no states of its rows for {keep}; resume it "
@@ -181,7 +181,7 @@ def probe(
         if choose_ranks:
             space = space.choose_ranks(states, seed=seed, n_threads=n_threads)
     if journal is not None:
-        journal.remove()
+        journal.discard()
     return space
 
 

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import lens
-from lens.models.hidden_states import BATCHES, DONE
+from lens.models.hidden_states import BATCHES, UNIT
 from lens.space.space import Space
 from tests.helpers import tiny
 from tests.helpers.killed import forked, killed_once
@@ -34,7 +34,7 @@ def probe(folder, name, by_layer, *, resume=False):
 def size(work):
     """Something that grows with every batch and unit that is finished."""
     batches = work / BATCHES
-    units = list((work / DONE).glob("*.safetensors")) if (work / DONE).exists() else []
+    units = list(work.glob(f"*{UNIT}"))
     return (len(units), batches.stat().st_size if batches.exists() else 0)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from lens.errors import InputError
+from lens.models import hidden_states
 from lens.models.architecture import locate
 from lens.models.batching import AUTO_BATCH, tokens_within
 from lens.models.hidden_states import CaptureJournal, capture
@@ -90,10 +91,11 @@ def test_another_probe_does_not_go_on_with_it(llama, tokenizer, tmp_path):
     unfinished(llama, tokenizer, work)
     with pytest.raises(InputError, match=r"an unfinished probe is in .* --resume"):
         probe(llama, tokenizer, ROWS, pivot="en", work=work)
-    with pytest.raises(InputError, match="pooling: mean and last"):
+    with pytest.raises(InputError, match="pooling: was mean, is now last"):
         probe(llama, tokenizer, ROWS, pivot="en", work=work, resume=True, pooling="last")
     other = {"en": ROWS["en"], "es": ROWS["es"][::-1]}
-    with pytest.raises(InputError, match=r"is another one.*\n.*batch.*\n.*rows"):
+    named = r"not the same one:\n  batch: was .*\n  rows\.\w+: has changed"
+    with pytest.raises(InputError, match=named):
         probe(llama, tokenizer, other, pivot="en", work=work, resume=True)
     with pytest.raises(InputError, match="no states of its rows"):
         options = {"batch_size": 8, "keep": tmp_path / "states"}
@@ -103,6 +105,21 @@ def test_another_probe_does_not_go_on_with_it(llama, tokenizer, tmp_path):
     assert not work.exists()
     with pytest.raises(InputError, match="name it with work="):
         probe(llama, tokenizer, ROWS, pivot="en", resume=True)
+
+
+def test_batches_of_another_boot_are_run_again(llama, tokenizer, tmp_path, monkeypatch):
+    expected = probe(llama, tokenizer, ROWS, pivot="en", batch_size=8)
+    unfinished(llama, tokenizer, tmp_path / "w")
+    monkeypatch.setattr(hidden_states, "boot_id", lambda: "after a power failure")
+    calls = []
+    inside = llama.model.layers[1].mlp
+    hook = inside.register_forward_pre_hook(lambda _m, _a: calls.append(1))
+    found = probe(
+        llama, tokenizer, ROWS, pivot="en", batch_size=8, work=tmp_path / "w", resume=True
+    )
+    hook.remove()
+    assert len(calls) == 10  # all of them
+    assert found.sha256 == expected.sha256
 
 
 @pytest.mark.parametrize("cut", [1, 9, 700])
@@ -213,6 +230,6 @@ def test_a_memory_limit_makes_batches_smaller(llama, tokenizer):
         capture(llama, tokenizer, rows, max_memory=weights + 4 * 20 * 32 * 8 + 10_000)
 
 
-def test_a_journal_refuses_notes_outside_a_unit(tmp_path):
+def test_batches_are_not_noted_outside_a_unit(tmp_path):
     with pytest.raises(InputError, match="outside a unit"):
         CaptureJournal(tmp_path / "w").note("a", [0], {}, 1)

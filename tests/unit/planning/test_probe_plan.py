@@ -149,9 +149,9 @@ def test_disk_is_what_is_written(model, tmp_path, monkeypatch, layer_by_layer):
     sizes = {"journal": 0, "spilled": 0}
 
     def watch(function):
-        def watched(journal, *args, **kwargs):
-            function(journal, *args, **kwargs)
-            files = [path for path in journal.folder.rglob("*") if path.is_file()]
+        def watched(work, *args, **kwargs):
+            function(work, *args, **kwargs)
+            files = [path for path in work.path.rglob("*") if path.is_file()]
             hidden = sum(path.stat().st_size for path in files if path.name.startswith("hidden"))
             every = sum(path.stat().st_size for path in files)
             sizes["journal"] = max(sizes["journal"], every - hidden)
@@ -160,7 +160,7 @@ def test_disk_is_what_is_written(model, tmp_path, monkeypatch, layer_by_layer):
         return watched
 
     monkeypatch.setattr(CaptureJournal, "note", watch(CaptureJournal.note))
-    monkeypatch.setattr(CaptureJournal, "finish", watch(CaptureJournal.finish))
+    monkeypatch.setattr(CaptureJournal, "finish_unit", watch(CaptureJournal.finish_unit))
     loaded, tokenizer = load(model, layer_by_layer=layer_by_layer)
     work = Path(uses["unfinished probe"].where)
     assert work == tmp_path / "space.safetensors.unfinished"
