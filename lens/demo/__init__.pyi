@@ -7,4 +7,3 @@ from .questions import Question as Question
 from .questions import is_correct as is_correct
 from .questions import questions as questions
 from .questions import text as text
-from .training import train as train

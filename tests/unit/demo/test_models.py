@@ -16,7 +16,10 @@ pytest.importorskip("transformers")
 import torch
 
 from lens.demo.models import CHECKPOINTS, checkpoint_path, load
-from lens.demo.training import TrainConfig, mixtures, train
+from tests.helpers.studies import load_study
+
+training = load_study("sample_world/train_world")
+TrainConfig, mixtures, train = training.TrainConfig, training.mixtures, training.train
 
 SIZE_LIMIT = 16 * 2**20  # bytes, all three checkpoints together
 

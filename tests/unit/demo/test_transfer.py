@@ -6,23 +6,32 @@ import math
 import pytest
 import torch
 import yaml
-from click.testing import CliRunner
 
 from lens import demo
-from lens.cli import main
 from lens.demo.corpus import plain_text
 from lens.demo.questions import answers_both, double_rows, doubles, facts
-from lens.demo.transfer.config import read_study
-from lens.demo.transfer.judging import judge as asked_of
-from lens.demo.transfer.judging import perplexity, put
-from lens.demo.transfer.searching import Bounds, MergeTrial, SearchResult, chosen, search
-from lens.demo.transfer.spaces import Steps, space, starts
-from lens.demo.transfer.study import study
-from lens.demo.transfer.summary import summarise
-from lens.demo.transfer.systems import MERGES, PARTS, against, config, without
 from lens.errors import InputError
 from lens.merging.operations import merge
 from lens.models.loading import load
+from tests.helpers.studies import load_study
+
+transfer = load_study("maec_transfer/transfer_study")
+MERGES, PARTS, against, config, without = (
+    transfer.MERGES,
+    transfer.PARTS,
+    transfer.against,
+    transfer.merge_config,
+    transfer.without,
+)
+Bounds, MergeTrial, SearchResult = transfer.Bounds, transfer.MergeTrial, transfer.SearchResult
+Steps, chosen, perplexity, put = transfer.Steps, transfer.chosen, transfer.perplexity, transfer.put
+asked_of, read_study, search = transfer.judge, transfer.read_study, transfer.search
+space, starts, study, summarise = (
+    transfer.space,
+    transfer.starts,
+    transfer.study,
+    transfer.summarise,
+)
 
 
 def test_double_questions_are_parallel_and_their_splits_disjoint():
@@ -159,12 +168,13 @@ def settings(tmp_path, **changes):
     return path
 
 
-def test_the_study_goes_from_worlds_to_a_table_and_goes_on_where_it_stopped(tmp_path):
+def test_the_study_makes_a_table_of_worlds_and_resumes(tmp_path, monkeypatch, capsys):
     pytest.importorskip("optuna")
     path, out = settings(tmp_path), tmp_path / "out"
-    call = ["world", "transfer", "-C", str(path), "--out", str(out), "--split", "test", "--quiet"]
-    done = CliRunner().invoke(main, call)
-    assert done.exit_code == 0, done.output
+    call = ["transfer_study", "--config", str(path), "--out", str(out), "--split", "test"]
+    monkeypatch.setattr("sys.argv", call)
+    transfer.main()
+    assert "| MAEC, text free, without selection |" in capsys.readouterr().out
     assert "| MAEC, text free, without selection |" in (out / "table-test.md").read_text()
     found = json.loads((out / "results-test.json").read_text())
     lines = {line["system"]: line for line in found["lines"]}
