@@ -28,7 +28,7 @@ def export(out: str | Path, *, models: str | Path | None = None, force: bool = F
         i about the same fact everywhere), ``kinds`` (a text a split, line i whether the world's
         text states fact i in every language or in English only), ``text.jsonl`` and ``names.txt``.
     models : str or Path, optional
-        Folder of ``python docs/studies/sample_world/train_world.py``; the shipped models by default.
+        Folder of ``docs/studies/sample_world/train_world.py``; the shipped models by default.
     force : bool
         Replace ``out``.
 
@@ -68,8 +68,8 @@ def _model(name: str, models: str | Path | None) -> Path:
     path = Path(models) / name
     if not (path / "config.json").is_file():
         raise InputError(
-            f"'{path}' holds no model; expected a folder of python docs/studies/sample_world/train_world.py with "
-            f"{', '.join(CHECKPOINTS)}"
+            f"'{path}' holds no model; expected a folder of docs/studies/sample_world/train_world.py "
+            f"with {', '.join(CHECKPOINTS)}"
         )
     return path
 

@@ -36,7 +36,8 @@ def checkpoint_path(name: str) -> Path:
     if not (path / "model.safetensors").is_file():
         raise InputError(
             f"the sample world's model '{name}' is not at {path}; "
-            "make it with: python docs/studies/sample_world/train_world.py --out DIR, and give that folder as the model"
+            "make it with: python docs/studies/sample_world/train_world.py --out DIR, "
+            "and give that folder as the model"
         )
     return path
 

@@ -142,7 +142,13 @@ def readings(found: Read, ranks: dict[str, int], work: Path) -> tuple[ReadingCom
     if stored["ranks"] != ranks:
         raise RuntimeError(f"{place} was made with other ranks; remove it to measure again")
     return tuple(
-        ReadingComparison(**r | {key: tuple(map(tuple, r[key])) if key == "angles" else tuple(r[key])
-                       for key in ("sites", "angles", "kept")})
+        ReadingComparison(
+            **r
+            | {
+                "sites": tuple(r["sites"]),
+                "kept": tuple(r["kept"]),
+                "angles": tuple(map(tuple, r["angles"])),
+            }
+        )
         for r in stored["readings"]
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """Merge, be killed at random moments, resume, and compare with a merge that was left alone.
 
-``python -m tests.helpers.maec_killed FOLDER KILLS`` spreads the kills over several methods and prints what
-was seen as JSON.
+``python -m tests.helpers.maec_killed FOLDER KILLS`` spreads the kills over several methods and
+prints what was seen as JSON.
 """
 
 import json

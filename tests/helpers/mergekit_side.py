@@ -1,4 +1,6 @@
-"""Run mergekit on YAML files, in a process of its own: python -m tests.helpers.mergekit_side YAML OUT …
+"""Run mergekit on YAML files in a process of its own.
+
+    python -m tests.helpers.mergekit_side YAML OUT …
 
 Where it draws random masks it is given ours: the numbers of `lens.merging.worker`. Where it sorts,
 the sort is made stable: mergekit leaves to chance which of equal sizes come first, and differences

@@ -40,7 +40,7 @@ def cases(rng, dtype, B=5, d=33, r=3, t=4):
     h, hv = states(rng, (B, d), dtype)
     o, ov = states(rng, (B, d), dtype)
     H, Hv = states(rng, (B, t, d), dtype)
-    O, Ov = states(rng, (B, t, d), dtype)
+    O, Ov = states(rng, (B, t, d), dtype)  # noqa: E741
     M = basis_of(rng, d, r, dtype)
     target = rng.normal(size=(B, M.shape[1])).astype(np.float32).astype(float)
     u = rng.normal(size=d).astype(np.float32).astype(float)
@@ -85,7 +85,7 @@ def test_value_and_gradient_against_central_differences(dtype, d):
             raise AssertionError(f"{name}: {error}") from error
 
 
-def torch_terms(torch, x, o, M, target, u, mask, X, O):
+def torch_terms(torch, x, o, M, target, u, mask, X, O):  # noqa: E741
     """The terms of `cases` in torch, for autograd."""
     d = x.shape[1]
     v = u / u.norm()
@@ -113,7 +113,7 @@ def test_against_torch_autograd(dtype, d):
         return torch.from_numpy(np.ascontiguousarray(x))
 
     h, o = (torch.from_numpy(rng.normal(size=(6, d))).to(kind) for _ in range(2))
-    H, O = (torch.from_numpy(rng.normal(size=(6, 3, d))).to(kind) for _ in range(2))
+    H, O = (torch.from_numpy(rng.normal(size=(6, 3, d))).to(kind) for _ in range(2))  # noqa: E741
     M, target, u = basis_of(rng, d, 2, dtype), rng.normal(size=(6, min(2, d))), rng.normal(size=d)
     target, u = (np.asarray(x, np.float32).astype(float) for x in (target, u))
     mask = np.ones((6, 3), int)

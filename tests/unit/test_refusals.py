@@ -328,7 +328,9 @@ def test_overflow_of_finite_numbers_is_told_from_nan():
         losses.separate(big, -big, np.eye(D)[:, :R], np.ones(R))
 
 
-@pytest.mark.parametrize("label", ["pooling.pool", "losses.retain token", "losses.retain token_mean"])
+@pytest.mark.parametrize(
+    "label", ["pooling.pool", "losses.retain token", "losses.retain token_mean"]
+)
 def test_a_mask_without_tokens_is_named(label):
     case = CASES[label]
     error, message = case.refused("mask", np.zeros((B, T), int))

@@ -8,14 +8,14 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from lens import losses, metrics, neurons, pooling, resample, subspace, torch_ops, weights
-from lens.errors import (
+from lens import losses, metrics, neurons, pooling, resample, subspace, torch_ops, weights  # noqa: E402
+from lens.errors import (  # noqa: E402
     DtypeError,
     InputError,
     ShapeError,
 )
-from tests.helpers import reference as ref
-from tests.helpers.elsewhere import DEVICES, NARROW, both, elsewhere, normal, values
+from tests.helpers import reference as ref  # noqa: E402
+from tests.helpers.elsewhere import DEVICES, NARROW, both, elsewhere, normal, values  # noqa: E402
 
 EPS64 = 2.0**-52
 
@@ -208,7 +208,7 @@ def test_pairs_hold_twice_the_digits():
 def terms(rng, dtype, B, d, t=4):
     """Every loss as (name, function of the states, states); row 0 has weight 0 and holds NaN."""
     h, o = normal(rng, (B, d), dtype), normal(rng, (B, d), dtype)
-    H, O = normal(rng, (B, t, d), dtype), normal(rng, (B, t, d), dtype)
+    H, O = normal(rng, (B, t, d), dtype), normal(rng, (B, t, d), dtype)  # noqa: E741
     M = np.linalg.qr(rng.normal(size=(d, min(3, d))))[0]
     target, u = rng.normal(size=(B, M.shape[1])), rng.normal(size=d)
     w = rng.uniform(0.1, 1, B)

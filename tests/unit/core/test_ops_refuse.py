@@ -57,7 +57,7 @@ def swap(args, name, bad):
 
 @pytest.mark.parametrize(("op", "code"), CALLS)
 def test_the_valid_call_is_valid(op, code):
-    """Else the tests below would prove nothing; see tests/helpers/ops.py for sizes that must fit."""
+    """Else the tests below prove nothing; tests/helpers/ops.py has the sizes that must fit."""
     op.call(*ops.valid_call(op, code=code).values())
 
 

@@ -155,7 +155,8 @@ def test_a_space_is_read_without_torch(space, tmp_path):
     code = (
         "import sys; sys.modules['torch'] = None\n"
         "from lens.space.space import Space\n"
-        "from lens.steering.policy import Policy, PolicyRule; from lens.steering.vectors import diffmean_rules\n"
+        "from lens.steering.policy import Policy, PolicyRule\n"
+        "from lens.steering.vectors import diffmean_rules\n"
         f"space = Space.load({str(path)!r})\n"
         "print(len(diffmean_rules(space, 'sw', layers=1)), space.summary())\n"
     )
