@@ -109,7 +109,7 @@ def test_help_lists_every_verb_and_imports_nothing_heavy() -> None:
     assert all(f"\n  {verb} " in done.stdout for verb in VERBS)
 
 
-@pytest.mark.parametrize("verb", [*VERBS, "world train"])
+@pytest.mark.parametrize("verb", [*VERBS, "world export"])
 def test_every_verb_has_help_and_its_common_flags(verb: str) -> None:
     result = run(*verb.split(), "--help")
     assert result.exit_code == 0
@@ -329,8 +329,8 @@ def test_interrupt_exits_130_and_leaves_nothing(tmp_path: Path, monkeypatch) -> 
     def stop(*_args, **_options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lens.demo.training.train", stop)
-    refused("world", "train", "--out", tmp_path / "w", words="interrupted", code=130)
+    monkeypatch.setattr("lens.demo.run.run", stop)
+    refused("demo", "--out", tmp_path / "w", words="interrupted", code=130)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -338,11 +338,11 @@ def test_a_disk_error_is_one_message(tmp_path: Path, monkeypatch) -> None:
     def full(*_args, **_options):
         raise OSError(28, "No space left on device", "model.safetensors")
 
-    monkeypatch.setattr("lens.demo.training.train", full)
-    refused("world", "train", "--out", tmp_path / "w", words="No space left on device")
+    monkeypatch.setattr("lens.demo.run.run", full)
+    refused("demo", "--out", tmp_path / "w", words="No space left on device")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_world_train_keeps_what_is_there(tmp_path: Path) -> None:
+def test_an_export_keeps_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "w").mkdir()
-    refused("world", "train", "--out", tmp_path / "w", words="--force")
+    refused("world", "export", "--out", tmp_path / "w", words="--force")
