@@ -155,11 +155,11 @@ def mexa(
         _check_directions(a, "pivot")  # names the row
         _check_directions(b, "other")
         raise
-    score, null = score_matches(row_best, column_best, permutations, seed)
+    score, null = _score(row_best, column_best, permutations, seed)
     return MexaResult(score, n, null, variance, pivot_variance)
 
 
-def score_matches(
+def _score(
     row_best: Array, column_best: Array, permutations: int, seed: int
 ) -> tuple[float, Float64]:
     """Score of the best places of rows and columns (n: a tie), and of random pairings."""
@@ -262,7 +262,7 @@ def mexa_layers(
 
 @dataclass(frozen=True, slots=True)
 class SeparabilityResult(Result):
-    """How well the mean of a language tells its held-out states from those of others.
+    """Accuracy of assigning held-out states to the language with the nearest mean.
 
     Attributes
     ----------

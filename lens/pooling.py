@@ -281,7 +281,7 @@ class StreamingMoments:
         return Moments(total.count, total.mean.copy(), variance)
 
     def to_arrays(self) -> dict[str, Array]:
-        """Everything needed to go on later, for saving.
+        """Return the complete state as arrays, for saving.
 
         Returns
         -------

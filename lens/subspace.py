@@ -110,8 +110,14 @@ def thin_svd(X: ArrayIn, *, rank: int | None = None) -> ThinSvd:
     """
     data = float64(X, "X", shape=(None, None))
     n, d = data.shape
-    check_rank(n, d, rank)
+    if not n or not d:
+        raise ShapeError(f"X: shape ({n}, {d}), expected at least one row and one column")
     k = min(n, d)
+    if rank is not None and not (_is_whole(rank) and 1 <= rank <= k):
+        raise InputError(
+            f"rank: got {rank!r}, expected None or an integer from 1 to {k}, the smaller side of X "
+            f"({n}, {d})"
+        )
     left, sigma, right = np.empty((n, k)), np.empty(k), np.empty((k, d))
     with core_errors(X=data):
         _core.thin_svd(left, sigma, right, data)
@@ -152,7 +158,8 @@ def thin_qr(X: ArrayIn) -> ThinQr:
     """
     data = float64(X, "X", shape=(None, None))
     d, r = data.shape
-    check_columns(d, r)
+    if not 1 <= r <= d:
+        raise ShapeError(f"X: shape ({d}, {r}), expected 1 to {d} columns")
     rows = np.ascontiguousarray(data.T)
     Q, R = np.empty((r, d)), np.empty((r, r))
     with core_errors(X=rows):
@@ -160,29 +167,15 @@ def thin_qr(X: ArrayIn) -> ThinQr:
     return ThinQr(Q.T, R.T)
 
 
-def check_rank(n: int, d: int, rank: int | None) -> None:
-    """Refuse a matrix without elements, and a rank that it cannot have."""
-    if not n or not d:
-        raise ShapeError(f"X: shape ({n}, {d}), expected at least one row and one column")
-    whole = isinstance(rank, int | np.integer) and not isinstance(rank, bool)
-    if rank is not None and not (whole and 1 <= rank <= min(n, d)):
-        raise InputError(
-            f"rank: got {rank!r}, expected None or an integer from 1 to {min(n, d)}, the smaller "
-            f"side of X ({n}, {d})"
-        )
-
-
-def check_columns(d: int, r: int) -> None:
-    """Refuse a matrix whose columns cannot be independent, or that has none."""
-    if not 1 <= r <= d:
-        raise ShapeError(f"X: shape ({d}, {r}), expected 1 to {d} columns")
-
-
 Rank = Literal["auto", "full"] | int
 _SHARE = 0.95  # of the noise-corrected variance between languages, for rank="auto"
 
 
-def check_options(
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _check_options(
     L: int, d: int, rank: Rank, languages: Sequence[str] | None, agnostic: str
 ) -> list[str]:
     """Refuse what does not fit L means of width d; return the languages' names."""
@@ -215,20 +208,20 @@ def _check_names(languages: Sequence[str] | None, L: int) -> list[str]:
 def _check_rank(rank: Rank, L: int) -> None:
     if rank in ("auto", "full"):
         return
-    if isinstance(rank, bool) or not isinstance(rank, int | np.integer) or not 1 <= rank < L:
+    if not (_is_whole(rank) and 1 <= int(rank) < L):
         raise InputError(
             f"rank: got {rank!r}, expected 'auto', 'full' or an integer from 1 to {L - 1} "
             f"(one less than the {L} languages)"
         )
 
 
-def rounding_floor(sigma: Float64, mean: Float64, L: int, d: int) -> float:
+def _rounding_floor(sigma: Float64, mean: Float64, L: int, d: int) -> float:
     """Singular values at or below this are rounding errors of means of this size."""
     scale = float(sigma[0]) + float(np.linalg.norm(mean))
     return scale * max(L, d) * float(np.finfo(np.float64).eps)
 
 
-def choose_rank(rank: Rank, sigma: Float64, noise: float | None, L: int) -> tuple[int, str]:
+def _choose_rank(rank: Rank, sigma: Float64, noise: float | None, L: int) -> tuple[int, str]:
     """Return the rank for given singular values, and why."""
     if rank == "full":
         return L - 1, f"full: L-1 = {L - 1} of {L} languages"
@@ -285,7 +278,7 @@ def fit(
     agnostic: Literal["mean", "complement"] = "mean",
     noise: ArrayIn = None,
 ) -> SubspaceResult:
-    """Split the means of several languages into what they share and what tells them apart.
+    """Split the means of several languages into a language subspace and an agnostic direction.
 
     Parameters
     ----------
@@ -377,7 +370,7 @@ def fit_batch(
     """
     data = float64(means, "means", shape=(None, None, None), finite=False)
     S, L, d = data.shape
-    names = check_options(L, d, rank, languages, agnostic)
+    names = _check_options(L, d, rank, languages, agnostic)
     noises = None if noise is None else float64(noise, "noise", shape=(S, L))
     if noises is not None and (noises < 0).any():
         raise InputError("noise: holds negative values, expected variances")
@@ -393,10 +386,10 @@ def fit_batch(
     longest = np.sqrt(np.einsum("sld,sld->sl", data, data)).max(axis=1)  # no copy of the squares
     for s in range(S):
         site = f"site {s}: " if S > 1 else ""
-        floor = rounding_floor(sigma[s], mean[s], L, d)
+        floor = _rounding_floor(sigma[s], mean[s], L, d)
         if sigma[s, -1] <= floor:
             _check_twins(data[s], names, floor, site)
-        r, reason = choose_rank(
+        r, reason = _choose_rank(
             rank, sigma[s], None if noises is None else float(noises[s].mean()), L
         )
         if sigma[s, r - 1] <= floor:

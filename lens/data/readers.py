@@ -30,7 +30,7 @@ _LANGUAGE_COLUMNS = ("lang", "language", "lang_code", "locale")
 
 @dataclass(slots=True)
 class ReadResult:
-    """Rows as found, by canonical code, and everything that is wrong with them.
+    """Rows of text by canonical code, not judged, and what could not be read.
 
     Attributes
     ----------
@@ -43,7 +43,7 @@ class ReadResult:
     source : str
         Name of the file, folder or object.
     duplicates : dict
-        Canonical code of a language that came twice to what is to be told about it.
+        Canonical code of a language that came twice to the message about it.
     """
 
     rows: dict[str, list[str]] = field(default_factory=dict)
@@ -141,7 +141,7 @@ def _explain(
     found: ReadResult,
     column: str | None,
 ) -> None:
-    """Say why a table that may hold languages gave none."""
+    """Add the reason why a table gave no language to the problems."""
     if nested:
         cell = next(cell for cell in columns[nested[0]] if isinstance(cell, dict))
         fields = [key for key, value in cell.items() if isinstance(value, str)]
@@ -159,11 +159,11 @@ def _explain(
 
 
 COMPRESSED = (".gz", ".xz", ".bz2", ".zst")
-"""Endings of compressed files, after the ending that says what they hold."""
+"""Endings of compressed files, after the ending of their kind."""
 
 
 def kind(file: Path) -> str:
-    """Return the ending that says what a file holds, such as ``.jsonl`` of ``a.jsonl.xz``."""
+    """Return the ending of a file without that of its compression: ``.jsonl`` of ``a.jsonl.xz``."""
     suffixes = [suffix.lower() for suffix in file.suffixes]
     if suffixes and suffixes[-1] in COMPRESSED:
         suffixes.pop()

@@ -33,16 +33,15 @@ def tokens_within(
     resident = {id(p): p for p in (*model.parameters(), *model.buffers()) if not p.is_meta}
     absent = [p for p in parts.blocks[0].parameters() if p.is_meta]
     weights = sum(p.numel() * p.element_size() for p in (*resident.values(), *absent))
-    return tokens_beside(
-        limit, weights, text_config(model), width=parts.width, sites=sites, rows=rows,
-        itemsize=next(model.parameters()).element_size(),
-    )  # fmt: skip
+    itemsize = next(model.parameters()).element_size()
+    sizes = {"width": parts.width, "sites": sites, "rows": rows, "itemsize": itemsize}
+    return tokens_beside(limit, weights, text_config(model), **sizes)
 
 
 def tokens_beside(
     limit: int, weights: int, config: Any, *, width: int, sites: int, rows: int, itemsize: int
 ) -> int:
-    """`tokens_within`, where only sizes are known."""
+    """`tokens_within`, from sizes in bytes and a config, as an object or a mapping."""
     pooled = sites * rows * width * 8
     most = (limit - weights - pooled) // _bytes_per_token(config, width, itemsize)
     if most < 1:
@@ -55,7 +54,7 @@ def tokens_beside(
 
 
 def require_room_for(longest: int, tokens: int) -> None:
-    """Refuse rows of which one alone is longer than what the limit leaves room for."""
+    """Refuse rows of which a single one exceeds the tokens that the limit allows."""
     if longest > tokens:
         raise InputError(
             f"max_memory leaves room for {tokens} tokens at once, but the longest row has "
@@ -118,7 +117,7 @@ def batch_limit(batch_size: int | Literal["auto"], tokens: int | None = None) ->
 
 
 def windows(count: int) -> Iterator[range]:
-    """Positions of so many rows, a window at a time."""
+    """Positions of ``count`` rows, one window at a time."""
     for start in range(0, count, WINDOW):
         yield range(start, min(start + WINDOW, count))
 

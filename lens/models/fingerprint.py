@@ -1,4 +1,4 @@
-"""Cut."""
+"""Hashes that identify a model, a tokenizer, a chat template and rows of text."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from lens.models.tokenization import ChatOptions, uses_template
 # Elements read from each parameter, evenly spread: any training moves some of them.
 _SAMPLE = 256
 # Entries of a config that change without the model changing.
-_VOLATILE = {
-    "_attn_implementation", "_attn_implementation_internal", "_name_or_path", "architectures",
-    "bos_token_id", "dtype", "eos_token_id", "output_attentions", "output_hidden_states",
-    "pad_token_id", "return_dict", "torch_dtype", "transformers_version", "use_cache",
-}  # fmt: skip
+_VOLATILE = frozenset(
+    "_attn_implementation _attn_implementation_internal _name_or_path architectures bos_token_id "
+    "dtype eos_token_id output_attentions output_hidden_states pad_token_id return_dict "
+    "torch_dtype transformers_version use_cache".split()
+)
 
 
 def model_fingerprint(model: nn.Module) -> dict[str, Any]:
-    """Describe a model so that another one can be told apart from it.
+    """Type, sizes and hashes of the config and the weights of a model.
 
     The weights' hash covers up to 256 evenly spread elements of every parameter, widened to
     float32: it does not change when a checkpoint is loaded in a wider dtype, and it takes
@@ -37,7 +37,7 @@ def model_fingerprint(model: nn.Module) -> dict[str, Any]:
     text = text_config(model)
     digest = hashlib.sha256()
     absent = _absent_samples(model)
-    release(model.parameters())  # else the first ones would be sampled beside all that was used
+    release(model.parameters())  # or all mapped weights would be in memory beside the samples
     for name, parameter in sorted(model.named_parameters()):
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
         digest.update(absent[name] if parameter.is_meta else _sample(parameter))
@@ -92,23 +92,18 @@ def template_sha256(tokenizer: Any, chat: ChatOptions | None) -> str | None:
 
 
 def sha256_rows(rows: Sequence[str]) -> str:
-    """Hash rows of text, each with its length, so that moving a border changes the hash."""
-    digest = hashlib.sha256()
-    for row in rows:
-        content = row.encode("utf-8", "surrogatepass")
-        digest.update(len(content).to_bytes(8, "little"))
-        digest.update(content)
-    return digest.hexdigest()
+    """Hash rows of text, each with its length, so that moving a boundary changes the hash."""
+    return _sha256_of_parts(row.encode("utf-8", "surrogatepass") for row in rows)
 
 
 def sha256_json(content: Any) -> str:
-    """Hash plain data in a canonical spelling."""
+    """Hash plain data in canonical JSON."""
     text = json.dumps(content, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def rows_sha256(rows: Sequence[Sequence[int]]) -> str:
-    """Hash encoded rows, borders included."""
+    """Hash encoded rows, boundaries included."""
     return _sha256_of_parts(" ".join(map(str, row)).encode() for row in rows)
 
 

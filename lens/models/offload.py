@@ -208,7 +208,7 @@ def set_aside(parameters: Mapping[str, nn.Parameter], *, in_files: bool) -> dict
 
 
 def _movable(parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
-    """Those whose values take ordinary memory."""
+    """CPU parameters whose values lie in ordinary memory."""
     mapped = lying_in_files(parameters)
     pairs = zip(parameters, mapped, strict=True)
     return [p for p, in_file in pairs if not in_file and p.device.type == "cpu" and p.numel()]
@@ -391,7 +391,7 @@ def _check_wiring(model: nn.Module, parts: DecoderParts) -> None:
     form, _ = first_output(model, parts)
 
     def stand_in(mark: float) -> Any:
-        # A mark of its own, so that blocks side by side are told from blocks in a row.
+        # A mark of its own, to distinguish blocks in a row from blocks side by side.
         def forward(*args: Any, **kwargs: Any) -> Any:
             return with_block_output(form, block_input(args, kwargs) + mark)
 
@@ -417,7 +417,7 @@ def _on_meta(model: nn.Module, absent: Any) -> dict[str, str]:
 
 
 def _move(model: nn.Module, device: str) -> None:
-    """Move what has values; `Module.to` refuses a model that is in part without."""
+    """Move tensors that have values; `Module.to` refuses a model where some have none."""
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
             if not parameter.is_meta:

@@ -42,7 +42,7 @@ Keep: TypeAlias = Literal["last", "all"] | int
 
 @dataclass(frozen=True, slots=True)
 class CachedRow:
-    """One encoded row and what the frozen model made of it.
+    """One encoded row and its states in the frozen model.
 
     Attributes
     ----------
@@ -51,7 +51,7 @@ class CachedRow:
     entry : Tensor
         Residual stream entering the first trained block, shape (t, d), dtype of the model.
     reference : dict of str to Tensor
-        Frozen states by site, shape (k, d): those of the last k tokens, k as it was asked for.
+        Frozen states of the last k tokens by site, shape (k, d).
     """
 
     input_ids: Tensor
@@ -64,7 +64,7 @@ class PrefixBatch:
     """Rows padded on the right to one length.
 
     A decoder never looks right, so real tokens do not see the padding and no attention mask is
-    needed: ``lengths`` alone tells what is real.
+    needed: ``lengths`` says which tokens are real.
     """
 
     input_ids: Tensor
@@ -130,7 +130,7 @@ def in_unnamed_file(shapes: Shapes) -> dict[str, Tensor]:
 
 @contextmanager
 def new_file(path: Path, shapes: Shapes, about: Mapping[str, str]) -> Iterator[dict[str, Tensor]]:
-    """Give mapped tensors to be filled; on success the file appears under its name."""
+    """Yield mapped tensors to fill; the file gets its name once the block succeeds."""
     header = _header(shapes, {**about, "sha256": "0" * 64})
     handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=".part", dir=path.parent)
     part = Path(name)
@@ -155,7 +155,10 @@ def new_file(path: Path, shapes: Shapes, about: Mapping[str, str]) -> Iterator[d
 
 
 def open_file(path: Path, about: Mapping[str, str], *, verify: bool = True) -> dict[str, Tensor]:
-    """Map a kept file; its tensors are read page by page, when they are used."""
+    """Map the tensors of a file that `new_file` wrote; they are read page by page.
+
+    ``about`` must agree with its header; ``verify`` reads the file once and checks its SHA-256.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             found = file.metadata() or {}
@@ -174,7 +177,7 @@ def open_file(path: Path, about: Mapping[str, str], *, verify: bool = True) -> d
 
 
 def prepare_folder(folder: Path) -> None:
-    """Make a folder for kept files, and remove what writers that died left in it."""
+    """Create a folder for cache files, and remove the leftovers of killed writers."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -207,7 +210,7 @@ def _header(shapes: Shapes, about: Mapping[str, str]) -> bytes:
 
 
 def _reserve(file: IO[bytes], start: int, size: int, folder: Path) -> None:
-    """Claim room on the disk now: a mapped file that runs out of it later kills the process."""
+    """Reserve disk space now: a mapped file that runs out of it later kills the process."""
     try:
         file.flush()
         reserve(file, start, size)
@@ -238,7 +241,7 @@ SCHEMA = "lens.prefix/2"
 def frozen_facts(
     model: nn.Module, parts: DecoderParts, *, first_block: int, sites: Sequence[str]
 ) -> dict[str, Any]:
-    """Everything about the model that decides its cached states."""
+    """Identity of the cached states: every byte of the weights that are read, and the settings."""
     highest = max((_reach(site, len(parts.blocks)) for site in sites), default=first_block)
     unused = tuple(f"{parts.blocks_name}.{i}." for i in range(highest + 1, len(parts.blocks)))
     return {
@@ -288,7 +291,15 @@ def _weights_sha256(model: nn.Module, unused: tuple[str, ...]) -> str:
 
 
 class PrefixCache:
-    """Prefix states and frozen reference states of a set of rows."""
+    """Prefix states and frozen reference states of a set of rows.
+
+    ``first_block`` is the lowest block that will be trained; ``sites``, none below it, are where
+    the losses read states. With a ``folder`` the states are kept in files there, for any later run
+    over the same model and rows: a file is named by the hash of everything its content depends on,
+    and a damaged one is computed again with a notice. Without it, at most ``memory`` bytes stay in
+    memory and the rest goes to temporary files that vanish with the process. ``low_memory`` returns
+    memory that passes have freed to the system at once.
+    """
 
     def __init__(
         self,
@@ -342,7 +353,10 @@ class PrefixCache:
         batch_size: int = 32,
         label: str = "Caching prefix",
     ) -> range:
-        """Run encoded rows through the frozen model and keep what training needs."""
+        """Run encoded rows through the frozen model, and return the new rows' indices for `batch`.
+
+        ``keep`` says of how many tokens at the end of each row the reference states are kept.
+        """
         start = len(self.rows)
         if not len(rows):
             return range(start, start)
@@ -376,7 +390,7 @@ class PrefixCache:
             if {name: len(tensor) for name, tensor in tensors.items()} != totals:
                 raise DamagedError("holds other tensors than its name says")
         except DamagedError as error:
-            say(f"cached states in {path} are damaged: the file {error}; they are made again")
+            say(f"cached states in {path} are damaged: the file {error}; they are computed again")
             return None
         self.reused += 1
         return tensors
@@ -455,8 +469,8 @@ class PrefixCache:
         """States of the model *as it is now* at every site, from the cached entry.
 
         Blocks below ``first_block`` pass their input through, so the cost is that of the trained
-        band (and of the embedding look-up, whose result is replaced). Position data and masks are
-        made by the model's own code, hence right for every architecture.
+        layers (and of the embedding look-up, whose result is replaced). Positions and masks come
+        from the model's own code, hence are right for every architecture.
         """
         blocks = self.parts.blocks
         with passing_through(blocks[: self.first_block], self._output_form):

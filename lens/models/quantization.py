@@ -1,7 +1,7 @@
 """Linear layers with packed weights (bitsandbytes, GPTQ, AWQ and others), by structure.
 
-None of these libraries is imported: a layer is known by its packed weight, and unpacked by asking
-it for its answer to the unit vectors, which is its weight matrix.
+None of these libraries is imported: a layer is known by its packed weight, and unpacked by its
+outputs for the unit vectors, which are its weight matrix.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def passes_gradient(module: Any, *, dtype: torch.dtype) -> bool:
         with torch.no_grad():
             module(x)
         with torch.enable_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what the warning says is found out here
+            warnings.simplefilter("ignore")  # the cause of the warning is tested here
             given = x.clone().requires_grad_()
             (grad,) = torch.autograd.grad(module(given).sum(), given, allow_unused=True)
     except (RuntimeError, NotImplementedError):
@@ -67,7 +67,10 @@ def passes_gradient(module: Any, *, dtype: torch.dtype) -> bool:
 
 
 def unpack(model: nn.Module, names: list[str], *, dtype: torch.dtype) -> None:
-    """Replace packed linear layers of a model by ordinary ones, in place."""
+    """Replace packed linear layers of a model by ordinary ones, in place and in its config.
+
+    If one cannot be run here, or gives weights that are not finite, the model stays as it was.
+    """
     made = {name: _unpacked(model.get_submodule(name), name, dtype) for name in names}
     for name, linear in made.items():
         parent, _, child = name.rpartition(".")
@@ -78,7 +81,7 @@ def unpack(model: nn.Module, names: list[str], *, dtype: torch.dtype) -> None:
 
 @torch.no_grad()
 def _unpacked(module: Any, name: str, dtype: torch.dtype) -> nn.Linear:
-    """Make an ordinary linear layer from a packed one's answers to the unit vectors."""
+    """Ordinary linear layer from a packed one's outputs for the unit vectors."""
     n_in, n_out = features(module) or (0, 0)
     device = _device(module)
     linear = nn.Linear(n_in, n_out, bias=module.bias is not None, device=device, dtype=dtype)
@@ -107,7 +110,7 @@ def _unpacked(module: Any, name: str, dtype: torch.dtype) -> nn.Linear:
 
 
 def answer(module: nn.Module) -> Tensor:
-    """Give what a packed layer makes of one fixed vector: it tells any two weights apart."""
+    """Output of a packed layer for one fixed vector, which differs for any two weights."""
     n_in, _ = features(module) or (0, 0)
     held = [*module.parameters(), *module.buffers()]
     dtype = next((t.dtype for t in held if t.is_floating_point()), torch.float32)

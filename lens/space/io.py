@@ -48,9 +48,8 @@ def write_space(
             "rank_reason": result.rank_reason,
             "singular_values": [float(value) for value in result.singular_values],
         }
-    write(path, arrays, {**record, "sha256": content_sha256(table, record["about"])} | {
-        "fits": described
-    })  # fmt: skip
+    sha256 = content_sha256(table, record["about"])
+    write(path, arrays, {**record, "sha256": sha256, "fits": described})
 
 
 def read_space(path: Path) -> tuple[MomentsTable, Provenance]:
@@ -73,7 +72,7 @@ def read_space(path: Path) -> tuple[MomentsTable, Provenance]:
             }
             for site in content["sites"]
         }
-        # What the file says is hashed, not what this version makes of it.
+        # The content of the file is hashed, not what this version reads from it.
         if "sha256" in content and content["sha256"] != _digest(content["about"], moments):
             raise InputError(
                 f"the content of '{path}' does not have the hash it was saved with: it was changed "

@@ -138,7 +138,7 @@ class Space(LanguageStatistics):
         Returns
         -------
         Space
-            The same, whose ``fit(rank="auto")`` takes the chosen ranks and says why; they are
+            The same, whose ``fit(rank="auto")`` takes the chosen ranks with their reasons; they are
             saved with it.
 
         Raises

@@ -95,9 +95,8 @@ class StateStore:
     @property
     def nbytes(self) -> int:
         """Bytes on disk."""
-        return (
-            len(self.sites) * sum(self.counts.values()) * self.width * self._storage.dtype.itemsize
-        )
+        rows = len(self.sites) * sum(self.counts.values())
+        return rows * self.width * self._storage.dtype.itemsize
 
     def row_ids(self, language: str) -> NDArray[np.int64]:
         """Ids of the rows of a language, (n,): those under which the space counted them."""
@@ -125,7 +124,7 @@ class StateStore:
         if language is None:
             return mapped
         code = self._language(language)
-        start = sum(n for name, n in self.counts.items() if self._before(name, code))
+        start = _rows_before(self.counts, code)
         return mapped[start : start + self.counts[code]]
 
     def values(
@@ -162,8 +161,8 @@ class StateStore:
         site : str or int
             As in `Space.means`.
         limit : int, optional
-            Rows per language, evenly spread and the same in every language; by default so many
-            that all languages together have at most 4096, for N rows make N^2 numbers.
+            Rows per language, evenly spread and the same in every language; by default as many
+            as keep all languages together at 4096 or fewer, since N rows need N^2 numbers.
         n_threads : int, optional
             Threads of the C core.
 
@@ -196,8 +195,9 @@ class StateStore:
         return most
 
     def spread(self, language: str, most: int) -> Any:
-        """Positions of at most so many rows of a language, evenly spread: those `gram` takes."""
-        return _spread(self.counts[self._language(language)], most)
+        """Positions of at most ``most`` rows of a language, evenly spread: those `gram` takes."""
+        n = self.counts[self._language(language)]
+        return slice(None) if n <= most else np.linspace(0, n - 1, most).round().astype(np.int64)
 
     def choose_rank(
         self,
@@ -227,7 +227,7 @@ class StateStore:
         )
 
     def require_source(self, about: Provenance) -> None:
-        """Refuse a space that these states are not the states of; every difference is named.
+        """Refuse a space that these states do not belong to; every difference is named.
 
         Parameters
         ----------
@@ -261,10 +261,6 @@ class StateStore:
             f"sites={len(self.sites)}, width={self.width}, dtype={self.dtype!r})"
         )
 
-    def _before(self, name: str, code: str) -> bool:
-        order = self.languages
-        return order.index(name) < order.index(code)
-
     def _language(self, typed: str) -> str:
         code = canonical(typed)
         if code not in self.counts:
@@ -289,6 +285,12 @@ class StateStore:
             return np.memmap(path, self._storage.dtype, "r", start, shape)
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror}; probe again") from None
+
+
+def _rows_before(counts: dict[str, int], language: str) -> int:
+    """Rows of the languages before one."""
+    codes = list(counts)
+    return sum(counts[code] for code in codes[: codes.index(language)])
 
 
 def site_file(site: str) -> str:
@@ -327,11 +329,6 @@ def _record(folder: Path) -> dict[str, Any]:
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
         raise InputError(f"{path} is not of schema {SCHEMA}; probe again with this version")
     return record
-
-
-def _spread(n: int, most: int) -> Any:
-    """Positions of at most so many rows, evenly spread over n."""
-    return slice(None) if n <= most else np.linspace(0, n - 1, most).round().astype(np.int64)
 
 
 SUFFIX = ".unfinished"
@@ -401,19 +398,14 @@ class StateStoreWriter:
         wide = np.ascontiguousarray(values, np.float32)
         stored = np.empty(wide.shape, self._storage.dtype)
         _core.dtype_store(stored.reshape(-1), wide.reshape(-1), self._storage.code)
-        before = 0
-        for code, n in self._counts.items():
-            if code == language:
-                break
-            before += n
-        file = self._files[site]
         begin = layout(site, self._counts, self._width, self._dtype)[0]
+        row = _rows_before(self._counts, language) + start
         try:
-            write_at(file, begin + (before + start) * self._row, stored)
+            write_at(self._files[site], begin + row * self._row, stored)
         except OSError as error:
             raise InputError(
                 f"cannot write states to '{self.unfinished}': {error.strerror}; free some space "
-                "and go on with --resume"
+                "and continue with --resume"
             ) from None
 
     def flush(self) -> None:

@@ -63,7 +63,7 @@ class LanguageText:
     rows, empty : int
         Rows that were checked, and those without text.
     repeated : int
-        Rows that say what an earlier row says.
+        Rows with the text of an earlier row.
     judged, foreign : int
         Rows whose language was judged, and those that are in another one.
     other_script : int

@@ -56,7 +56,7 @@ def damaged_rows(rows: Sequence[str]) -> list[int]:
 
 
 def repeated_rows(rows: Sequence[str]) -> list[int]:
-    """Rows that say what an earlier row says."""
+    """Rows with the text of an earlier row."""
     seen: set[str] = set()
     found = []
     for i, row in enumerate(rows):

@@ -159,7 +159,7 @@ def test_a_damaged_file_is_said_and_made_again(tmp_path, capsys, damage, words):
     damage(path)
     again = cached(tmp_path)
     said = capsys.readouterr().err
-    assert str(path) in said and words in said and "made again" in said
+    assert str(path) in said and words in said and "computed again" in said
     assert again.reused == 0
     assert all(torch.equal(row.entry, old) for row, old in zip(again.rows, bits, strict=True))
     assert path.read_bytes() == content and len(files(tmp_path)) == 1
