@@ -22,12 +22,14 @@ from lens.arrays import (
     F32,
     Array,
     ArrayIn,
+    Result,
     block,
     core_errors,
     float64,
     same,
     threads,
     to_dict,
+    whole,
 )
 from lens.errors import DtypeError, InputError, ShapeError
 
@@ -59,7 +61,7 @@ Pair: TypeAlias = tuple[ArrayIn, ArrayIn]
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class Comparison(Result):
     """Two deltas x and y side by side.
 
     Attributes
@@ -76,13 +78,9 @@ class Comparison:
     dot: float
     cosine: float | None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain Python values."""
-        return to_dict(self)
-
 
 @dataclass(frozen=True, slots=True)
-class NonFinite:
+class NonFinite(Result):
     """How many elements are no finite numbers.
 
     Attributes
@@ -95,10 +93,6 @@ class NonFinite:
 
     nan: int
     infinite: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain Python values."""
-        return to_dict(self)
 
 
 def flat(a: ArrayIn, b: ArrayIn, names: str, dtype: str | None) -> tuple[Array, Array | None, int]:
@@ -439,7 +433,7 @@ _LOWS = 1 << BUCKET_BITS
 
 
 @dataclass(frozen=True, slots=True)
-class TopKResult:
+class TopKResult(Result):
     """What the two passes of `TopK` found.
 
     Attributes
@@ -491,7 +485,7 @@ class TopKResult:
         return marks.view(np.bool_)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain Python values."""
+        """Plain Python values, marks as lists."""
         return to_dict(self) | {"settled": {k: x.tolist() for k, x in self.settled.items()}}
 
 
@@ -687,9 +681,8 @@ def check_amount(where: str, k: int | None, share: float | None) -> None:
     """Refuse anything but exactly one of a count and a share."""
     if (k is None) == (share is None):
         raise InputError(f"{where}: expected exactly one of k and share")
-    whole = isinstance(k, int | np.integer) and not isinstance(k, bool)
-    if k is not None and (not whole or k < 0):
-        raise InputError(f"k: got {k!r}, expected an integer of at least 0")
+    if k is not None:
+        whole(k, "k", 0)
     if share is not None and not 0.0 <= share <= 1.0:
         raise InputError(f"share: got {share!r}, expected a number from 0 to 1")
 

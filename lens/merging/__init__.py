@@ -1,6 +1,6 @@
 """Merge checkpoints of any size: abilities and languages in weight space (MAEC, arXiv 2410.07825).
 
-A merge is planned from headers, streamed slice by slice in bounded memory, can be interrupted and
+A merge is planned from headers, streamed chunk by chunk in bounded memory, can be interrupted and
 resumed to the same bytes, and verified afterwards. torch is not needed.
 """
 

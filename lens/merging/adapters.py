@@ -41,22 +41,12 @@ _REFUSED = (
 
 @dataclass(frozen=True, slots=True)
 class Factors:
-    """One adapted weight: scale B A, transposed for embeddings and Conv1D.
+    """One adapted weight: scale B A, transposed for embeddings and Conv1D."""
 
-    Attributes
-    ----------
-    a, b : Stored
-        Shapes (r, in) and (out, r).
-    scale : float
-        alpha / r, or alpha / √r.
-    transposed : bool
-        Whether the weight is stored as (in, out).
-    """
-
-    a: Stored
-    b: Stored
-    scale: float
-    transposed: bool
+    a: Stored  # (r, in)
+    b: Stored  # (out, r)
+    scale: float  # alpha / r, or alpha / √r
+    transposed: bool  # the weight is stored as (in, out)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -76,28 +66,18 @@ class Factors:
             left, across = a.T[first:last], _matrix(files, self.b)
         else:
             left, across = _matrix(files, self.b, first, last), a.T
-        made = np.empty((len(left), len(across)), np.float32)
+        rows = np.empty((len(left), len(across)), np.float32)
         # The bits of NumPy's product depend on the number of cores.
-        _core.matmul_nt(made, np.ascontiguousarray(left), np.ascontiguousarray(across))
-        made *= np.float32(self.scale)
-        return made
+        _core.matmul_nt(rows, np.ascontiguousarray(left), np.ascontiguousarray(across))
+        rows *= np.float32(self.scale)
+        return rows
 
 
 class Adapter:
     """Low-rank deltas by the name of their weight, and the weights it replaces.
 
-    Parameters
-    ----------
-    folder : Path
-        With ``adapter_config.json`` and ``adapter_model.safetensors`` (or ``.bin``).
-    base : Checkpoint
-        The model it was trained on.
-
-    Raises
-    ------
-    InputError
-        If it is no LoRA adapter, changes weights that the base lacks, or is more than a low-rank
-        delta, such as DoRA.
+    Raises InputError if the folder is no LoRA adapter, changes weights that the base lacks, or is
+    more than a low-rank delta, such as DoRA.
     """
 
     def __init__(self, folder: Path, base: Checkpoint) -> None:

@@ -190,16 +190,13 @@ def weight_diff(
     )
     if str(base) in map(str, models):
         raise InputError(f"{base} is the base; name the models that changed from it")
-    plan = plan_for(_Diff(), config, max_memory=max_memory, fetch=True)
-    try:
+    with plan_for(_Diff(), config, max_memory=max_memory, fetch=True) as plan:
         plan.check()
         targets = [target for target in plan.targets if not target.copied]
         with stop_requests("tensor") as stop:
             found = MergeExecutor(plan, stop).map(_compare, targets, whole=True, label="Comparing")
             tensors = tuple(tensor for _, tensor in found)
         return WeightDiff(str(base), tuple(map(str, models)), tensors)
-    finally:
-        plan.files.close()
 
 
 class _Sums:

@@ -321,8 +321,7 @@ def to_adapter(
     refuse_existing(out, force=force)
     config = parse_config(dict(config) if isinstance(config, Mapping) else config)
     config = config.model_copy(update={"out_dtype": "float32"})
-    plan = plan_merge(config, max_memory=max_memory, fetch=True)
-    try:
+    with plan_merge(config, max_memory=max_memory, fetch=True) as plan:
         plan.check()
         if config.base_model is None or config.slices:
             raise InputError("an adapter needs a base_model, and blocks in their places")
@@ -333,8 +332,6 @@ def to_adapter(
         with stop_requests("tensor") as stop:
             found = _factorise(plan, MergeExecutor(plan, stop), rank, energy)
         return _write(plan, found, out, force=force)
-    finally:
-        plan.files.close()
 
 
 def _size(plan: MergePlan, rank: int) -> int:

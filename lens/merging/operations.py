@@ -8,7 +8,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from lens.arrays import to_dict
+from lens.arrays import Result
 from lens.errors import DamagedError, InputError, VerificationError
 from lens.merging import output
 from lens.merging.config import MergeConfig, parse_config
@@ -129,8 +129,7 @@ def merge(
     begun = resume and work.begun  # its space on the disk is reserved already
     if not begun:
         refuse_existing(out, force=force)
-    plan = plan_merge(config, max_memory=max_memory, out=None if begun else out, fetch=True)
-    try:
+    with plan_merge(config, max_memory=max_memory, out=None if begun else out, fetch=True) as plan:
         plan.check()
         identity = output.identity(plan, size_in_bytes(shard_size))
         with work, stop_requests("slice") as stop, _interruptible(work), work.writing(str(out)):
@@ -141,8 +140,6 @@ def merge(
             else:
                 refuse_existing(out, force=force)
                 found = _carry_out(plan, work, identity, out, stop)
-    finally:
-        plan.files.close()
     facts, resumed = found
     return MergeResult(
         out=out,
@@ -225,7 +222,9 @@ def _refuse_changed(plan: MergePlan, identity: dict[str, Any]) -> None:
     known = identity["sources"]
     changed = [s.reference for s in plan.sources if s.identity() != known[s.reference]]
     if changed:
-        raise InputError(f"{', '.join(changed)} changed while it was read; merge anew with --force")
+        raise InputError(
+            f"{', '.join(changed)} changed while it was read; start again with --force"
+        )
 
 
 @contextmanager
@@ -246,7 +245,7 @@ _PARTS = {"values": "F32", "places": "I32", "starts": "I64"}
 
 
 @dataclass(frozen=True, slots=True)
-class Extraction:
+class Extraction(Result):
     """Summary of an extracted ability.
 
     Attributes
@@ -263,10 +262,6 @@ class Extraction:
     selected: int
     of: int
     per_tensor: dict[str, int]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain Python values."""
-        return to_dict(self)
 
 
 def extract(
@@ -310,16 +305,13 @@ def extract(
     if out.is_dir():
         raise InputError(f"{out} is a folder; expected the name of a file")
     config = config.model_copy(update={"languages": ()})
-    plan = plan_merge(config, max_memory=max_memory, fetch=True)
-    try:
+    with plan_merge(config, max_memory=max_memory, fetch=True) as plan:
         method = plan.method
         if not isinstance(method, Maec) or len(config.abilities) != 1:
             raise InputError("extract takes a config of merge_method maec with exactly one ability")
         _check(plan, out)
         with stop_requests("slice") as stop:
             return _write(plan, method, MergeExecutor(plan, stop), out)
-    finally:
-        plan.files.close()
 
 
 def _check(plan: MergePlan, out: Path) -> None:
@@ -424,7 +416,7 @@ _KINDS = {"config": dict, "sources": dict, "facts": dict, "checksums": dict, "sh
 
 
 @dataclass(frozen=True, slots=True)
-class Verification:
+class Verification(Result):
     """Counts of what was compared and found equal.
 
     Attributes
@@ -438,10 +430,6 @@ class Verification:
     tensors: int
     of: int
     slices: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain Python values."""
-        return to_dict(self)
 
 
 def verify(
@@ -479,8 +467,8 @@ def verify(
     """
     folder = Path(folder)
     known = _read(folder)
-    plan = plan_merge(parse_config(known["config"]), max_memory=max_memory, fetch=True)
-    try:
+    config = parse_config(known["config"])
+    with plan_merge(config, max_memory=max_memory, fetch=True) as plan:
         plan.check()
         _compare_sources(plan, known["sources"])
         shards = lay_out(plan.targets, known["shard_size"])
@@ -488,13 +476,8 @@ def verify(
             files = ShardFiles(folder, shards, create=False, writable=False)
         except InputError as error:
             raise VerificationError(str(error)) from None
-        with stop_requests("slice") as stop:
-            try:
-                return _compare(plan, MergeExecutor(plan, stop), files, known, sample, seed)
-            finally:
-                files.close()
-    finally:
-        plan.files.close()
+        with closing(files), stop_requests("slice") as stop:
+            return _compare(plan, MergeExecutor(plan, stop), files, known, sample, seed)
 
 
 def _read(folder: Path) -> dict[str, Any]:
@@ -561,7 +544,7 @@ def _compare(
     _write_tensors(executor, plan, chosen, sink, facts, "Verifying")
     if sink.differing:
         names = ", ".join(list(sink.differing)[:5])
-        raise VerificationError(f"made again, {len(sink.differing)} tensors differ: {names}")
+        raise VerificationError(f"computed again, {len(sink.differing)} tensors differ: {names}")
     return Verification(len(chosen), len(plan.targets), sink.compared)
 
 

@@ -95,22 +95,10 @@ def index_of(shards: Sequence[OutputShard]) -> str | None:
 
 
 class ShardFiles:
-    """The open files of a result.
+    """The open files of a result in an existing folder.
 
-    Parameters
-    ----------
-    folder : Path
-        An existing folder.
-    shards : sequence of OutputShard
-    create : bool
-        Whether to create the files; otherwise an interrupted or finished merge has.
-    writable : bool
-        Whether they may be written to.
-
-    Raises
-    ------
-    InputError
-        If the disk is full, or a file is missing or has another size.
+    They are created and take their space on the disk, or are those of an interrupted or finished
+    merge; raises InputError if the disk is full, or a file is missing or has another size.
     """
 
     def __init__(
@@ -144,7 +132,7 @@ class ShardFiles:
             or os.pread(handle, len(shard.head), 0) != shard.head
         ):
             raise InputError(
-                f"{path} has another size or header than this merge writes; merge anew with --force"
+                f"{path} has another size or header than this merge writes; start again with --force"
             )
         at = len(shard.head)
         for target in shard.targets:
@@ -236,7 +224,7 @@ def merge_folder(out: Path) -> WorkDir:
     ``model/`` holds the files of the result in their final form, ``facts.json`` what the method
     computed before the first chunk, and ``slices`` a record of each chunk that is written.
     """
-    return WorkDir(Path(f"{out}.unfinished"), "merge", keeps="finished slices")
+    return WorkDir(Path(f"{out}.unfinished"), "merge", keeps="finished chunks")
 
 
 def finished_slices(log: Log) -> dict[tuple[int, int], int]:
@@ -248,20 +236,12 @@ def finished_slices(log: Log) -> dict[tuple[int, int], int]:
 
 
 class ChunkComparer:
-    """Sink that compares chunks with those in the files of a result.
-
-    Attributes
-    ----------
-    compared : int
-        Number of chunks.
-    differing : dict of str to list of int
-        Numbers of the chunks that differ, by tensor.
-    """
+    """Sink that compares chunks with those in the files of a result."""
 
     def __init__(self, files: ShardFiles) -> None:
         self._files = files
-        self.compared = 0
-        self.differing: dict[str, list[int]] = {}
+        self.compared = 0  # chunks
+        self.differing: dict[str, list[int]] = {}  # numbers of chunks, by tensor
         self._lock = threading.Lock()
 
     def missing(self, target: OutputTensor, chunk: Chunk) -> bool:
@@ -278,15 +258,9 @@ class ChunkComparer:
 
 
 class ChunkWriter:
-    """Sink that writes chunks into the files of a result, then logs them.
+    """Sink that writes chunks into the files of a result, then logs each.
 
-    Parameters
-    ----------
-    files : ShardFiles
-    log : Log
-        Gets a record per chunk.
-    done : dict
-        Checksums of the chunks written before; those whose bytes differ are written again.
+    ``done`` has the checksums of chunks written before; those whose bytes differ are written again.
     """
 
     def __init__(self, files: ShardFiles, log: Log, done: dict[tuple[int, int], int]) -> None:

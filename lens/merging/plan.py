@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from lens.errors import InputError
 from lens.merging.config import (
@@ -34,22 +34,12 @@ _MOST = 4  # names in one message
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Consecutive blocks of the result and the models they come from.
+    """Consecutive blocks of the result and the models they come from."""
 
-    Attributes
-    ----------
-    inputs : tuple of ModelInput
-        Models, in order.
-    settings : tuple of mapping
-        Parameters that apply to all of them, in order of precedence.
-    start, stop : int
-        Blocks of the result, half-open.
-    """
-
-    inputs: tuple[ModelInput, ...]
-    settings: tuple[Mapping[str, Any], ...]
+    inputs: tuple[ModelInput, ...]  # in order
+    settings: tuple[Mapping[str, Any], ...]  # parameters for all, in order of precedence
     start: int
-    stop: int
+    stop: int  # blocks of the result, half-open
 
     def place(self, block: int) -> float:
         """Position of a block from the first (0) to the last (1); 1 for a single block."""
@@ -85,16 +75,8 @@ class Mismatches:
 class TensorMatcher:
     """Finds for each tensor of the result the tensors it is computed from.
 
-    Parameters
-    ----------
-    config : MergeConfig
-    method : Method
-    inputs : sequence of ModelInput
-        Models of a merge without slices.
-    sources : mapping of str to MergeSource
-        By reference, all opened.
-    run : mapping
-        Parameters of the whole run.
+    ``inputs`` are the models of a merge without slices, ``sources`` all of them by reference, and
+    ``run`` holds the parameters of the whole run.
     """
 
     def __init__(
@@ -448,7 +430,7 @@ _IGNORED = ("int8_mask",)  # mergekit's parameters that change nothing here
 
 @dataclass(frozen=True, slots=True)
 class MergePlan:
-    """A merge, checked before anything is computed.
+    """A merge, checked before anything is computed; a context manager that closes its files.
 
     Attributes
     ----------
@@ -513,6 +495,12 @@ class MergePlan:
         cached = self.method.passes if self.method.whole else 1  # later passes hit the page cache
         transfer = self.bytes_read / cached / _READ_RATE + self.bytes_written / _WRITE_RATE
         return _START + max(transfer, elements / self.method.rate / max(self.workers, 1))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.files.close()
 
     def check(self) -> None:
         """Raise InputError if the merge cannot be done, with one problem per line."""

@@ -45,17 +45,7 @@ def is_8_bit(kind: Dtype) -> bool:
 
 
 def as_float32(raw: Array, kind: Dtype, *, out: Float32 | None = None) -> Float32:
-    """Decode raw elements to float32, exactly except for float64.
-
-    Parameters
-    ----------
-    raw : numpy.ndarray
-        In the storage dtype.
-    kind : Dtype
-        What the elements are.
-    out : numpy.ndarray, float32, same shape, optional
-        Where to write.
-    """
+    """Decode elements in their storage dtype to float32, exactly except for float64."""
     if is_8_bit(kind):
         decoded: Float32 = np.take(_values_of_8_bits(kind.name or ""), raw, out=out, mode="clip")
         return decoded
@@ -86,21 +76,11 @@ def chunks_of(shape: tuple[int, ...]) -> list[Chunk]:
 
 @dataclass(frozen=True, slots=True)
 class SourceTensor:
-    """A tensor that an output tensor is computed from.
+    """A tensor that an output tensor is computed from."""
 
-    Attributes
-    ----------
-    source : int
-        Index of the source.
-    name : str
-        Name of the tensor there.
-    parameters : mapping of str to value
-        The method's parameters for this model.
-    """
-
-    source: int
-    name: str
-    parameters: Mapping[str, Value]
+    source: int  # index of its source
+    name: str  # there
+    parameters: Mapping[str, Value]  # of the method, for this model
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,27 +137,11 @@ class OutputTensor(Sized):
 
 @dataclass(frozen=True, slots=True)
 class ModelInput:
-    """One model that a method reads.
+    """One model that a method reads."""
 
-    Attributes
-    ----------
-    reference : str
-        As in the config.
-    settings : tuple of mapping
-        Parameters that apply to it, in order of precedence.
-    base : bool
-        Whether it is the base.
-    first : int
-        Its first block, where a slice of the result begins.
-    fixed : mapping
-        Values given by its place in the config, besides its parameters.
-    extracted : bool
-        Whether it is a file of `lens.merging.extract`, not a model.
-    """
-
-    reference: str
-    settings: tuple[Mapping[str, Any], ...] = ()
+    reference: str  # as in the config
+    settings: tuple[Mapping[str, Any], ...] = ()  # parameters for it, in order of precedence
     base: bool = False
-    first: int = 0
-    fixed: Mapping[str, Value] = field(default_factory=dict)
-    extracted: bool = False
+    first: int = 0  # its first block, where a slice of the result begins
+    fixed: Mapping[str, Value] = field(default_factory=dict)  # given by its place in the config
+    extracted: bool = False  # a file of `lens.merging.extract`, not a model

@@ -36,21 +36,11 @@ _LONGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors format
 
 @dataclass(frozen=True, slots=True)
 class Dtype:
-    """A dtype of the safetensors format.
+    """A dtype of the safetensors format."""
 
-    Attributes
-    ----------
-    size : int
-        Bytes of an element.
-    storage : str
-        NumPy dtype of the raw bits.
-    name : str or None
-        Name in the C core; None when it cannot compute with it.
-    """
-
-    size: int
-    storage: str
-    name: str | None = None
+    size: int  # bytes of an element
+    storage: str  # NumPy dtype of the raw bits
+    name: str | None = None  # in the C core; None if it cannot compute with it
 
     @property
     def floating(self) -> bool:
@@ -102,24 +92,12 @@ class Sized:
 
 @dataclass(frozen=True, slots=True)
 class Stored(Sized):
-    """Where a tensor lies.
-
-    Attributes
-    ----------
-    path : Path
-        File.
-    dtype : str
-        As safetensors names it.
-    shape : tuple of int
-        Row-major.
-    start : int
-        First byte in the file.
-    """
+    """Place of a tensor in a file."""
 
     path: Path
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
+    dtype: str  # as safetensors names it
+    shape: tuple[int, ...]  # row-major
+    start: int  # first byte
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,26 +335,10 @@ class Files:
         self._lock = threading.Lock()
 
     def read(self, stored: Stored, start: int, stop: int, buffer: Array) -> Array:
-        """Read elements ``start`` to ``stop`` of a tensor into ``buffer``, raw.
+        """Read elements ``start`` to ``stop`` of a tensor, flat and raw.
 
-        Parameters
-        ----------
-        stored : Stored
-            The tensor.
-        start, stop : int
-            Half-open, flat.
-        buffer : numpy.ndarray, uint8
-            At least as many bytes as are read.
-
-        Returns
-        -------
-        numpy.ndarray
-            A view of the buffer in the storage dtype of the tensor.
-
-        Raises
-        ------
-        InputError
-            If the file ends early; it was complete when its header was checked.
+        Returns a view of ``buffer``, uint8 and large enough, in the tensor's storage dtype; raises
+        InputError if the file ends early: it was complete when its header was checked.
         """
         size = stored.kind.size
         view = buffer[: (stop - start) * size]

@@ -42,24 +42,12 @@ _NONE = np.empty(0)
 
 @dataclass(frozen=True, slots=True)
 class KeyNeuronSearch:
-    """Search for the share of units that an ability changed most.
+    """Search for the share of units that an ability changed most."""
 
-    Attributes
-    ----------
-    delta : callable
-        Returns θ' − θ_o of a chunk.
-    share : float
-        k1, of all units.
-    unit : {"element", "row", "column"}
-        Rows are output neurons.
-    per_tensor : bool
-        Select the share of each tensor, not of the whole model.
-    """
-
-    delta: Callable[[TensorTask, Chunk], Float32]
-    share: float
-    unit: str
-    per_tensor: bool
+    delta: Callable[[TensorTask, Chunk], Float32]  # θ' − θ_o of a chunk
+    share: float  # k1, of all units
+    unit: str  # element, row (output neuron) or column
+    per_tensor: bool  # the share of each tensor, not of the whole model
 
     def find(self, executor: Executor, targets: Sequence[OutputTensor]) -> dict[str, Any]:
         """Masks of all tensors by name, as plain values; `mask_of` reads them."""
@@ -147,18 +135,7 @@ def mask_of(
 ) -> Bool:
     """Mask of a chunk, from what `KeyNeuronSearch.find` returned for its tensor.
 
-    Parameters
-    ----------
-    found : mapping
-        Value of the tensor.
-    unit : {"element", "row", "column"}
-        What was searched for.
-    target : OutputTensor
-        The tensor.
-    delta : numpy.ndarray, float32, or None
-        θ' − θ_o of the chunk; needed for elements.
-    chunk : Chunk
-        Part of the tensor.
+    ``delta`` is θ' − θ_o of the chunk, needed where elements were searched for.
     """
     if "units" not in found:
         if delta is None:

@@ -261,7 +261,7 @@ def test_verify_finds_what_changed(three, tmp_path):
     content[-1] ^= 1
     path.write_bytes(content)
     (out / "reproduce.json").write_text(json.dumps(record))
-    with pytest.raises(VerificationError, match=r"made again, .* tensors differ"):
+    with pytest.raises(VerificationError, match=r"computed again, .* tensors differ"):
         verify(out, sample=None)
     source = bytearray((three[1] / "model.safetensors").read_bytes())
     source[-1] ^= 1  # the header is as it was
