@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, Literal, Protocol, Self, TypeAlias
 
 import numpy as np
@@ -24,6 +23,7 @@ from lens.arrays import host
 from lens.errors import InputError
 from lens.models.architecture import (
     DecoderParts,
+    SeenError,
     block_output,
     device_of,
     evaluating,
@@ -54,24 +54,20 @@ from lens.utils.workdir import WorkDir, boot_id
 Pooling: TypeAlias = Literal["last", "mean", "weighted"]
 Pooled: TypeAlias = dict[str, NDArray[np.float64]]
 
-# Fewer numbers than this are pooled by one thread (the bits are the same): that takes milliseconds,
-# and a second would have to wait for a core, as torch's own threads spin after a product.
+# Fewer numbers than this are pooled by one thread (the bits are the same): it takes milliseconds,
+# and a second thread would wait for a core, as torch's own threads spin after a product.
 _ALONE = 1 << 22
 
 POOLINGS: tuple[Pooling, ...] = ("last", "mean", "weighted")
 
 
 class NonFiniteStateError(InputError):
-    """A state has NaN or infinity; says at which site and in which row of the batch."""
+    """A state at a site, in a row of the batch, has NaN or infinity."""
 
     def __init__(self, site: str, row: int) -> None:
         super().__init__(f"the state at {site} for row {row} of the batch is not finite")
         self.site = site
         self.row = row
-
-
-class _StopAfterSite(Exception):
-    """Ends a forward pass early."""
 
 
 class SiteReader:
@@ -93,7 +89,7 @@ class SiteReader:
         self._modules = [(site, site_module(parts, site)) for site in sites]
         self._pooling: Pooling = pooling
         self._n_threads = n_threads
-        self._handles: list[Any] = []
+        self._hooks = ExitStack()
         self._mask: torch.Tensor | None = None
         self._pooled: Pooled = {}
 
@@ -101,32 +97,18 @@ class SiteReader:
         """Register the hooks."""
         for site, module in self._modules:
             # The last block can also stand for "final" in a model without a final norm.
-            self._handles.append(module.register_forward_hook(self._hook(site)))
+            self._hooks.enter_context(module.register_forward_hook(self._hook(site)))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Remove the hooks, whatever happened."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+    def __exit__(self, *_error: object) -> None:
+        """Remove the hooks."""
+        self._hooks.close()
 
     def read(self, model: Any, batch: Batch) -> Pooled:
         """Run one batch and return its pooled states."""
         self._pooled, self._mask = {}, batch.pool_mask
-        tensors = {
-            "input_ids": batch.input_ids,
-            "attention_mask": batch.attention_mask,
-            "position_ids": batch.position_ids,
-        }
-        try:
-            model(**forward_arguments(model, tensors))
-        except _StopAfterSite:
-            pass
+        with suppress(SeenError):
+            model(**forward_arguments(model, batch.inputs))
         missing = [site for site, _ in self._modules if site not in self._pooled]
         if missing:
             raise InputError(f"the forward pass did not reach {', '.join(missing)}")
@@ -142,7 +124,7 @@ class SiteReader:
             )
             self._pooled[site] = pooled
             if len(self._pooled) == len(self._modules):
-                raise _StopAfterSite
+                raise SeenError
 
         return read_state
 
@@ -297,14 +279,7 @@ def _batch(record: Record) -> Finished:
 class RowSet:
     """Encoded rows under one label, usually a language.
 
-    Attributes
-    ----------
-    label : str
-        For messages and records.
-    rows : list of EncodedRow
-        In their own order.
-    offset : int
-        Id of the first row.
+    ``offset`` is the id of the first row.
     """
 
     label: str
@@ -358,7 +333,7 @@ class Keeper(Protocol):
     """Where pooled states are kept, such as `lens.space.state_store.StateStoreWriter`."""
 
     def write(self, language: str, site: str, start: int, values: NDArray[np.float64]) -> None:
-        """Keep consecutive rows of a language."""
+        """Store consecutive rows of a language."""
 
     def flush(self) -> None:
         """Wait until they are on the disk."""
@@ -366,7 +341,7 @@ class Keeper(Protocol):
 
 @dataclass(slots=True)
 class Gathered:
-    """Statistics per label and site, and pooled states where they are wanted."""
+    """Statistics per label and site, and pooled states where they are requested."""
 
     moments: dict[str, dict[str, StreamingMoments]]
     keeper: Keeper | None = None
@@ -391,7 +366,7 @@ class Gathered:
         }
 
     def restore(self, arrays: Arrays) -> None:
-        """Take back what `arrays` gave."""
+        """Restore statistics from `arrays`."""
         grouped: dict[tuple[str, str], Arrays] = {}
         for key, array in arrays.items():
             label, site, name = key.split("/")
@@ -402,7 +377,7 @@ class Gathered:
 
 @dataclass(slots=True)
 class Job:
-    """What stays the same over a capture, and the batch size, which may shrink."""
+    """Constants of a capture, and the batch size, which may shrink."""
 
     model: Any
     limit: BatchLimit
@@ -521,10 +496,6 @@ def run_whole(job: Job, sets: Sequence[RowSet], reader: SiteReader) -> None:
                 job.end(group.label, [group.label], reader.sites)
 
 
-class _StopAtBlock(Exception):
-    """Ends a forward pass after the block it is for."""
-
-
 class SpilledStates:
     """Hidden states of the real tokens of all rows, in two files that take turns."""
 
@@ -557,7 +528,7 @@ class SpilledStates:
     def write(
         self, turn: int, group: RowSet, chosen: list[int], places: Tensor, states: Tensor
     ) -> None:
-        """Store what `read` of the same turn will give."""
+        """Store states for `read` of the same turn."""
         for i, row in enumerate(chosen):
             content = states[i, places[i]].contiguous().view(torch.uint8).numpy()
             at = int(self._starts[group.label][row]) * self._row
@@ -592,8 +563,8 @@ class SpilledStates:
         where = folder or tempfile.gettempdir()
         return InputError(
             f"no room for two files of {self.nbytes / 1e6:.0f} MB of hidden states in '{where}': "
-            f"{error.strerror}; free some space (TMPDIR names another place) and go on with "
-            "--resume, or probe fewer rows"
+            f"{error.strerror}; free some space (TMPDIR names another place) and continue "
+            "with --resume, or probe fewer rows"
         )
 
 
@@ -639,62 +610,46 @@ def run_layers(
         spilled.close()
 
 
+@dataclass(slots=True)
 class _Layer:
     """One block, or the final norm, run by itself."""
 
-    def __init__(
-        self,
-        model: Any,
-        parts: DecoderParts,
-        index: int | None,
-        form: Any,
-        spilled: SpilledStates,
-        turn: int,
-        sites: Sequence[str],
-        pooling: Pooling,
-        n_threads: int | None,
-    ) -> None:
-        self.model, self.parts, self.index, self.form = model, parts, index, form
-        self.spilled, self.turn, self.sites = spilled, turn, sites
-        self.pooling, self.n_threads = pooling, n_threads
-        self._entry: Tensor | None = None
-        self._state: Tensor | None = None
+    model: Any
+    parts: DecoderParts
+    index: int | None
+    form: Any
+    spilled: SpilledStates
+    turn: int
+    sites: Sequence[str]
+    pooling: Pooling
+    n_threads: int | None
+    _entry: Tensor | None = None
+    _state: Tensor | None = None
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Let every other block pass its input on, and stop behind this one."""
+        """Make the blocks before pass their input through, and stop after this one."""
         norm = self.parts.final_norm
         module = norm if self.index is None else self.parts.blocks[self.index]
         if module is None:
             raise InputError("the model has no final norm to run")
         before = list(self.parts.blocks)[: self.index]
-        handles = [
+        with (
             module.register_forward_pre_hook(self._put_in, with_kwargs=True),
             module.register_forward_hook(self._take_out),
-        ]
-        try:
-            with passing_through(before, self.form):
-                yield
-        finally:
-            for handle in handles:
-                handle.remove()
+            passing_through(before, self.form),
+        ):
+            yield
 
     def step(self, batch: Batch, group: RowSet, chosen: list[int]) -> Pooled:
-        """Run a batch, store what comes out, and pool it."""
+        """Run a batch, store the resulting states, and pool them."""
         places = batch.attention_mask.bool().cpu()
         self._entry = self._state = None
         if self.turn:
             entry = self.spilled.read(self.turn, group, chosen, places)
             self._entry = entry.to(batch.input_ids.device)
-        tensors = {
-            "input_ids": batch.input_ids,
-            "attention_mask": batch.attention_mask,
-            "position_ids": batch.position_ids,
-        }
-        try:
-            self.model(**forward_arguments(self.model, tensors))
-        except _StopAtBlock:
-            pass
+        with suppress(SeenError):
+            self.model(**forward_arguments(self.model, batch.inputs))
         state: Tensor | None = self._state
         if state is None:
             raise InputError("the forward pass did not reach the block it was for")
@@ -715,7 +670,7 @@ class _Layer:
 
     def _take_out(self, _module: nn.Module, _args: Any, output: Any) -> None:
         self._state = block_output(output).detach()
-        raise _StopAtBlock
+        raise SeenError
 
 
 def _needed(site: str, parts: DecoderParts) -> int:

@@ -36,9 +36,10 @@ def keep_layout(model: nn.Module) -> None:
 
     That layout passes no gradient, and is not written to a checkpoint as it should be.
     """
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+    layer: Any
+    for layer in model.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
 
 
 def passes_gradient(module: Any, *, dtype: torch.dtype) -> bool:

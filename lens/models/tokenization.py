@@ -82,6 +82,12 @@ class Batch:
     position_ids: "torch.Tensor"
     pool_mask: "torch.Tensor"
 
+    @property
+    def inputs(self) -> dict[str, "torch.Tensor"]:
+        """Tensors by the names that a model's forward has for them."""
+        names = ("input_ids", "attention_mask", "position_ids")
+        return {name: getattr(self, name) for name in names}
+
 
 def uses_template(tokenizer: Any, chat: ChatOptions | None = None) -> bool:
     """Whether prompts go through the tokenizer's chat template."""
