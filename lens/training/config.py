@@ -92,15 +92,22 @@ class LensConfig(OptimizerSettings):
 
     @model_validator(mode="after")
     def _whole_steps(self) -> Self:
-        for term in self.active:
-            alone = self.batch_size < 2 or self.rows_per_pass < self.batch_size
-            if term.needs.whole_step and alone:
-                raise ValueError(
-                    f"a {term.kind} term compares the prompts of a step with each other: it needs "
-                    "a batch_size of 2 or more and no micro_batch_size below it; got batch_size "
-                    f"{self.batch_size} and micro_batch_size {self.micro_batch_size}"
-                )
+        problem = self.divided
+        if problem:
+            raise ValueError(problem)
         return self
+
+    @property
+    def divided(self) -> str | None:
+        """What to say where a step is divided, or one prompt, and a term needs several at once."""
+        kinds = [term.kind for term in self.active if term.needs.whole_step]
+        if not kinds or 1 < self.batch_size <= self.rows_per_pass:
+            return None
+        return (
+            f"a {kinds[0]} term compares the prompts of a step with each other: it needs a "
+            "batch_size of 2 or more and no micro_batch_size below it; got batch_size "
+            f"{self.batch_size} and micro_batch_size {self.micro_batch_size}"
+        )
 
     @property
     def active(self) -> tuple[LossTerm, ...]:

@@ -61,6 +61,8 @@ class BatchObjective:
         self.data, self.config, self.strength = data, config, strength
         self.where = {site: geometry.to(data.cache.device) for site, geometry in where.items()}
         self.number = 0
+        if config.divided:
+            raise InputError(config.divided)
         for term in config.active:
             missing = term.missing_rows(data)
             if missing:
