@@ -81,15 +81,7 @@ class Comparison(Result):
 
 @dataclass(frozen=True, slots=True)
 class NonFinite(Result):
-    """How many elements are no finite numbers.
-
-    Attributes
-    ----------
-    nan : int
-        Elements that are NaN.
-    infinite : int
-        Elements that are infinite, of either sign.
-    """
+    """Number of elements that are NaN, and that are infinite, of either sign."""
 
     nan: int
     infinite: int
@@ -133,7 +125,7 @@ def delta(
     b : array, same shape and dtype, optional
         Weights to subtract; None for zeros.
     out : numpy.ndarray, float32, same shape, optional
-        Where to write; fresh memory costs more than the subtraction.
+        Where to write; allocating costs more than the subtraction.
     n_threads : int
         Threads to use; any number gives the same bits.
     dtype : {"bfloat16"}, optional
@@ -142,7 +134,7 @@ def delta(
     Returns
     -------
     numpy.ndarray, float32
-        a - b in the shape of a, which is out where that is given. NaN and infinity pass through.
+        a - b in the shape of a, in ``out`` if given. NaN and infinity are kept.
 
     Raises
     ------
@@ -255,19 +247,10 @@ def compare(
     >>> compare((np.ones(4), None), (np.ones(4), 3 * np.ones(4))).cosine
     -1.0
     """
-    check_pairs(first, second)
-    return comparison(*_dots(first, second, n_threads, dtype))
-
-
-def check_pairs(first: Pair, second: Pair) -> None:
-    """Refuse what is no pair of tensors."""
     for pair, name in ((first, "first"), (second, "second")):
         if not isinstance(pair, tuple) or len(pair) != 2:
             raise InputError(f"{name}: got {type(pair).__name__}, expected a tuple of two tensors")
-
-
-def comparison(xx: float, yy: float, xy: float) -> Comparison:
-    """Return two squared norms and a dot product with their cosine."""
+    xx, yy, xy = _dots(first, second, n_threads, dtype)
     size = math.sqrt(xx) * math.sqrt(yy)
     cosine = max(-1.0, min(1.0, xy / size)) if size > 0 else None
     return Comparison((xx, yy), xy, cosine)
@@ -382,8 +365,7 @@ def combine(
     Returns
     -------
     numpy.ndarray
-        sum_s weights[s] sources[s], which is out where that is given; bfloat16 as raw bits in
-        uint16.
+        sum_s weights[s] sources[s], in ``out`` if given; bfloat16 as raw bits in uint16.
 
     Raises
     ------
@@ -394,7 +376,7 @@ def combine(
 
     Notes
     -----
-    Summed in float64 in the given order, then rounded to nearest, ties to even. A lone source of
+    Summed in float64 in the given order, then rounded to nearest, ties to even. A single source of
     weight 1 and of the output dtype is copied byte by byte.
 
     Examples
@@ -428,13 +410,13 @@ def combine(
     return result
 
 
-_PIECE = 1 << 20  # elements marked at once, which bounds what is held in passing
+_PIECE = 1 << 20  # elements marked at once, which bounds temporary memory
 _LOWS = 1 << BUCKET_BITS
 
 
 @dataclass(frozen=True, slots=True)
 class TopKResult(Result):
-    """What the two passes of `TopK` found.
+    """Result of the two passes of `TopK`.
 
     Attributes
     ----------
@@ -481,7 +463,10 @@ class TopKResult(Result):
         try:
             _core.weights_settle(marks.reshape(-1), keep)
         except ValueError:
-            raise wrong_marks(name, keep.size) from None
+            raise InputError(
+                f"marks: tensor '{name}' has other open marks than select left in it, expected "
+                f"{keep.size}; apply each result once"
+            ) from None
         return marks.view(np.bool_)
 
     def to_dict(self) -> dict[str, Any]:
@@ -493,8 +478,8 @@ class TopK:
     """The k largest |delta| over all tensors of a model, in two passes over a stream.
 
     First `add` every tensor, in the order of sorted names; then `select` them again in the same
-    order, which gives marks; then `finish`, whose result turns marks into masks. No more than one
-    tensor is needed at a time.
+    order, which returns marks; then `finish`, whose result turns marks into masks. Only one tensor
+    is needed at a time.
 
     Parameters
     ----------
@@ -515,8 +500,8 @@ class TopK:
     Equal to a stable descending sort of |delta| in float32 over the tensors in sorted order: of
     equal ones, the lowest flat index in the first tensor wins. Zero deltas are never selected.
     The first pass counts the upper 16 of the 31 bits of |delta|; the second marks all above the
-    bucket where the k-th lies, leaves the marks of that bucket open and remembers their 15 other
-    bits, two bytes each. As soon as k are found, only larger ones are left open.
+    bucket of the k-th, leaves the marks of that bucket open and stores their 15 other bits, two
+    bytes each. As soon as k are found, only larger ones are left open.
 
     References
     ----------
@@ -624,7 +609,7 @@ class TopK:
         self._remember(decided, inside, lows[:found])
 
     def _remember(self, decided: int, inside: int, lows: NDArray[np.uint16]) -> None:
-        """Take up what was marked 1, what is in the bucket, and the low bits of what is open."""
+        """Count marks of 1 and keys in the bucket, and store the low bits of open keys."""
         self._decided += decided
         self._inside -= inside
         if not lows.size:
@@ -632,7 +617,7 @@ class TopK:
         self._open.append((self._next, lows.copy()))
         self._seen += np.bincount(lows, minlength=_LOWS)
         self._found += lows.size
-        if self._found >= self._need:  # from now on, only a larger one can be among the best
+        if self._found >= self._need:  # from now on, only a larger one can be among the k
             base = (self._high - 1) >> BUCKET_BITS << BUCKET_BITS
             self._low = base + _kth(self._seen, self._need)[0] + 1
 
@@ -667,14 +652,6 @@ class TopK:
         threshold = float(np.uint32(key).view(np.float32))
         joined = {name: np.concatenate(parts) for name, parts in settled.items()}
         return TopKResult(threshold, self._want, joined)
-
-
-def wrong_marks(name: str, expected: int) -> InputError:
-    """Return the error for marks that are not those of `TopK.select`."""
-    return InputError(
-        f"marks: tensor '{name}' has other open marks than select left in it, expected {expected}; "
-        "apply each result once"
-    )
 
 
 def check_amount(where: str, k: int | None, share: float | None) -> None:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import os
-import platform
 import shutil
 import sys
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from lens.merging.tensors import SLICE, Chunk, OutputTensor, is_8_bit
 from lens.models.checkpoint import INDEX, copy_rest
 from lens.utils.hashing import checksum
 from lens.utils.records import Log
+from lens.utils.versions import versions
 from lens.utils.workdir import WorkDir
 
 _ALIGN = 8
@@ -132,7 +131,8 @@ class ShardFiles:
             or os.pread(handle, len(shard.head), 0) != shard.head
         ):
             raise InputError(
-                f"{path} has another size or header than this merge writes; start again with --force"
+                f"{path} has another size or header than this merge writes; start again with "
+                "--force"
             )
         at = len(shard.head)
         for target in shard.targets:
@@ -291,21 +291,6 @@ REPRODUCE = "reproduce.json"
 # Files that describe the source and not the result; config.json is written separately.
 _LEFT_OUT = (".yaml", ".yml", "config.json", "made.json")
 _NOT_OF_THE_RESULT = ("--resume", "--force", "--quiet", "--json", "-v")
-_CARD = """---
-tags: [merge, lens]
----
-# {title} of {count} models
-
-Made by `lens merge` {version}: {method}{paper}, {arithmetic}.
-
-{models}
-
-```yaml
-{config}```
-
-`{reproduce}` holds versions, hashes of what was read, and checksums of what was written;
-`lens verify` computes tensors again and compares.
-"""
 
 
 def identity(plan: MergePlan, shard_size: int) -> dict[str, Any]:
@@ -334,6 +319,8 @@ def write(
     checksums: Mapping[tuple[int, int], int],
 ) -> None:
     """Write everything but the weights into the folder of a result."""
+    import yaml
+
     index = index_of(shards)
     if index is not None:
         (folder / INDEX).write_text(index, encoding="utf-8")
@@ -344,7 +331,8 @@ def write(
         template = new_template(plan.config, plan.sources, source)
         if template is not None:  # it precedes the one in tokenizer_config.json
             (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
-    text = _yaml(plan)
+    values = plan.config.model_dump(mode="json", exclude_defaults=True)
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     (folder / "merge.yaml").write_text(text, encoding="utf-8")
     (folder / "README.md").write_text(_card(plan, text), encoding="utf-8")
     written = {
@@ -353,13 +341,11 @@ def write(
         )
         for target in plan.targets
     }
+    arguments = [a for a in sys.argv[1:] if a not in _NOT_OF_THE_RESULT]
     content = {
         **decided,
-        "command": [
-            Path(sys.argv[0]).name,
-            *(a for a in sys.argv[1:] if a not in _NOT_OF_THE_RESULT),
-        ],
-        "versions": _versions(),
+        "command": [Path(sys.argv[0]).name, *arguments],
+        "versions": versions(("numpy", "pydantic", "pyyaml")),
         "facts": facts,
         "checksums": written,
     }
@@ -409,34 +395,22 @@ def _each_layer(plan: MergePlan, content: Mapping[str, Any], count: int) -> dict
     return {key: [x[n] for n in blocks] for key, x in lists.items() if len(x) == count}
 
 
-def _yaml(plan: MergePlan) -> str:
-    import yaml
-
-    values = plan.config.model_dump(mode="json", exclude_defaults=True)
-    text: str = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-    return text
-
-
 def _card(plan: MergePlan, config: str) -> str:
     method, names = plan.method, [Path(source.reference).name for source in plan.sources]
-    return _CARD.format(
-        title=method.title,
-        count=len(names),
-        version=lens.__version__,
-        method=method.title,
-        paper=f" ({method.paper})" if method.paper else "",
-        arithmetic="calculated in float32 and rounded once",
-        models="\n".join(f"- {name}" for name in names),
-        config=config,
-        reproduce=REPRODUCE,
-    )
+    listed = "\n".join(f"- {name}" for name in names)
+    title = f"{method.title} ({method.paper})" if method.paper else method.title
+    return f"""---
+tags: [merge, lens]
+---
+# {method.title} of {len(names)} models
 
+Made by `lens merge` {lens.__version__}: {title}, calculated in float32 and rounded once.
 
-def _versions() -> dict[str, str]:
-    found = {"lens": lens.__version__, "python": platform.python_version()}
-    for package in ("numpy", "pydantic", "pyyaml"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+{listed}
+
+```yaml
+{config}```
+
+`{REPRODUCE}` holds versions, hashes of what was read, and checksums of what was written;
+`lens verify` computes tensors again and compares.
+"""

@@ -7,11 +7,13 @@ from importlib.metadata import PackageNotFoundError, version
 
 import lens
 
+PACKAGES = ("numpy", "torch", "transformers", "tokenizers", "safetensors")
 
-def versions() -> dict[str, str]:
+
+def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
     """Versions of everything that can change a result."""
     found = {"lens": lens.__version__, "python": platform.python_version()}
-    for package in ("numpy", "torch", "transformers", "tokenizers", "safetensors"):
+    for package in packages:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
