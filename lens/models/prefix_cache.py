@@ -8,14 +8,13 @@ model is held and no frozen lower block runs again (``docs/training.md``).
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import struct
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import accumulate
@@ -34,6 +33,7 @@ from lens.models.fingerprint import model_fingerprint, sha256_json
 from lens.models.layers import FINAL, block_index
 from lens.models.offload import Heap, first_output, passing_through, release, replace_hidden
 from lens.models.quantization import answer, is_quantized
+from lens.utils import files
 from lens.utils.files import reserve
 from lens.utils.progress import progress, say
 
@@ -132,26 +132,15 @@ def in_unnamed_file(shapes: Shapes) -> dict[str, Tensor]:
 def new_file(path: Path, shapes: Shapes, about: Mapping[str, str]) -> Iterator[dict[str, Tensor]]:
     """Yield mapped tensors to fill; the file gets its name once the block succeeds."""
     header = _header(shapes, {**about, "sha256": "0" * 64})
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=".part", dir=path.parent)
-    part = Path(name)
-    try:
-        with os.fdopen(handle, "r+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            file.write(header)
-            _reserve(file, len(header), nbytes(shapes), path.parent)
-            tensors = _mapped(part, len(header), shapes)
-            yield tensors
-            os.fsync(file.fileno())
-            file.seek(len(header))
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            file.seek(0)
-            file.write(_header(shapes, {**about, "sha256": digest}))
-            file.flush()
-            os.fsync(file.fileno())
-            part.chmod(0o644)
-            part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with files.new_file(path) as (file, part):
+        file.write(header)
+        _reserve(file, len(header), nbytes(shapes), path.parent)
+        yield _mapped(part, len(header), shapes)
+        os.fsync(file.fileno())
+        file.seek(len(header))
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(0)
+        file.write(_header(shapes, {**about, "sha256": digest}))
 
 
 def open_file(path: Path, about: Mapping[str, str], *, verify: bool = True) -> dict[str, Tensor]:
@@ -185,10 +174,7 @@ def prepare_folder(folder: Path) -> None:
             f"cannot use '{folder}' as a cache folder: {error.strerror}; name a folder that can "
             "be written to"
         ) from None
-    for part in folder.glob(".*.part"):
-        with suppress(OSError), part.open("rb") as file:  # a lock held: its writer is alive
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            part.unlink(missing_ok=True)
+    files.remove_leftovers(folder)
 
 
 def nbytes(shapes: Shapes) -> int:

@@ -16,6 +16,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedRandom
 from pathlib import Path
 from typing import IO, Any
 
@@ -52,7 +53,7 @@ def new_folder(
     refuse_existing(out, force=force)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(out)
+        remove_leftovers(out.parent, out.name)
         temporary, handle = _locked(
             lambda: tempfile.mkdtemp(PART, f".{out.name}.", inside or out.parent)
         )
@@ -74,13 +75,16 @@ def put_in_place(folder: Path, out: Path) -> None:
     folder.chmod(0o755)
     for path in (*folder.rglob("*"), folder):
         to_disk(path)
+    if os.path.lexists(out):  # moved aside: there is a moment without `out`, none without both
+        out.rename(replaced)
     try:
-        if os.path.lexists(out):  # moved aside: there is a moment without `out`, none without both
-            out.rename(replaced)
         folder.rename(out)
-        to_disk(out.parent)
-    finally:
-        remove(replaced)
+    except OSError:
+        if os.path.lexists(replaced):
+            replaced.rename(out)
+        raise
+    to_disk(out.parent)
+    remove(replaced)
 
 
 def remove(path: Path) -> None:
@@ -91,17 +95,32 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def remove_leftovers(out: Path) -> None:
-    """Remove what killed writers of ``out`` left; what they had moved aside comes back."""
-    for part in out.parent.glob(f".{glob.escape(out.name)}.*{PART}"):
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+    """Remove what killed writers left in a folder; what they had moved aside comes back.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the output is, or would be.
+    name : str, optional
+        Name of the output; by default, what is left of any output is removed.
+    """
+    pattern = f".{'*' if name is None else glob.escape(name)}.*{PART}"
+    for part in folder.glob(pattern):
         if _is_abandoned(part):
-            aside = part.with_name(f"{part.name}.replaced")
+            aside, out = part.with_name(f"{part.name}.replaced"), _output_of(part)
             if os.path.lexists(aside) and not os.path.lexists(out):
                 aside.rename(out)
             remove(part)
-    for aside in out.parent.glob(f".{glob.escape(out.name)}.*{PART}.replaced"):
-        if os.path.lexists(out) and not os.path.lexists(aside.with_suffix("")):
+    for aside in folder.glob(f"{pattern}.replaced"):
+        part = aside.with_suffix("")
+        if os.path.lexists(_output_of(part)) and not os.path.lexists(part):
             remove(aside)
+
+
+def _output_of(part: Path) -> Path:
+    """Output that a temporary file or folder was to become."""
+    return part.with_name(part.name.removeprefix(".").removesuffix(PART).rpartition(".")[0])
 
 
 def try_lock(handle: int) -> bool:
@@ -232,24 +251,39 @@ def replace_file(path: Path, content: bytes) -> None:
     OSError
         If it cannot be written; an older file of that name is then as it was.
     """
-    remove_leftovers(path)
+    with new_file(path) as (file, _):
+        file.write(content)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[tuple[BufferedRandom, Path]]:
+    """Write a file under a temporary name and rename it when the block succeeds.
+
+    Gives the open file, and its path until then.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written; an older file of that name is then as it was.
+    """
+    remove_leftovers(path.parent, path.name)
 
     def make() -> str:
         handle, name = tempfile.mkstemp(PART, f".{path.name}.", path.parent)
         os.close(handle)
         return name
 
-    temporary, handle = _locked(make)
+    part, handle = _locked(make)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
+        with os.fdopen(handle, "r+b") as file:
+            yield file, part
             file.flush()
             os.fsync(file.fileno())
-            temporary.chmod(0o644)
-            temporary.replace(path)
+            part.chmod(0o644)
+            part.replace(path)
         to_disk(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
 
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}

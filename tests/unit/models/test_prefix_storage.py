@@ -198,7 +198,7 @@ def test_a_killed_writer_leaves_no_file_and_its_rest_is_removed(tmp_path, root):
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     (part,) = done.stdout.split()
-    assert files(tmp_path) == [part] and part.endswith(".part")
+    assert files(tmp_path) == [part] and part.endswith(".lens-part")
     cached(tmp_path)
     assert [Path(name).suffix for name in files(tmp_path)] == [".safetensors"]
 

@@ -49,7 +49,7 @@ def test_the_next_writer_removes_what_a_killed_one_left(tmp_path, moment):
         (tmp_path / "out" / "old").touch()
     killed(tmp_path, KILLED[moment])
     assert any(PART in name for name in names(tmp_path))
-    remove_leftovers(tmp_path / "out")
+    remove_leftovers(tmp_path, "out")
     assert names(tmp_path) == (["out"] if "rename" in moment else [])
     if "rename" in moment:  # the old or the new output is there, and complete
         assert names(tmp_path / "out") == (["new"] if "after" in moment else ["old"])
@@ -67,6 +67,31 @@ def test_what_a_living_writer_has_stays(tmp_path):
         write_text(tmp_path / "out", "of somebody faster")
         assert names(folder) == ["a"]
     assert names(tmp_path) == [*others, "out"] and names(tmp_path / "out") == ["a"]
+
+
+def test_leftovers_of_any_output_are_removed(tmp_path):
+    for name in (f".a.b.safetensors.12345678{PART}", f".out.12345678{PART}", ".x.lens-part", ".y"):
+        (tmp_path / name).touch()
+    (tmp_path / f".old.12345678{PART}.replaced").touch()
+    (tmp_path / f".old.12345678{PART}").touch()
+    remove_leftovers(tmp_path)
+    assert names(tmp_path) == [".x.lens-part", ".y", "old"]
+
+
+def test_a_folder_that_cannot_get_its_name_leaves_the_old_one(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").touch()
+    plain = Path.rename
+
+    def rename(self, target):
+        if PART in self.name and "replaced" not in self.name:
+            raise OSError(5, "Input/output error")
+        return plain(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(OSError, match="Input/output"), new_folder(tmp_path / "out", force=True):
+        pass
+    assert names(tmp_path) == ["out"] and names(tmp_path / "out") == ["old"]
 
 
 def test_where_there_are_no_locks_nothing_counts_as_abandoned(tmp_path, monkeypatch):
