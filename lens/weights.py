@@ -935,38 +935,17 @@ _EVERY = 1 << 31  # above every key
 
 @dataclass(frozen=True, slots=True)
 class Threshold:
-    """The k-th largest of a set of deltas.
+    """The k-th largest of a set of deltas."""
 
-    Attributes
-    ----------
-    key : int
-        Its key, the 31 bits of its |delta|: what is larger is selected. 2³¹ when nothing is, 0
-        when all but zeros are.
-    ties : int
-        How many of those equal to it are selected.
-    of : int
-        How many are equal to it.
-    """
-
-    key: int
-    ties: int
-    of: int
+    key: int  # the 31 bits of its |delta|; 2³¹ when nothing is selected, 0 when all but zeros are
+    ties: int  # how many of those equal to it are selected
+    of: int  # how many are equal to it
 
 
 def bucket(counts: Counts, k: int) -> tuple[int, int]:
-    """Bucket that holds the k-th largest, and how many of it are among the k.
+    """Bucket of a `histogram` that holds the k-th largest, and how many of it are among the k.
 
-    Parameters
-    ----------
-    counts : numpy.ndarray (65536,), uint64
-        From `histogram`.
-    k : int
-        Deltas to select.
-
-    Returns
-    -------
-    tuple (bucket, wanted)
-        (-1, 0) when all other than zero are among the k, (65536, 0) when none is.
+    (-1, 0) when all other than zero are among the k, (65536, 0) when none is.
     """
     if k <= 0:
         return BUCKETS, 0
@@ -1005,22 +984,12 @@ def _marked(delta: Float32, low: int, high: int) -> tuple[NDArray[np.uint8], NDA
 
 @dataclass(frozen=True, slots=True)
 class TopKMask:
-    """Mask of the largest elements of one tensor, computed chunk by chunk.
+    """Mask of the largest elements of one tensor, computed chunk by chunk."""
 
-    Attributes
-    ----------
-    key : int
-        As in `Threshold`.
-    first, last : int
-        Of those equal to it, number first to last (half-open, counted within the tensor).
-    before : tuple of int
-        How many are equal to it before each chunk; empty when all or none are selected.
-    """
-
-    key: int
+    key: int  # as in `Threshold`
     first: int = 0
-    last: int = _EVERY
-    before: tuple[int, ...] = ()
+    last: int = _EVERY  # of those equal to it, number first to last, half-open
+    before: tuple[int, ...] = ()  # how many are equal to it before each chunk; empty for all
 
     def mask(self, delta: Float32, number: int) -> NDArray[np.bool_]:
         """Mask of chunk ``number``."""
@@ -1034,16 +1003,10 @@ class TopKMask:
 
 
 def topk_mask(k: int, chunks: Callable[[], Iterable[Float32]], *, last: bool = False) -> TopKMask:
-    """Mask of the k largest |delta| of a tensor read in chunks, two or three times.
+    """Mask of the k largest |delta| of a tensor; zeros are never selected.
 
-    Parameters
-    ----------
-    k : int
-        Elements to select; zeros never are.
-    chunks : callable
-        Returns the deltas of the tensor, float32, chunk by chunk, each time it is called.
-    last : bool
-        Of those equal to the k-th, select the last in order instead of the first.
+    ``chunks`` returns its deltas, float32, chunk by chunk, and is called two or three times. Of
+    those equal to the k-th, the first in order are selected, or the ``last``.
     """
     counts, lows = np.zeros(BUCKETS, np.uint64), np.zeros(_LOWS, np.uint64)
     for delta in chunks():

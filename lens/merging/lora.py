@@ -55,7 +55,7 @@ class LowRankFit:
     error: float
 
 
-Factors = tuple[LowRankFit, Float32 | None, Float32 | None]  # the fit, B and A
+FactorPair = tuple[LowRankFit, Float32 | None, Float32 | None]  # the fit, B and A
 
 
 class RowCache:
@@ -175,7 +175,7 @@ class MatrixDelta:
         return out
 
 
-def factors(delta: MatrixDelta, *, rank: int | None, energy: float | None) -> Factors:
+def factors(delta: MatrixDelta, *, rank: int | None, energy: float | None) -> FactorPair:
     """LowRankFit, B (n, r) and A (r, d) of one matrix; no factors for a zero delta."""
     most = min(delta.n, delta.d)
     k = _FIRST if rank is None else rank + _EXTRA
@@ -342,12 +342,12 @@ def _size(plan: MergePlan, rank: int) -> int:
 
 def _factorise(
     plan: MergePlan, executor: MergeExecutor, rank: int | None, energy: float | None
-) -> dict[str, Factors]:
+) -> dict[str, FactorPair]:
     targets = [target for target in plan.targets if not target.copied]
     facts = plan.method.prepare(executor, plan.targets)
     cache = RowCache((plan.max_memory - PROCESS) // plan.workers - plan.worker_memory.total)
 
-    def fit(task: TensorTask) -> Factors:
+    def fit(task: TensorTask) -> FactorPair:
         if not task.target.size:
             return LowRankFit(0, 0.0, 0.0), None, None
         delta = MatrixDelta(plan.method, task, cache)
@@ -362,7 +362,7 @@ def _factorise(
 
 
 def _write(
-    plan: MergePlan, found: Mapping[str, Factors], out: Path, *, force: bool
+    plan: MergePlan, found: Mapping[str, FactorPair], out: Path, *, force: bool
 ) -> AdapterResult:
     from safetensors import SafetensorError
     from safetensors.numpy import save_file

@@ -1,4 +1,4 @@
-"""Merge, extract and verify: plan, executor, and put a complete result in place."""
+"""Merge, extract and verify: plan, stream, and put a complete result in place."""
 
 from __future__ import annotations
 

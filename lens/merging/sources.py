@@ -32,18 +32,10 @@ if TYPE_CHECKING:
 
 
 class MergeSource(ABC):
-    """Tensors by name, read chunk by chunk.
+    """Tensors by name, read chunk by chunk."""
 
-    Attributes
-    ----------
-    reference : str
-        Its name in the config.
-    checkpoint : Checkpoint or None
-        None for a file of deltas, which is no model.
-    """
-
-    reference: str
-    checkpoint: Checkpoint | None
+    reference: str  # its name in the config
+    checkpoint: Checkpoint | None  # None for a file of deltas, which is no model
 
     @property
     @abstractmethod
@@ -75,16 +67,9 @@ class MergeSource(ABC):
 
     @abstractmethod
     def read(self, name: str, start: int, stop: int, buffer: Array) -> Array:
-        """Elements ``start`` to ``stop`` of a tensor, bfloat16 as raw bits in uint16.
+        """Elements ``start`` to ``stop`` of a tensor, flat, bfloat16 as raw bits in uint16.
 
-        Parameters
-        ----------
-        name : str
-            Tensor.
-        start, stop : int
-            Half-open, flat.
-        buffer : numpy.ndarray, uint8
-            Of `buffer_bytes` bytes, aligned to 8; the result is a view of it.
+        The result is a view of ``buffer``: `buffer_bytes` of uint8, aligned to 8.
         """
 
     @abstractmethod
@@ -93,16 +78,9 @@ class MergeSource(ABC):
 
 
 class ModelSource(MergeSource):
-    """One model, with or without an adapter.
+    """One model: a folder, a hub id, ``id@revision``, or ``model+adapter`` with a LoRA adapter.
 
-    Parameters
-    ----------
-    reference : str
-        Folder or hub id, ``id@revision``, or ``model+adapter`` for a LoRA adapter on it.
-    files : Files
-        Keeps files open.
-    fetch : bool
-        Whether to download what is not in the hub's cache.
+    ``fetch`` says whether to download what is not in the hub's cache.
     """
 
     def __init__(self, reference: str, files: Files, *, fetch: bool = False) -> None:
@@ -173,13 +151,7 @@ def _aligned(n: int) -> int:
 
 
 def locate(model: str, *, fetch: bool) -> Path:
-    """Folder of a model: a path, or a hub id in the cache or, with ``fetch``, on the hub.
-
-    Raises
-    ------
-    InputError
-        If it is neither.
-    """
+    """Folder of a model: a path, or a hub id in the cache or, with ``fetch``, on the hub."""
     path = Path(model).expanduser()
     if path.is_dir():
         return path
@@ -215,15 +187,7 @@ SCHEMA = "lens.ability/1"
 
 
 class ExtractedSource(MergeSource):
-    """R(A) of an extracted ability, zero where it has no elements.
-
-    Parameters
-    ----------
-    reference : str
-        File.
-    files : Files
-        Keeps files open.
-    """
+    """R(A) of an extracted ability in a file, zero where it has no elements."""
 
     checkpoint = None
 

@@ -110,13 +110,9 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """Read and check the header of a safetensors file; the data are not touched.
+    """Read and check the header of a safetensors file; its tensors must fill the file exactly.
 
-    Raises
-    ------
-    InputError
-        If the file is truncated, or the header is not JSON, names a tensor twice, or says of a
-        tensor what cannot be.
+    Raises InputError if the file is truncated, or the header is not JSON or contradicts itself.
     """
     try:
         total = path.stat().st_size
@@ -262,15 +258,8 @@ class _Restricted(pickle.Unpickler):
 def read_pickled(path: Path) -> Header:
     """Locate the tensors of a file of ``torch.save``; nothing in its pickle is run.
 
-    Returns
-    -------
-    Header
-        Its ``raw`` bytes are the pickle.
-
-    Raises
-    ------
-    InputError
-        If it is no such file, or holds anything but contiguous tensors.
+    The ``raw`` bytes of the result are the pickle. Raises InputError if it is no such file, or
+    holds anything but contiguous tensors.
     """
     try:
         with zipfile.ZipFile(path) as archive, path.open("rb") as file:
@@ -712,18 +701,7 @@ def copy_rest(source: Path, out: Path, *, left_out: tuple[str, ...] = ()) -> Non
 
 
 class SourceCheckpoint:
-    """The safetensors checkpoint that a model was loaded from, if the model still agrees with it.
-
-    Parameters
-    ----------
-    folder : Path
-        Hugging Face checkpoint.
-
-    Raises
-    ------
-    InputError
-        If it is none, or damaged.
-    """
+    """The safetensors checkpoint that a model was loaded from, if it still agrees with it."""
 
     def __init__(self, folder: Path) -> None:
         found = Checkpoint(folder, strict=False)
@@ -788,14 +766,9 @@ class SourceCheckpoint:
         )
 
     def write(self, out: Path, model: Any, changed: Mapping[str, Tensor]) -> list[str]:
-        """Write the checkpoint with the changed tensors into the folder ``out``.
+        """Write the checkpoint with the changed tensors, in the stored dtype, into a folder.
 
-        Tensors keep the dtype that the source stores them in.
-
-        Returns
-        -------
-        list of str
-            Names of the files that differ from the source's.
+        Returns the names of the files that differ from the source's.
         """
         rewritten: dict[Path, list[tuple[Stored, Tensor]]] = {}
         for place, weights in self._places(model, changed):
@@ -841,11 +814,7 @@ def source_folder(model: Any) -> Path | None:
 
 
 def take_over(source: Path, target: Path) -> None:
-    """Give a file a second name: a clone, else a hard link, else a copy.
-
-    A clone shares its content until one of the two is written; a hard link is the same file, so
-    neither may be written in place.
-    """
+    """Give a file a second name: a clone, else a hard link, else a copy; never write in place."""
     source = source.resolve()
     if _cloned(source, target):
         return

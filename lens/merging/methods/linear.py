@@ -123,7 +123,7 @@ class LayerSwap(Weighted):
     def problems(
         self, config: MergeConfig, parameters: Mapping[str, Value], targets: Sequence[OutputTensor]
     ) -> list[str]:
-        """Layers that are no slices of blocks."""
+        """Refuse layers that are no slices of blocks."""
         if not parameters["layers"]:
             return ["layer_swap needs parameters.layers, half-open slices such as '0:4,-2:'"]
         try:
@@ -133,7 +133,7 @@ class LayerSwap(Weighted):
         return []
 
     def weights(self, target: OutputTensor) -> dict[int, float]:
-        """1 for the second model in its blocks, ½ in the neighbouring ones, 0 elsewhere."""
+        """Weight 1 for the second model in its blocks, ½ in the neighbouring ones, 0 elsewhere."""
         p = target.parameters
         chosen = swapped(str(p["layers"]), target.n_blocks)
         number = block_number(target.name)
