@@ -14,37 +14,19 @@ from typing import Any
 from lens.data.languages import canonical
 from lens.errors import InputError, MissingExtraError
 
-# ISO 15924 code -> first word of the Unicode names of its letters
+# ISO 15924 code to the first words of the Unicode names of its letters
 _NAMES: dict[str, tuple[str, ...]] = {
-    "Arab": ("ARABIC",),
-    "Armn": ("ARMENIAN",),
-    "Beng": ("BENGALI",),
-    "Cyrl": ("CYRILLIC",),
-    "Deva": ("DEVANAGARI",),
-    "Ethi": ("ETHIOPIC",),
-    "Geor": ("GEORGIAN",),
-    "Grek": ("GREEK",),
-    "Gujr": ("GUJARATI",),
-    "Guru": ("GURMUKHI",),
-    "Hang": ("HANGUL",),
-    "Hans": ("CJK",),
-    "Hant": ("CJK",),
-    "Hebr": ("HEBREW",),
-    "Jpan": ("CJK", "HIRAGANA", "KATAKANA"),
-    "Khmr": ("KHMER",),
-    "Knda": ("KANNADA",),
-    "Laoo": ("LAO",),
-    "Latn": ("LATIN",),
-    "Mlym": ("MALAYALAM",),
-    "Mymr": ("MYANMAR",),
-    "Olck": ("OL",),
-    "Orya": ("ORIYA",),
-    "Sinh": ("SINHALA",),
-    "Taml": ("TAMIL",),
-    "Telu": ("TELUGU",),
-    "Tfng": ("TIFINAGH",),
-    "Thai": ("THAI",),
-    "Tibt": ("TIBETAN",),
+    code: tuple(names.split(","))
+    for code, _, names in (
+        entry.partition(":")
+        for entry in (
+            "Arab:ARABIC Armn:ARMENIAN Beng:BENGALI Cyrl:CYRILLIC Deva:DEVANAGARI Ethi:ETHIOPIC "
+            "Geor:GEORGIAN Grek:GREEK Gujr:GUJARATI Guru:GURMUKHI Hang:HANGUL Hans:CJK Hant:CJK "
+            "Hebr:HEBREW Jpan:CJK,HIRAGANA,KATAKANA Khmr:KHMER Knda:KANNADA Laoo:LAO Latn:LATIN "
+            "Mlym:MALAYALAM Mymr:MYANMAR Olck:OL Orya:ORIYA Sinh:SINHALA Taml:TAMIL Telu:TELUGU "
+            "Tfng:TIFINAGH Thai:THAI Tibt:TIBETAN"
+        ).split()
+    )
 }
 
 UNSPACED = frozenset({"CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN"})

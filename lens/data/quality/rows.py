@@ -108,7 +108,7 @@ def check_rows(code: str, rows: Sequence[str], pivot: Sequence[str]) -> list[Fin
             "the pivot's do not"
         )
         advice = (
-            "check whether they were copied; repeated rows count twice and make means look surer "
+            "look whether they were copied; repeated rows count twice and make means look surer "
             "than they are"
         )
         found.append(of_rows("repeated", code, rows, merged, message, advice, n=n, limit=0.05))
