@@ -89,7 +89,7 @@ class DeltaSink:
 
     def write(self, target: OutputTensor, chunk: Chunk, content: Array) -> None:
         """Pass on the chunk minus the base."""
-        base, out = int(target.base or 0), self.place(chunk)
+        base, out = target.base_input, self.place(chunk)
         plain = self.task.dtype(base) == "F32"
         before = self.task.read(base, chunk) if plain else self.task.base(chunk)
         subtract(content, before.reshape(-1), out=out)

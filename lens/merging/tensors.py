@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lens.arrays import Array
+from lens.errors import InputError
 from lens.merging.config import Value
 from lens.models.checkpoint import Dtype, Sized
 from lens.weights import delta
@@ -124,6 +125,13 @@ class OutputTensor(Sized):
     def chunks(self) -> list[Chunk]:
         """Its chunks."""
         return chunks_of(self.shape)
+
+    @property
+    def base_input(self) -> int:
+        """Index of the input that is the base; InputError without one."""
+        if self.base is None:
+            raise InputError("a difference needs a base_model")
+        return self.base
 
     @property
     def others(self) -> list[int]:

@@ -139,9 +139,7 @@ class TensorTask:
         NonFiniteError
             If one is not: the message names tensor and source.
         """
-        base = self.target.base
-        if base is None:
-            raise InputError("a difference needs a base_model")
+        base = self.target.base_input
         if self.dtype(i) == self.dtype(base):
             result = delta(self.read(i, chunk), self.read(base, chunk), dtype=self._raw(i))
         else:
@@ -152,7 +150,7 @@ class TensorTask:
 
     def base(self, chunk: Chunk) -> Float32:
         """Return the base in float32."""
-        result: Float32 = self.mix({int(self.target.base or 0): 1.0}, chunk)
+        result: Float32 = self.mix({self.target.base_input: 1.0}, chunk)
         return result
 
     def compare(self, i: int, j: int, chunk: Chunk) -> Comparison:

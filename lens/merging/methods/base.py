@@ -54,7 +54,7 @@ class Method(ABC):
     ...     parameters = (Parameter("t", 0.5, low=0.0, high=1.0),)
     ...
     ...     def run(self, task):
-    ...         base, (other,) = task.target.base, task.target.others
+    ...         base, (other,) = task.target.base_input, task.target.others
     ...         t = task.target.parameters["t"]
     ...         for chunk in task.missing:
     ...             task.write_mix({base: 1 - t, other: t}, chunk)

@@ -86,7 +86,7 @@ class TaskArithmetic(Weighted):
         if target.parameters["normalize"] and abs(total) >= _NO_NORM:
             scale /= total
         w = {i: scale * x for i, x in w.items()}
-        return {int(target.base or 0): 1.0 - math.fsum(w.values()), **w}
+        return {target.base_input: 1.0 - math.fsum(w.values()), **w}
 
 
 class Passthrough(Weighted):
@@ -142,7 +142,7 @@ class LayerSwap(Weighted):
         else:
             away = min((abs(number - k) for k in chosen), default=target.n_blocks)
             share = 1.0 if away == 0 else 0.5 if away <= float(p["transition"]) else 0.0
-        return {int(target.base or 0): 1.0 - share, target.others[0]: share}
+        return {target.base_input: 1.0 - share, target.others[0]: share}
 
 
 def swapped(layers: str, count: int) -> set[int]:
@@ -187,7 +187,7 @@ class Slerp(Method):
 
     def run(self, task: TensorTask) -> None:
         """Measure the angle of the flattened tensors, then combine."""
-        base, other = int(task.target.base or 0), task.target.others[0]
+        base, other = task.target.base_input, task.target.others[0]
         aa = bb = ab = 0.0
         for chunk in task.chunks:
             found = task.compare(base, other, chunk)

@@ -362,7 +362,7 @@ class Maec(Method):
     ) -> tuple[Float32, Bool | None]:
         """w_a R(a) of one ability in a chunk, and its mask if it has one."""
         target, at = task.target, _models_of(task.target, number)
-        base = int(target.base or 0)
+        base = target.base_input
         weight = target.value("weight", at.get("trained", at.get("extracted", 0)))
         if "extracted" in at:
             return task.mix({at["extracted"]: weight}, chunk), None
@@ -399,7 +399,7 @@ class Maec(Method):
         else:
             part = fact["part"]
         gamma, eta = (float(target.parameters[name]) for name in ("gamma", "eta"))
-        weights = {int(target.base or 0): 1.0}
+        weights = {target.base_input: 1.0}
         if part in ("both", "language"):
             scale = eta if part == "both" else 1.0
             languages = _language_weights(target)
@@ -442,7 +442,7 @@ def _language_weights(target: OutputTensor) -> dict[int, float]:
         for i, taken in enumerate(target.inputs)
         if taken.parameters["role"] == "language"
     }
-    return {int(target.base or 0): -math.fsum(mu.values()), **mu}
+    return {target.base_input: -math.fsum(mu.values()), **mu}
 
 
 def _added(a: Mapping[int, float], b: Mapping[int, float]) -> dict[int, float]:

@@ -69,7 +69,7 @@ class Sparse(Method):
         """Compute masks over the whole tensor, then combine; inputs of weight 0 are not read."""
         target = task.target
         used = [i for i in target.others if target.value("weight", i) != 0.0]
-        base = int(target.base or 0)
+        base = target.base_input
         if not used:
             for chunk in task.missing:
                 task.write_mix({base: 1.0}, chunk)
