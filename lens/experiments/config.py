@@ -8,11 +8,12 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lens.errors import InputError
+from lens.experiments.methods import METHODS
 from lens.training.config import LensConfig, resolve
 from lens.training.parameters import Lora
 from lens.training.terms.separate import Separate
@@ -47,12 +48,13 @@ def _inside(values: Any, key: str, where: str) -> Any:
     raise InputError(f"{where}: no '{key}' here, expected one of {', '.join(map(str, known))}")
 
 
-Method = Literal[
-    "lens", "random", "shuffled", "diffmean", "finetune", "translate-first", "checkpoint",
-    "unchanged",
-]  # fmt: skip
-METHODS: tuple[Method, ...] = get_args(Method)
-UNSEEDED: tuple[Method, ...] = ("diffmean", "translate-first", "checkpoint", "unchanged")
+def _known(method: str) -> str:
+    if method not in METHODS:
+        raise ValueError(f"unknown method '{method}'; expected one of {', '.join(METHODS)}")
+    return method
+
+
+MethodName = Annotated[str, AfterValidator(_known)]
 
 
 class _Frozen(BaseModel):
@@ -145,7 +147,7 @@ class SweepSetting(_Frozen):
         Model of the method ``"checkpoint"``, such as one tuned on all languages.
     """
 
-    method: Method = "lens"
+    method: MethodName = "lens"
     layers: str = "-2:"
     train: str = "full"
     lora: int | None = Field(None, ge=1)
@@ -169,9 +171,10 @@ class SweepSetting(_Frozen):
     @property
     def chooses(self) -> bool:
         """Whether strengths are chosen on validation: a list is given, and something takes them."""
-        steps = any(isinstance(term, Separate) for term in self.config().active)
-        trained = self.method in ("lens", "random", "shuffled") and steps
-        return isinstance(self.strength, tuple) and (trained or self.method == "diffmean")
+        used = METHODS[self.method].strength
+        separates = any(isinstance(term, Separate) for term in self.config().active)
+        matters = used == "always" or (used == "separate" and separates)
+        return isinstance(self.strength, tuple) and matters
 
     @model_validator(mode="after")
     def _whole(self) -> SweepSetting:
@@ -332,7 +335,7 @@ class SweepRun:
         facts = {
             "setting": self.setting.facts(),
             "config": self.setting.config().model_dump(mode="json"),
-            "seed": 0 if self.setting.method in UNSEEDED else self.seed,
+            "seed": self.seed if METHODS[self.setting.method].seeded else 0,
             "split": split,
             "chosen on": sweep.validation.model_dump(mode="json") if self.setting.chooses else None,
             "questions": getattr(sweep, split).model_dump(mode="json"),

@@ -1,33 +1,94 @@
-"""What each method of a sweep does to a model before it is asked."""
+"""The methods of a sweep: what each does to a model before it is asked questions.
+
+`METHODS` is the only list of them. A method is a function of `MethodInputs` that returns
+`Prepared`; a new one is a function and an entry here.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
-
-from lens.data.languages import canonical
-from lens.errors import InputError
-from lens.experiments.config import Method, SweepRun, SweepSetting, fill
-from lens.experiments.questions import Around, Respond, unsteered
-from lens.models.loading import load
-from lens.steering.hooks import steer
-from lens.steering.vectors import diffmean_rules
-from lens.training.finetune import finetune
-from lens.training.losses import SiteGeometry
-from lens.training.objective import geometries
-from lens.training.trainer import StrengthTrial, choose_strengths
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from lens.experiments.study import Study
+    from lens.space.space import Space
+    from lens.training.config import LensConfig
+    from lens.training.losses import SiteGeometry
+    from lens.training.trainer import LensTrainer
+    from lens.training.translation import Translator
 
+Around = Callable[[str], AbstractContextManager[Any]]
+Respond = Callable[[str, list[str]], list[str]]
 Strength = float | dict[str, float]
+
+
+def unsteered(_language: str) -> AbstractContextManager[Any]:
+    """Answer with the model as it is."""
+    return nullcontext()
+
+
+@dataclass(frozen=True, slots=True)
+class MethodInputs:
+    """Everything a method may use; callables compute data when it is needed, and cache it.
+
+    Attributes
+    ----------
+    model, tokenizer : object
+        The model, which is restored after the run.
+    pivot : str
+        Pivot language.
+    layers : str
+        Blocks to train, or to steer at.
+    config : LensConfig
+        Losses and optimizer.
+    strength : float, dict or tuple
+        λ for all languages, per language, or values to choose from.
+    chooses : bool
+        Whether λ is chosen per language on the validation questions.
+    max_drift : float
+        Largest drift of the pivot allowed to a chosen λ, nats.
+    seed : int
+        Of this run.
+    space, shuffled : callable
+        Language space of the setting, and one of rows whose languages are shuffled.
+    trainer : callable
+        Trainer of the setting's blocks.
+    finetuned : callable
+        Tunes the blocks on answers and returns the last entry of the log.
+    translator : callable
+        Model and examples that translate.
+    judge : callable
+        Judges the model on the validation questions, inside a context for each language.
+    checkpoint : callable
+        The model that the setting names.
+    max_new_tokens, batch_size : int
+        Of generated answers.
+    """
+
+    model: Any
+    tokenizer: Any
+    pivot: str
+    layers: str
+    config: LensConfig
+    strength: Strength | tuple[float, ...]
+    chooses: bool
+    max_drift: float
+    seed: int
+    space: Callable[[], Space]
+    shuffled: Callable[[], Space]
+    trainer: Callable[[], LensTrainer]
+    finetuned: Callable[[], dict[str, float]]
+    translator: Callable[[], Translator]
+    judge: Callable[[Around], dict[str, Any]]
+    checkpoint: Callable[[], Any]
+    max_new_tokens: int
+    batch_size: int
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What is asked: the study's model as it is now, or another, or a pipeline.
+    """The system that is asked: the model as it is now, another one, or a pipeline.
 
     Attributes
     ----------
@@ -50,139 +111,149 @@ class Prepared:
     strength: Strength | None = None
 
 
-def prepare(study: Study, run: SweepRun) -> Prepared:
-    """Train or steer as the run says; the caller asks, then puts the model back."""
-    return _METHODS[run.setting.method](study, run)
-
-
-def _unchanged(study: Study, run: SweepRun) -> Prepared:
+def _unchanged(_given: MethodInputs) -> Prepared:
     return Prepared()
 
 
-def _checkpoint(study: Study, run: SweepRun) -> Prepared:
-    path = fill(str(run.setting.checkpoint), run.where)
-    return Prepared(model=load(path, dtype=study.sweep.dtype, device=study.sweep.device)[0])
+def _checkpoint(given: MethodInputs) -> Prepared:
+    return Prepared(model=given.checkpoint())
 
 
-def _translate_first(study: Study, run: SweepRun) -> Prepared:
+def _finetune(given: MethodInputs) -> Prepared:
+    return Prepared(log=given.finetuned())
+
+
+def _translate_first(given: MethodInputs) -> Prepared:
     from lens.training.translation import translate_first
 
-    translator, asked = study.translator(), study.sweep.validation
+    translator = given.translator()
 
     def respond(language: str, prompts: list[str]) -> list[str]:
         return translate_first(
-            study.model, study.tokenizer, prompts, language=language, translator=translator,
-            pivot=study.pivot, max_new_tokens=asked.max_new_tokens, batch_size=asked.batch_size,
-        )  # fmt: skip
+            given.model,
+            given.tokenizer,
+            prompts,
+            language=language,
+            translator=translator,
+            pivot=given.pivot,
+            max_new_tokens=given.max_new_tokens,
+            batch_size=given.batch_size,
+        )
 
     return Prepared(respond=respond)
 
 
-def _finetune(study: Study, run: SweepRun) -> Prepared:
-    prompts, given = study.supervised(run.setting)
-    answers = {code: [row for row in rows if row is not None] for code, rows in given.items()}
-    short = [code for code in prompts if len(answers.get(code, ())) < len(prompts[code])]
-    if short and run.setting.answers != "given":
-        raise InputError(
-            f"method finetune needs an answer to every prompt, and {', '.join(short)} lack some; "
-            "use method lens with losses self-translation, which leaves such prompts out"
-        )
-    tuned = finetune(
-        study.model, study.tokenizer, prompts, answers, layers=run.setting.layers,
-        train=run.setting.train, lora=run.setting.adapter, config=run.setting.config(),
-        seed=run.seed,
-    )  # fmt: skip
-    study.releases.append(tuned.release)
-    return Prepared(log=tuned.log[-1])
+def _diffmean(given: MethodInputs) -> Prepared:
+    from lens.data.languages import canonical
+    from lens.steering.hooks import steer
+    from lens.steering.vectors import diffmean_rules
 
-
-def _diffmean(study: Study, run: SweepRun) -> Prepared:
-    setting, space = run.setting, study.space(run.setting)
+    space = given.space()
 
     def steering(strength: Strength) -> Around:
-        given = strength if isinstance(strength, dict) else {}
-        by_code = {canonical(code): value for code, value in given.items()}
+        by_code = (
+            {canonical(code): value for code, value in strength.items()}
+            if isinstance(strength, dict)
+            else dict.fromkeys(space.languages, strength)
+        )
 
         def around(language: str) -> AbstractContextManager[Any]:
-            if language == study.pivot or language not in space.languages:
+            if language == given.pivot or language not in space.languages:
                 return nullcontext()
-            step = by_code.get(language, 0.0) if isinstance(strength, dict) else strength
+            step = by_code.get(language, 0.0)
             rules = diffmean_rules(
-                space, language, layers=setting.layers, strength=step, apply="prompt"
+                space, language, layers=given.layers, strength=step, apply="prompt"
             )
-            return steer(study.model, rules)
+            return steer(given.model, rules)
 
         return around
 
-    def judged(strength: float) -> dict[str, Any]:
-        return study.asked("validation").judge(study.model, steering(strength))
-
-    strength = _strength(study, setting, judged)
+    strength = _chosen(given, lambda value: given.judge(steering(value)))
     return Prepared(around=steering(strength), strength=strength)
 
 
-def _lens(study: Study, run: SweepRun) -> Prepared:
-    setting, config = run.setting, run.setting.config()
-    where, trainer = _geometry(study, run), study.trainer(setting)
-    study.releases.append(trainer.release)
+def _lens(given: MethodInputs, geometry: dict[str, SiteGeometry] | None = None) -> Prepared:
+    """Train in the space's own subspaces, or in those of a control."""
+    trainer = given.trainer()
 
     def judged(strength: float) -> dict[str, Any]:
-        trainer.run(config, strength=strength, seed=run.seed, geometry=where)
-        return study.asked("validation").judge(study.model)
+        trainer.run(given.config, strength=strength, seed=given.seed, geometry=geometry)
+        return given.judge(unsteered)
 
-    strength = _strength(study, setting, judged)
-    result = trainer.run(config, strength=strength, seed=run.seed, geometry=where)
+    strength = _chosen(given, judged)
+    result = trainer.run(given.config, strength=strength, seed=given.seed, geometry=geometry)
     return Prepared(log=result.log[-1], strength=strength)
 
 
-def _geometry(study: Study, run: SweepRun) -> dict[str, SiteGeometry] | None:
-    """Subspaces of a control, at every site; None for those of the space itself."""
-    setting, config = run.setting, run.setting.config()
-    if setting.method == "lens":
-        return None
-    true = geometries(study.space(setting), config.subspace_sites, config)
-    if setting.method == "random":
-        return {site: geometry.randomised(run.seed) for site, geometry in true.items()}
-    shuffled = geometries(study.shuffled(setting, run.seed), config.subspace_sites, config)
-    return {site: geometry.rescaled(true[site]) for site, geometry in shuffled.items()}
+def _random(given: MethodInputs) -> Prepared:
+    from lens.training.objective import geometries
+
+    true = geometries(given.space(), given.config.subspace_sites, given.config)
+    return _lens(given, {site: at.randomised(given.seed) for site, at in true.items()})
 
 
-def _strength(
-    study: Study, setting: SweepSetting, judged: Callable[[float], dict[str, Any]]
-) -> Strength:
+def _shuffled(given: MethodInputs) -> Prepared:
+    from lens.training.objective import geometries
+
+    sites, config = given.config.subspace_sites, given.config
+    true = geometries(given.space(), sites, config)
+    shuffled = geometries(given.shuffled(), sites, config)
+    return _lens(given, {site: at.rescaled(true[site]) for site, at in shuffled.items()})
+
+
+def _chosen(given: MethodInputs, judged: Callable[[float], dict[str, Any]]) -> Strength:
     """λ as given, or the best of the given values for each language on validation."""
-    if not isinstance(setting.strength, tuple):
-        return setting.strength
-    if not setting.chooses:
-        return setting.strength[0]
-    if study.sweep.validation.references is None:
-        raise InputError(
-            "strength: a list of values is chosen from by accuracy, which needs references: name "
-            "their file under 'validation:'"
-        )
-    languages = [code for code in study.space(setting).languages if code != study.pivot]
+    from lens.training.trainer import StrengthTrial, choose_strengths
+
+    if not isinstance(given.strength, tuple):
+        return given.strength
+    if not given.chooses:
+        return given.strength[0]
+    languages = [code for code in given.space().languages if code != given.pivot]
 
     def trials(strength: float) -> list[StrengthTrial]:
         found = judged(strength)
         shares = found["languages"]
         return [
             StrengthTrial(
-                code, strength, shares["accuracy_in_language"][code], shares["fidelity"][code],
+                code,
+                strength,
+                shares["accuracy_in_language"][code],
+                shares["fidelity"][code],
                 found["kl"]["mean"],
             )
             for code in languages
-        ]  # fmt: skip
+        ]
 
-    return choose_strengths(trials, setting.strength, max_drift=setting.max_drift).strength
+    return choose_strengths(trials, given.strength, max_drift=given.max_drift).strength
 
 
-_METHODS: dict[Method, Callable[[Study, SweepRun], Prepared]] = {
-    "lens": _lens,
-    "random": _lens,
-    "shuffled": _lens,
-    "diffmean": _diffmean,
-    "finetune": _finetune,
-    "translate-first": _translate_first,
-    "checkpoint": _checkpoint,
-    "unchanged": _unchanged,
+@dataclass(frozen=True, slots=True)
+class SweepMethod:
+    """A method, and what its results depend on.
+
+    Attributes
+    ----------
+    prepare : callable
+        Trains or steers the model; the caller asks, then restores the model.
+    seeded : bool
+        Whether the seed of a run changes its result.
+    strength : "unused", "separate" or "always"
+        Whether λ has an effect: never, with a `Separate` term, or always.
+    """
+
+    prepare: Callable[[MethodInputs], Prepared]
+    seeded: bool = True
+    strength: Literal["unused", "separate", "always"] = "unused"
+
+
+METHODS: dict[str, SweepMethod] = {
+    "lens": SweepMethod(_lens, strength="separate"),
+    "random": SweepMethod(_random, strength="separate"),
+    "shuffled": SweepMethod(_shuffled, strength="separate"),
+    "diffmean": SweepMethod(_diffmean, seeded=False, strength="always"),
+    "finetune": SweepMethod(_finetune),
+    "translate-first": SweepMethod(_translate_first, seeded=False),
+    "checkpoint": SweepMethod(_checkpoint, seeded=False),
+    "unchanged": SweepMethod(_unchanged, seeded=False),
 }

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,10 @@ from lens.errors import InputError
 from lens.evaluation.accuracy import Evaluation, evaluate, read_references
 from lens.evaluation.drift import pivot_kl
 from lens.experiments.config import Questions, fill
+from lens.experiments.methods import Around, Respond, unsteered
 from lens.models.tokenization import ChatOptions
 
-Around = Callable[[str], AbstractContextManager[Any]]
-Respond = Callable[[str, list[str]], list[str]]
 METRICS = ("accuracy_in_language", "fidelity", "accuracy_any")
-
-
-def unsteered(_language: str) -> AbstractContextManager[Any]:
-    """Answer as the model is."""
-    return nullcontext()
 
 
 class QuestionSet:

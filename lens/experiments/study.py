@@ -11,11 +11,12 @@ from lens.data.corpora import read_parallel
 from lens.data.languages import canonical
 from lens.errors import InputError
 from lens.experiments.config import Sweep, SweepRun, SweepSetting, fill
-from lens.experiments.methods import prepare
+from lens.experiments.methods import METHODS, MethodInputs
 from lens.experiments.questions import QuestionSet
 from lens.models.loading import load
 from lens.space.probe import probe
 from lens.space.space import Space
+from lens.training.finetune import finetune
 from lens.training.trainer import LensTrainer
 from lens.training.translation import Translator, question_translation, self_translate
 
@@ -52,7 +53,7 @@ class Study:
         """Do what the run says, judge it, put the model back, and return its record."""
         started = time.perf_counter()
         try:
-            made = prepare(self, run)
+            made = METHODS[run.setting.method].prepare(self._inputs(run))
             trained = time.perf_counter()
             model = self.model if made.model is None else made.model
             record = self.asked(split).judge(model, made.around, made.respond)
@@ -62,6 +63,35 @@ class Study:
             "training": trained - started, "judging": time.perf_counter() - trained
         }  # fmt: skip
         return record | {"log": made.log, "strength": made.strength}
+
+    def _inputs(self, run: SweepRun) -> MethodInputs:
+        """Everything that the run's method may use."""
+        setting, how = run.setting, self.sweep.validation
+        if setting.chooses and how.references is None:
+            raise InputError(
+                "strength: a list of values is chosen from by accuracy, which needs references: "
+                "name their file under 'validation:'"
+            )
+        return MethodInputs(
+            model=self.model,
+            tokenizer=self.tokenizer,
+            pivot=self.pivot,
+            layers=setting.layers,
+            config=setting.config(),
+            strength=setting.strength,
+            chooses=setting.chooses,
+            max_drift=setting.max_drift,
+            seed=run.seed,
+            space=lambda: self.space(setting),
+            shuffled=lambda: self.shuffled(setting, run.seed),
+            trainer=lambda: self.trainer(setting),
+            finetuned=lambda: self.finetuned(setting, run.seed),
+            translator=self.translator,
+            judge=lambda around: self.asked("validation").judge(self.model, around),
+            checkpoint=lambda: self._load(str(setting.checkpoint))[0],
+            max_new_tokens=how.max_new_tokens,
+            batch_size=how.batch_size,
+        )
 
     def asked(self, split: str) -> QuestionSet:
         """Return the questions of a split."""
@@ -119,7 +149,25 @@ class Study:
                 answers=given,
             )  # fmt: skip
         found: LensTrainer = self._made[key]
+        self.releases.append(found.release)
         return found
+
+    def finetuned(self, setting: SweepSetting, seed: int) -> dict[str, float]:
+        """Tune a setting's blocks on answers; return the last entry of the log."""
+        prompts, given = self.supervised(setting)
+        answers = {code: [row for row in rows if row is not None] for code, rows in given.items()}
+        short = [code for code in prompts if len(answers.get(code, ())) < len(prompts[code])]
+        if short and setting.answers != "given":
+            raise InputError(
+                f"method finetune needs an answer to every prompt, and {', '.join(short)} lack "
+                "some; use method lens with losses self-translation, which leaves such prompts out"
+            )
+        tuned = finetune(
+            self.model, self.tokenizer, prompts, answers, layers=setting.layers,
+            train=setting.train, lora=setting.adapter, config=setting.config(), seed=seed,
+        )  # fmt: skip
+        self.releases.append(tuned.release)
+        return tuned.log[-1]
 
     def training_prompts(self, setting: SweepSetting) -> StudyRows:
         """Prompts of the languages that are trained."""

@@ -49,8 +49,6 @@ CIRCLES: set[str] = {
     "analysis -> report",
     "lens.analysis",
     "lens.analysis.results",
-    "lens.experiments.methods",
-    "lens.experiments.study",
     "lens.report",
     "lens.report.console",
     "lens.report.inspection",
