@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from lens.arrays import Result
 from lens.errors import InputError, ShapeError
 
 Floats = NDArray[np.float64]
@@ -19,7 +20,7 @@ _BLOCK = 4_000_000  # resampled values held at once (32 MB of float64)
 
 
 @dataclass(frozen=True, slots=True)
-class PairedDifference:
+class PairedDifference(Result):
     """Mean of ``after - before`` with its bootstrap interval over ``n`` items."""
 
     difference: float
@@ -27,22 +28,14 @@ class PairedDifference:
     high: float
     n: int
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as a dict."""
-        return asdict(self)
-
 
 @dataclass(frozen=True, slots=True)
-class McNemar:
+class McNemar(Result):
     """Items only wrong before (``gained``), only wrong after (``lost``), and the exact p-value."""
 
     gained: int
     lost: int
     p_value: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as a dict."""
-        return asdict(self)
 
 
 def wilson(k: ArrayLike, n: ArrayLike, *, confidence: float = 0.95) -> tuple[Any, Any]:
