@@ -221,10 +221,8 @@ def compare(
         The delta x = a - b; b may be None.
     second : tuple (c, d)
         The delta y = c - d; d may be None. All four have one shape and dtype.
-    n_threads : int
-        Threads to use; any number gives the same bits.
-    dtype : {"bfloat16"}, optional
-        Needed when the arrays are raw uint16.
+    n_threads, dtype
+        As in `delta`.
 
     Returns
     -------
@@ -299,10 +297,8 @@ def count_nonfinite(x: ArrayIn, *, n_threads: int = 1, dtype: str | None = None)
     ----------
     x : array, float32, float64, float16 or bfloat16
         Weights.
-    n_threads : int
-        Threads to use.
-    dtype : {"bfloat16"}, optional
-        Needed when x is raw uint16.
+    n_threads, dtype
+        As in `delta`.
 
     Returns
     -------
@@ -357,10 +353,8 @@ def combine(
         Where to write, apart from every source; bfloat16 as uint16.
     out_dtype : {"float32", "float64", "float16", "bfloat16"}, optional
         Default: that of the first source.
-    n_threads : int
-        Threads to use; any number gives the same bits.
-    dtype : {"bfloat16"}, optional
-        Needed when a source is raw uint16.
+    n_threads, dtype
+        As in `delta`.
 
     Returns
     -------
@@ -699,19 +693,15 @@ def importance(
 
     Parameters
     ----------
-    a : array, float32, float64, float16 or bfloat16
-        Weights, (out, in) as in torch.nn.Linear. A layer that stores its weight the other way, such
-        as Conv1D of GPT-2, is transposed by the caller first.
-    b : array, same shape and dtype, optional
-        Weights to subtract; None for zeros.
+    a, b
+        As in `delta`, (out, in) as in torch.nn.Linear. A layer that stores its weight the other
+        way, such as Conv1D of GPT-2, is transposed by the caller first.
     unit : {"row", "column", "element"}
         Rows are along the last axis, columns along the last but one; leading axes are kept, so each
         expert of an (experts, out, in) tensor has rows and columns of its own. A tensor of fewer
         than two axes goes by element.
-    n_threads : int
-        Threads to use; any number gives the same bits.
-    dtype : {"bfloat16"}, optional
-        Needed when a is raw uint16.
+    n_threads, dtype
+        As in `delta`.
 
     Returns
     -------
@@ -788,7 +778,7 @@ def topk_units(
     DtypeError
         If an array holds no floating-point numbers.
     InputError
-        If an importance is negative, NaN or infinite, or k and share do not say how many.
+        If an importance is negative, NaN or infinite, or not exactly one of k and share is given.
 
     Notes
     -----
@@ -850,25 +840,22 @@ def topk_masks(
         two axes go by element, and each of their elements counts as one unit.
     per_tensor : bool
         Select k units, or this share, of each tensor instead of all together.
-    n_threads : int
-        Threads to use; any number gives the same masks.
-    dtype : {"bfloat16"}, optional
-        Needed when the arrays are raw uint16.
+    n_threads, dtype
+        As in `delta`.
 
     Returns
     -------
     dict of str to numpy.ndarray, bool
         A mask for each tensor, in sorted order of names. It broadcasts against the tensor: by row
-        its last axis has length 1, by column the last but one, which is as good as the whole and
-        costs nothing; numpy.broadcast_to gives the whole.
+        its last axis has length 1, by column the last but one; numpy.broadcast_to expands it.
 
     Raises
     ------
     ShapeError, DtypeError
         If two arrays do not fit together.
     InputError
-        If the names differ, a delta is NaN or infinite, the unit is unknown, or k and share do not
-        say how many.
+        If the names differ, a delta is NaN or infinite, the unit is unknown, or not exactly one of
+        k and share is given.
 
     Notes
     -----
