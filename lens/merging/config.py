@@ -27,16 +27,16 @@ class Parameter:
     Attributes
     ----------
     name : str
-        As in the config.
+        In the config.
     default : float, bool, str or None
-        Its type is that of the parameter (None: a number that must be given).
+        Also its type; None for a number that must be given.
     scope : {"run", "tensor", "model", "others"}
-        One value for the run; one for each tensor; one for each model and tensor; the same but
-        for the base, which has none.
+        One value for the run; one per tensor; one per model and tensor; the same without one for
+        the base.
     low, high : float
-        Numbers that are allowed, both included.
+        Range of numbers, both included.
     choices : tuple of str
-        Texts that are allowed.
+        Allowed texts; any text if empty.
     """
 
     name: str
@@ -47,13 +47,7 @@ class Parameter:
     choices: tuple[str, ...] = ()
 
     def check(self, value: Any) -> Value:
-        """Return a value as the type of the parameter.
-
-        Raises
-        ------
-        InputError
-            If it is not of that type, or out of range.
-        """
+        """Convert a value to the parameter's type; InputError if that fails, or out of range."""
         if isinstance(self.default, bool):
             if isinstance(value, bool) or value in (0, 1):
                 return bool(value)
@@ -74,21 +68,25 @@ class Parameter:
 
 
 def block_number(name: str) -> int | None:
-    """Read the number of the block that a tensor is of: the first in its name."""
+    """Read the number of a tensor's block, the first number in its name."""
     match = _BLOCK.search(name)
     return None if match is None else int(match[1])
 
 
 def evaluate(parameter: Parameter, setting: Any, *, tensor: str, t: float) -> Value | None:
-    """Value of a setting at one tensor; None if it says nothing about it.
+    """Value of a setting at one tensor; None if no filter matches it.
 
     Parameters
     ----------
+    parameter : Parameter
+        Checks the value.
     setting : value, list of values, or list of mappings
-        A list of numbers is interpolated, one of texts or truth values stepped through; of
-        mappings ``{filter, value}`` the first holds whose filter is in the tensor's name.
+        A list of numbers is interpolated over the blocks, one of texts or booleans steps through
+        them; of mappings ``{filter, value}`` the first whose filter is in the tensor's name applies.
+    tensor : str
+        Name of the tensor.
     t : float
-        Place of the tensor's block, 0 for the first to 1 for the last.
+        Position of the tensor's block, from 0 for the first to 1 for the last.
     """
     if isinstance(setting, Mapping):
         setting = [setting]
@@ -107,8 +105,8 @@ def evaluate(parameter: Parameter, setting: Any, *, tensor: str, t: float) -> Va
             raise InputError(
                 f"parameter '{parameter.name}': got {item!r}, expected {{filter: …, value: …}}"
             )
-        wanted = item.get("filter")
-        if wanted in (None, "*") or str(wanted) in tensor:
+        pattern = item.get("filter")
+        if pattern in (None, "*") or str(pattern) in tensor:
             return evaluate(parameter, item["value"], tensor=tensor, t=t)
     return None
 
@@ -127,7 +125,7 @@ def _interpolated(parameter: Parameter, values: Sequence[Any], t: float) -> Valu
 def resolve(
     parameter: Parameter, settings: Iterable[Mapping[str, Any]], *, tensor: str, t: float
 ) -> Value | None:
-    """Value at one tensor from settings in falling precedence, else the default."""
+    """Value at one tensor from settings in order of precedence, else the default."""
     for layer in settings:
         if parameter.name in layer:
             value = evaluate(parameter, layer[parameter.name], tensor=tensor, t=t)
