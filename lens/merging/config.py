@@ -82,7 +82,7 @@ def evaluate(parameter: Parameter, setting: Any, *, tensor: str, t: float) -> Va
         Checks the value.
     setting : value, list of values, or list of mappings
         A list of numbers is interpolated over the blocks, one of texts or booleans steps through
-        them; of mappings ``{filter, value}`` the first whose filter is in the tensor's name applies.
+        them; of mappings ``{filter, value}`` the first applies whose filter is in the name.
     tensor : str
         Name of the tensor.
     t : float
