@@ -15,7 +15,7 @@ def run() -> None:
     """
     gc.set_threshold(10_000)  # imports make no garbage to be looked for every 700 objects
     try:
-        from lens.cli import main
+        from lens.cli.app import main
 
         main(prog_name="lens")
     except KeyboardInterrupt:  # before there was a command to catch it

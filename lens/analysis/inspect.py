@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lens import metrics, resample
+from lens.analysis.config import InspectSettings
 from lens.analysis.geometry import LanguageGeometry, language_geometry
 from lens.analysis.layer_band import LayerBand, LayerCurve, above_chance, crossing
 from lens.analysis.readings import ReadingComparison, compare_readings
@@ -22,7 +23,7 @@ from lens.analysis.results import (
     SiteInspection,
     SiteSpectrum,
 )
-from lens.arrays import Float64, whole
+from lens.arrays import Float64
 from lens.errors import InputError
 from lens.models.layers import FINAL
 from lens.resample.bootstrap import STABLE, Refits
@@ -31,6 +32,7 @@ from lens.space.space import Space
 from lens.space.state_store import StateStore as KeptStates
 from lens.stats import wilson
 from lens.utils.progress import progress
+from lens.utils.settings import takes
 
 if TYPE_CHECKING:
     from lens.resample.rank import RankChoice
@@ -251,11 +253,12 @@ def _separation(states: KeptStates, picked: dict[str, Any], options: Options) ->
 
 _HOW = (
     "lens probe … --keep-states DIR, then lens inspect SPACE --states DIR (in Python "
-    "lens.probe(…, keep=DIR) and lens.inspect_space(space, DIR))"
+    "lens.probe(…, keep_states=DIR) and lens.inspect_space(space, DIR))"
 )
 _TEXT = "lens inspect SPACE --model M --data TEXT (in Python model=, tokenizer=, rows=)"
 
 
+@takes(InspectSettings)
 def inspect_space(
     space: Space | str | Path,
     states: KeptStates | str | Path | None = None,
@@ -263,13 +266,7 @@ def inspect_space(
     model: Any = None,
     tokenizer: Any = None,
     rows: Mapping[str, Sequence[str]] | None = None,
-    limit: int | None = None,
-    text_limit: int = 200,
-    n_resamples: int = 1000,
-    n_permutations: int = 200,
-    bound: float = 15.0,
-    seed: int = 0,
-    n_threads: int | None = None,
+    settings: InspectSettings,
 ) -> Inspection:
     """Look into a language space: what it holds, how certain that is, and what to make of it.
 
@@ -283,21 +280,6 @@ def inspect_space(
     model, tokenizer, rows : optional
         Model and parallel text, all three, to measure what other ways of reading states would have
         changed (`compare_readings`).
-    limit : int, optional
-        Rows of each language to look at, evenly spread; by default at most 4096 of all languages
-        together, because N rows make an N x N matrix.
-    text_limit : int
-        Rows of each language for `compare_readings`.
-    n_resamples : int
-        Bootstrap refits.
-    n_permutations : int
-        Shuffles of the null of the spectrum, at least 39, and random pairings of MEXA's.
-    bound : float
-        Angle in degrees that counts as small enough for "how many rows are enough".
-    seed : int
-        Seed of all draws.
-    n_threads : int, optional
-        Threads of the C core, by default the CPUs of this process.
 
     Returns
     -------
@@ -326,16 +308,9 @@ def inspect_space(
     given = [thing is not None for thing in (model, tokenizer, rows)]
     if any(given) and not all(given):
         raise InputError("readings need all of model=, tokenizer= and rows=; give none or all")
-    if not isinstance(bound, int | float) or isinstance(bound, bool) or not 0 < bound < 90:
-        raise InputError(f"bound: got {bound!r}, expected an angle between 0 and 90 degrees")
     options = Options(
         joint=kept is not None and kept.parallel,
-        limit=limit,
-        n_resamples=whole(n_resamples, "n_resamples", 20),
-        n_permutations=whole(n_permutations, "n_permutations", 39),
-        bound=float(bound),
-        seed=whole(seed, "seed", 0),
-        n_threads=n_threads,
+        **{f.name: getattr(settings, f.name) for f in fields(Options) if f.name != "joint"},
     )
     if kept is not None:
         kept.require_source(found.about)
@@ -345,9 +320,9 @@ def inspect_space(
     if rows is not None:
         ranks = {site.site: site.rank for site in sites if site.rank is not None}
         readings = compare_readings(
-            found, model, tokenizer, rows, ranks=ranks, limit=whole(text_limit, "text_limit", 2)
+            found, model, tokenizer, rows, ranks=ranks, limit=settings.text_limit
         )
-    seen = None if kept is None else _rows_seen(kept, limit)
+    seen = None if kept is None else _rows_seen(kept, settings.limit)
     disjoint = None if seen is None or not options.joint else seen // len(found.languages)
     return Inspection(
         languages=found.languages, pivot=found.pivot, counts=found.counts, sites=sites, rows=seen,

@@ -1,4 +1,4 @@
-"""``lens demo``: the whole road on the embedded sample world."""
+"""``lens demo`` and ``lens demo export``: the embedded sample world."""
 
 from __future__ import annotations
 
@@ -6,22 +6,24 @@ from pathlib import Path
 
 import click
 
-from lens.cli._options import print_json, talk_options
+from lens.cli.options import Verb, command, print_json
+from lens.utils.settings import option
 
 
-@click.command()
-@click.option("--out", type=click.Path(path_type=Path), default="lens-demo", show_default=True,
-              help="Folder for report.html, results.json and record.json.")  # fmt: skip
-@click.option("--limit", type=click.IntRange(1, 1000), default=500, show_default=True,
-              help="Test questions per language.")  # fmt: skip
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--second-act/--no-second-act", "second", default=True, show_default=True,
-              help="Carry an ability from English to other languages by merging, too.")  # fmt: skip
-@click.option("--force", is_flag=True, help="Replace --out whatever it holds.")
-@talk_options
-def command(
-    out: Path, limit: int, seed: int, second: bool, force: bool, as_json: bool
-) -> None:  # fmt: skip
+class DemoCommand(Verb):
+    """Options of ``lens demo``."""
+
+    out: Path = option(Path("lens-demo"), "Folder for report.html, results.json and record.json.")
+    limit: int = option(500, "Test questions per language.", ge=1, le=1000)
+    seed: int = option(0, "Seed of the draws.")
+    second_act: bool = option(
+        True, "Carry an ability from English to other languages by merging, too."
+    )
+    force: bool = option(False, "Replace --out whatever it holds.")
+
+
+@command(DemoCommand)
+def demo(settings: DemoCommand) -> None:
     """Probe, train and measure the sample world; print a table and write a report.
 
     The second act teaches an ability in English and carries it to Spanish and Swahili by merging
@@ -33,18 +35,42 @@ def command(
     from lens.report.io import MERGING, is_run, write_run
     from lens.utils.files import new_folder, refuse_existing
 
-    force = force or is_run(out)
+    out, limit, seed = settings.out, settings.limit, settings.seed
+    force = settings.force or is_run(out)
     refuse_existing(out, force=force)
     acts = {"": run.run(limit=limit, seed=seed)}
-    if second:
+    if settings.second_act:
         acts[MERGING] = ability.run_ability(limit=min(limit, ability.LIMIT), seed=seed)
     with new_folder(out, force=force) as folder:
         for name, record in acts.items():
             write_run(record, folder / name)
-    if as_json:
+    if settings.as_json:
         rows = [row.to_dict() for record in acts.values() for row in record.rows]
         print_json({"rows": rows, "out": str(out)})
         return
     for name, record in acts.items():
         print_table(record)
         click.echo(f"\n{out / name / 'report.html'}")
+
+
+class ExportCommand(Verb):
+    """Options of ``lens demo export``."""
+
+    out: Path = option(Path("lens-world"), "Folder to create.")
+    models: Path | None = option(
+        None, "Folder of models trained from another seed; the shipped models by default."
+    )
+    force: bool = option(False, "Replace --out.")
+
+
+@command(ExportCommand)
+def export(settings: ExportCommand) -> None:
+    """Write models, prompts, answers, references and text of the sample world as plain files."""
+    from lens.demo.export import export
+
+    out = settings.out
+    names = export(out, models=settings.models, force=settings.force)
+    if settings.as_json:
+        print_json({"out": str(out), "files": names})
+    else:
+        click.echo("\n".join(f"{out}/{name}" for name in names))

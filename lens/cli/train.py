@@ -4,138 +4,124 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import click
+from pydantic import BeforeValidator, model_validator
 
-from lens.cli._answers import RowOptions
-from lens.cli._config import Settings
-from lens.cli._options import (
-    Layers,
-    Listed,
-    Strength,
-    chat_of,
-    chat_options,
-    load_model,
-    model_options,
-    print_json,
-    talk_options,
-)
-from lens.cli._running import RunFlags, run_flags
-from lens.cli._tuning import TuneOption, spoken, tune_options
-from lens.errors import InputError
+from lens.cli.options import Verb, command, print_json
+from lens.errors import InputError, VerificationError
+from lens.experiments.config import TuningConfig
+from lens.models.config import ModelSettings
+from lens.training.config import TrainSettings
+from lens.utils.settings import Names, option
 
 if TYPE_CHECKING:
-    from lens.models.tokenization import ChatOptions
-    from lens.training.parameters import Lora
+    from lens.experiments.tuning import TuneResult
+    from lens.space.space import Space
     from lens.training.result import TrainResult
 
+Prompts = Mapping[str, Sequence[str]]
+Answers = Mapping[str, Sequence[str | None]]
 
-def _losses(content: Any) -> dict[str, Any]:
-    """Check a preset's name or settings, and return them complete."""
-    from lens.training.config import resolve
-
-    name = content.get("preset") if isinstance(content, dict) else content
-    named = {"preset": name} if isinstance(name, str) else {}
-    return named | resolve(content).model_dump(mode="json")
+_QUESTIONS = "question-translation"  # the model's own prompts are its answers
 
 
-@click.command()
-@model_options
-@click.option(
-    "--space",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="Space file of this model, from lens probe.",
-)
-@click.option(
-    "--prompts",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="Parallel prompts, no answers: folder of CODE.txt, .jsonl, .json or .tsv.",
-)
-@click.option("--langs", type=Listed(), help="Languages to train; all in the prompts by default.")
-@click.option(
-    "--layers",
-    type=Layers(),
-    default="-2:",
-    show_default=True,
-    help="Blocks to train: half-open slices, such as 2:4,-2:",
-)
-@click.option(
-    "--train",
-    "what",
-    default="full",
-    show_default=True,
-    help="What of them: full, attention, mlp, bias, norm, or names inside a block.",
-)
-@click.option("--lora", type=click.IntRange(min=1), metavar="RANK", help="Train LoRA adapters.")
-@click.option("--lora-alpha", type=click.IntRange(min=1), help="Their scale; twice the rank.")
-@click.option("--dora", is_flag=True, help="Train DoRA adapters; needs --lora.")
-@click.option(
-    "--losses",
-    type=Settings("preset | FILE", _losses),
-    default="lens+kl",
-    show_default=True,
-    help="lens+kl, lens, lens-paper, self-translation, question-translation, or a YAML file.",
-)
-@click.option(
-    "--strength",
-    type=Strength(),
-    default=1.0,
-    show_default=True,
-    help="Length of the language step, for all or per language.",
-)
-@click.option(
-    "--answers",
-    type=click.Path(path_type=Path),
-    help="Answers to the prompts, line by line, for losses that read them; else they are made.",
-)
-@click.option(
-    "--texts",
-    type=click.Path(path_type=Path),
-    help="Parallel plain text: examples of translation, or what losses with rows: text read.",
-)
-@click.option("--translator", help="Model that translates with the same tokenizer; else --model.")
-@click.option("--steps", type=click.IntRange(min=1), help="Optimizer steps.")
-@click.option(
-    "--lr", "learning_rate", type=click.FloatRange(min=0, min_open=True), help="Learning rate."
-)
-@click.option("--batch-size", type=click.IntRange(min=1), help="Prompts per step.")
-@click.option("--limit", type=click.IntRange(min=2), help="Prompts per language.")
-@click.option(
-    "--low-memory/--keep-in-memory",
-    default=True,
-    show_default=True,
-    help="Keep weights that training does not need in files, not in memory.",
-)
-@click.option(
-    "--cache",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Folder that keeps the frozen model's states for later runs.",
-)
-@click.option(
-    "--max-memory",
-    metavar="SIZE",
-    help="Weights, optimizer and states together, such as 12GB; states that pass it go to disk.",
-)
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Checkpoint folder.")
-@click.option("--force", is_flag=True, help="Replace --out, discard an unfinished run.")
-@tune_options
-@run_flags
-@chat_options
-@talk_options
-def command(
-    model: str, revision: str | None, device: str, dtype: str, trust_remote_code: bool,
-    space: Path, prompts: Path, langs: tuple[str, ...] | None, layers: str, losses: dict[str, Any],
-    strength: float | dict[str, float], steps: int | None, learning_rate: float | None,
-    batch_size: int | None, limit: int | None, answers: Path | None, texts: Path | None,
-    translator: str | None, what: str, lora: int | None, lora_alpha: int | None, dora: bool,
-    low_memory: bool, cache: Path | None, max_memory: str | None, seed: int, out: Path, force: bool,
-    tune: dict[str, Any] | None, journal: Path | None, template: bool | None, system: str | None,
-    thinking: bool | None, run: RunFlags, as_json: bool,
-) -> None:  # fmt: skip
+def _keys(value: Any) -> Any:
+    if isinstance(value, Mapping | TuningConfig) or value is None:
+        return value
+    raise ValueError(
+        f"got {value!r}, expected a YAML file with 'validation:' questions and what is searched, "
+        "or its keys"
+    )
+
+
+class TrainCommand(TrainSettings, ModelSettings, Verb):
+    """Options of ``lens train``."""
+
+    space: Path = option(..., "Space file of this model, from lens probe.")
+    prompts: Path = option(
+        ..., "Parallel prompts, no answers: folder of CODE.txt, .jsonl, .json or .tsv."
+    )
+    languages: Names | None = option(
+        None, "Languages to train; all in the prompts by default.", key="langs"
+    )
+    limit: int | None = option(None, "Prompts per language.", ge=2)
+    low_memory: bool = option(
+        True,
+        "Keep weights that training does not need in files, not in memory.",
+        off="keep-in-memory",
+    )
+    answers: Path | None = option(
+        None,
+        "Answers to the prompts, line by line, for losses that read them; else they are generated.",
+    )
+    texts: Path | None = option(
+        None,
+        "Parallel plain text: examples of translation, or what losses with rows: text read.",
+    )
+    translator: str | None = option(
+        None, "Model that translates with the same tokenizer; else --model."
+    )
+    validation: Path | None = option(
+        None, "Held-out parallel prompts; the weights that do best on them are kept."
+    )
+    refusal_prompts: Path | None = option(
+        None, "Prompts, one per line, whose refusals must not move: report how far they do."
+    )
+    tune: Annotated[TuningConfig | None, BeforeValidator(_keys)] = option(
+        None,
+        "YAML: choose λ, layers and losses on validation questions first.",
+        file=True,
+        metavar="FILE",
+    )
+    journal: Path | None = option(
+        None,
+        "Folder that keeps the trials of --tune, to resume from; else one beside --out until the "
+        "result is saved.",
+    )
+    out: Path = option(..., "Checkpoint folder.")
+    force: bool = option(False, "Replace --out, discard an unfinished run.")
+
+    preset: str | None = option(None, "Preset that the losses start from.", hidden=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, values: dict[str, Any]) -> dict[str, Any]:
+        losses = values.get("losses")
+        while isinstance(losses, Mapping):
+            losses = losses.get("preset")
+        return {**values, "preset": losses if isinstance(losses, str) else None}
+
+    @model_validator(mode="after")
+    def _fits(self) -> TrainCommand:
+        if self.journal is not None and self.tune is None:
+            raise ValueError("--journal keeps the trials of a search; give --tune FILE too")
+        return self
+
+    def check_rows(self) -> None:
+        """Refuse rows that do not fit the losses, before a model is loaded."""
+        given = {"prompts", "answers"} if self.preset == _QUESTIONS else {"prompts"}
+        reads = self.losses.read_rows - given
+        unread = [name for name in ("answers", "translator") if "answers" not in reads]
+        unread += [] if reads else ["texts"]
+        named = [f"--{name}" for name in unread if getattr(self, name) is not None]
+        if named:
+            raise InputError(
+                f"{', '.join(named)}: not for these losses; only for losses that read answers or "
+                "text, such as --losses self-translation"
+            )
+        if "answers" in reads and self.answers is None and self.texts is None:
+            raise InputError(
+                "these losses learn from answers: give --answers, or --texts, parallel plain text "
+                "that shows the model how to translate its own"
+            )
+        if "text" in reads and self.texts is None:
+            raise InputError("these losses read plain text in the languages trained; give --texts")
+
+
+@command(TrainCommand)
+def train(settings: TrainCommand) -> None:
     """Train the top blocks so that the model answers in the language it is asked in.
 
     Needs prompts alone, the same ones in every language. With --losses self-translation the model
@@ -143,101 +129,177 @@ def command(
     With --tune, settings are chosen on validation questions first. Writes a Hugging Face
     checkpoint with the log and reproduce.json.
     """
+    from lens.data.corpora import read_parallel
+    from lens.experiments.tuning import search_folder
     from lens.space.space import Space
-    from lens.training.config import resolve
     from lens.training.processes import finish, start
-    from lens.training.trainer import train
+    from lens.training.run import check_running
     from lens.utils.files import refuse_existing
 
+    out, force = settings.out, settings.force
     refuse_existing(out, force=force)
-    adapter = _adapter(lora, lora_alpha, dora)
-    search = TuneOption.of(tune, journal, out)
-    _check_memory(max_memory)
-    running, refusals = run.running(out, force=force), run.refusals()
-    read = Space.load(space)
-    rows: Mapping[str, Sequence[str]] = _prompts(prompts, read.pivot, langs, limit)
-    given = {"steps": steps, "learning_rate": learning_rate, "batch_size": batch_size}
-    changed = {name: value for name, value in given.items() if value is not None} | run.settings
-    config = resolve(losses | changed)
-    row_options = RowOptions(losses.get("preset"), answers, texts, translator)
-    row_options.check(config)
-    validation, chat = run.validation_rows(tuple(rows)), chat_of(template, system, thinking)
-
-    processes, device = start(device)
-    if search is not None and processes.count > 1:
+    settings = settings.model_copy(update={"running": settings.running.writing(out, force=force)})
+    check_running(settings.running)
+    refusals = _refusal_prompts(settings.refusal_prompts)
+    space = Space.load(settings.space)
+    prompts: Prompts = _prompts(settings, space.pivot)
+    settings.check_rows()
+    held_out = None
+    if settings.validation is not None:
+        held_out = read_parallel(settings.validation, languages=tuple(prompts)).rows
+    processes, device = start(settings.device)
+    if settings.tune is not None and processes.count > 1:
         raise InputError("--tune runs in one process; train the chosen setting with several")
-    loaded, tokenizer = load_model(
-        model, revision=revision, device=device, dtype=dtype, trust_remote_code=trust_remote_code
-    )
-    rows, said = row_options.said(
-        config, loaded, tokenizer, rows, pivot=read.pivot, chat=chat, device=device, dtype=dtype
-    )
-    result = (train if search is None else search.train)(
-        loaded, tokenizer, read, rows, layers=layers, train=what, lora=adapter, losses=config,
-        strength=strength, seed=seed, running=running, chat=chat, low_memory=low_memory,
-        cache=cache, max_memory=max_memory, validation=validation, answers=said,
-        texts=row_options.plain(config, rows, read.pivot),
-    )  # fmt: skip
+    settings = settings.model_copy(update={"device": device})
+    model, tokenizer = settings.load()
+    prompts, answers = _answers(settings, model, tokenizer, prompts, space.pivot)
+    rows = {
+        "texts": _plain_text(settings, prompts, space.pivot),
+        "answers": answers,
+        "validation": held_out,
+    }
+    result = _train(settings, model, tokenizer, space, prompts, rows)
     if processes.main:
         if refusals:
-            result.about["refusal_drift"] = _refusals(result, refusals, chat)
+            result.about["refusal_drift"] = _refusal_drift(result, refusals, settings)
         result.save(out, force=force)
-        if search is not None:
-            search.forget()
-        _tell(result, out, as_json=as_json)
+        if settings.tune is not None and settings.journal is None:
+            search_folder(_journal(settings)).discard()
+        _report(result, settings)
     finish()
 
 
-def _adapter(rank: int | None, alpha: int | None, dora: bool) -> Lora | None:
-    if rank is None and (dora or alpha):
-        raise InputError("--dora and --lora-alpha are settings of adapters; give --lora RANK too")
-    from lens.training.parameters import Lora
-
-    return None if rank is None else Lora(rank, alpha, dora)
-
-
-def _check_memory(limit: str | None) -> None:
-    """Tell a typing error before a model is loaded."""
-    if limit is not None:
-        from lens.utils.files import size_in_bytes
-
-        size_in_bytes(limit)
-
-
-def _prompts(
-    path: Path, pivot: str, languages: tuple[str, ...] | None, limit: int | None
-) -> dict[str, list[str]]:
+def _prompts(settings: TrainCommand, pivot: str) -> dict[str, list[str]]:
     """Read the prompts of the languages that were named, or all, the pivot among them."""
     from lens.data.corpora import read_parallel
     from lens.data.languages import canonical
 
-    wanted = None
+    languages = settings.languages
     if languages:
-        wanted = (pivot, *(code for code in languages if canonical(code) != pivot))
-    return read_parallel(path, languages=wanted, limit=limit).rows
+        languages = (pivot, *(code for code in languages if canonical(code) != pivot))
+    return read_parallel(settings.prompts, languages=languages, limit=settings.limit).rows
 
 
-def _refusals(result: TrainResult, prompts: list[str], chat: ChatOptions) -> dict[str, Any]:
+def _answers(
+    settings: TrainCommand, model: Any, tokenizer: Any, prompts: Prompts, pivot: str
+) -> tuple[Prompts, Answers | None]:
+    """Return prompts and answers: read, generated by the model, or none where none are needed."""
+    from lens.data.corpora import read_parallel
+    from lens.models.loading import load
+    from lens.training.translation import question_translation, self_translate
+
+    if "answers" not in settings.losses.read_rows:
+        return prompts, None
+    if settings.preset == _QUESTIONS:
+        asked = question_translation(model, tokenizer, prompts, pivot=pivot, chat=settings.chat)
+        return asked.prompts, asked.answers
+    if settings.answers is not None:
+        found = read_parallel(settings.answers, languages=tuple(prompts)).rows
+        count = len(prompts[pivot])
+        return prompts, {code: rows[:count] for code, rows in found.items()}
+    other = None
+    if settings.translator is not None:
+        other, _ = load(settings.translator, device=settings.device, dtype=settings.dtype)
+    texts = read_parallel(settings.texts, languages=tuple(prompts)).rows
+    made = self_translate(
+        model, tokenizer, prompts, texts, pivot=pivot, translator=other, chat=settings.chat
+    )
+    shares = ", ".join(f"{code} {share:.0%}" for code, share in made.kept.items())
+    click.echo(f"translations kept: {shares}", err=True)
+    return prompts, made.answers
+
+
+def _plain_text(
+    settings: TrainCommand, prompts: Prompts, pivot: str
+) -> dict[str, list[str]] | None:
+    """Read the text that losses train on; None where none does."""
+    from lens.data.corpora import read_parallel
+
+    if "text" not in settings.losses.read_rows:
+        return None
+    rows = read_parallel(settings.texts, languages=tuple(prompts)).rows
+    return {code: texts for code, texts in rows.items() if code != pivot}
+
+
+def _train(
+    settings: TrainCommand,
+    model: Any,
+    tokenizer: Any,
+    space: Space,
+    prompts: Prompts,
+    rows: Mapping[str, Any],
+) -> TrainResult:
+    """Train with the settings, or search first and train the best setting."""
+    from lens.experiments.tuning import tune
+    from lens.training.trainer import train
+
+    if settings.tune is None:
+        return train(model, tokenizer, space, prompts, **rows, settings=settings)
+    tuning, journal = settings.tune, _journal(settings)
+    if "seed" in settings.model_fields_set:
+        tuning = tuning.model_copy(update={"seed": settings.seed})
+    found = tune(
+        model, tokenizer, space, prompts, tuning, work=journal, rows=rows, settings=settings
+    )
+    if not found.within:
+        raise VerificationError(_outside(found, journal))
+    return found.train()
+
+
+def _journal(settings: TrainCommand) -> Path:
+    return settings.journal or settings.out.with_name(settings.out.name + ".trials")
+
+
+def _outside(found: TuneResult, journal: Path) -> str:
+    best = found.best
+    return (
+        f"no trial of {len(found.trials)} keeps the pivot's drift within "
+        f"{found.tuning.max_drift:g} nats, so nothing was saved; the nearest is trial "
+        f"{best.number}: {best}, layers {best.layers}, strength {_spoken(best.strength)}. Lower "
+        "the range of strengths, search what holds the pivot (such as losses.terms.1.weight), or "
+        f"raise max_drift: the trials are kept in {journal} and are not run again for that"
+    )
+
+
+def _spoken(strength: Mapping[str, float]) -> str:
+    """Write strengths as ``--strength`` takes them."""
+    return ",".join(f"{lang}={value:.3g}" for lang, value in strength.items())
+
+
+def _refusal_prompts(path: Path | None) -> list[str]:
+    from lens.evaluation.results import read_text
+
+    if path is None:
+        return []
+    found = [line.strip() for line in read_text(path).split("\n") if line.strip()]
+    if not found:
+        raise InputError(f"{path} holds no prompts; expected one per line")
+    return found
+
+
+def _refusal_drift(
+    result: TrainResult, prompts: list[str], settings: TrainCommand
+) -> dict[str, Any]:
     from dataclasses import asdict
 
     from lens.evaluation.drift import refusal_drift
 
-    return asdict(refusal_drift(result, prompts, chat=chat))
+    return asdict(refusal_drift(result, prompts, chat=settings.chat))
 
 
-def _tell(result: TrainResult, out: Path, *, as_json: bool) -> None:
+def _report(result: TrainResult, settings: TrainCommand) -> None:
     last = result.log[-1] if result.log else {}
     shown = ("validation", "refusal_drift", "tuning")
     found = {key: result.about[key] for key in shown if key in result.about}
-    if as_json:
-        print_json({"out": str(out), "steps": len(result.log), "last": last, **found})
+    if settings.as_json:
+        print_json({"out": str(settings.out), "steps": len(result.log), "last": last, **found})
         return
     if "tuning" in found:
         best = found["tuning"]["best"]
         click.echo(
             f"chose trial {best['number']} of {len(found['tuning']['trials'])}: "
             f"{found['tuning']['metric']} {best['quality']:.3f}, drift {best['drift']:.4f} nats; "
-            f"layers {best['setting']['layers']}, strength {spoken(best['strength'])}"
+            f"layers {best['setting']['layers']}, strength {_spoken(best['strength'])}"
         )
     losses = ", ".join(f"{k} {v:.4g}" for k, v in last.items() if k.startswith("loss"))
     click.echo(f"{len(result.log)} steps in {result.seconds:.1f} s; last step: {losses}")
@@ -251,4 +313,4 @@ def _tell(result: TrainResult, out: Path, *, as_json: bool) -> None:
             f"(95 % interval {moved['changed_low']:.1%} to {moved['changed_high']:.1%}), "
             f"KL {moved['kl']:.3g} nats"
         )
-    click.echo(str(out))
+    click.echo(str(settings.out))

@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
+from lens.data.config import MissingRows
 from lens.data.languages import UnknownLanguageError, canonical
 from lens.data.readers import SHOWN, ReadResult, strings
 from lens.errors import InputError
@@ -43,7 +44,7 @@ def read_parallel(
     min_rows: int = 2,
     split: str | None = None,
     column: str | None = None,
-    incomplete: Literal["refuse", "drop"] = "refuse",
+    missing_rows: MissingRows = "refuse",
 ) -> Corpus:
     """Read parallel text and check all of it before anything is computed.
 
@@ -64,7 +65,7 @@ def read_parallel(
         Fewest rows that make sense.
     split, column : str, optional
         Split of a dataset, and field of text, where there are several.
-    incomplete : str
+    missing_rows : str
         What to do with rows that are empty in some language: ``"refuse"`` them, or ``"drop"`` them
         in every language, so that the others stay parallel.
 
@@ -84,10 +85,10 @@ def read_parallel(
     """
     if limit is not None and limit < 1:
         raise InputError(f"limit is {limit}; expected a number of rows from 1")
-    if incomplete not in ("refuse", "drop"):
-        raise InputError(f"incomplete is {incomplete!r}; expected 'refuse' or 'drop'")
+    if missing_rows not in ("refuse", "drop"):
+        raise InputError(f"missing_rows is {missing_rows!r}; expected 'refuse' or 'drop'")
     found = read_found(source, languages=languages, split=split, column=column)
-    dropped = _drop_incomplete(found, limit) if incomplete == "drop" else 0
+    dropped = _drop_incomplete(found, limit) if missing_rows == "drop" else 0
     _check(found, min_rows, limit)
     if found.problems:
         shown = "\n".join(f"  {problem}" for problem in found.problems)
@@ -206,7 +207,8 @@ def _check(found: ReadResult, min_rows: int, limit: int | None) -> None:
             some_empty = True
     if some_empty:
         found.problems.append(
-            "fill them, or leave them out in every language: incomplete='drop' (--incomplete drop)"
+            "fill them, or leave them out in every language: missing_rows='drop' "
+            "(--missing-rows drop)"
         )
     few = min(counts.values(), default=min_rows)
     if few < min_rows:

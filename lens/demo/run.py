@@ -154,7 +154,7 @@ class Steering:
             return nullcontext()
         block, strength = self.setting[language]
         rules = diffmean_rules(
-            self.space, language, layers=block, strength=strength, apply="prompt"
+            self.space, language, layers=block, strength=strength, tokens="prompt"
         )
         return steer(self.model, rules)
 

@@ -9,19 +9,18 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lens.data.language_id import identifier as make_identifier
 from lens.errors import InputError
+from lens.evaluation.config import EvaluationSettings
 from lens.evaluation.results import AVERAGE, METRICS, ResultRow, read_text
 from lens.models.generation import generate
 from lens.stats import mcnemar, mean_interval, paired_bootstrap, stratified_interval, wilson
-
-if TYPE_CHECKING:
-    from lens.models.tokenization import ChatOptions
+from lens.utils.settings import takes
 
 Bools = NDArray[np.bool_]
 IsCorrect = Callable[[Any, str, str | None], bool]
@@ -325,24 +324,17 @@ class Evaluation:
         }
 
 
+@takes(EvaluationSettings)
 def evaluate(
     model: Any,
     tokenizer: Any,
     *,
     prompts: Mapping[str, Sequence[str]],
     references: Sequence[Mapping[str, str | Sequence[str]]] | None = None,
-    pivot: str | None = None,
-    identifier: str = "default",
-    neutral: Sequence[str] = (),
-    chat: ChatOptions | None = None,
     system: str = "model",
-    split: str = "test",
-    max_new_tokens: int = 64,
-    batch_size: int = 16,
-    seed: int = 0,
-    quiet: bool = False,
     around: Callable[[str], AbstractContextManager[Any]] = lambda _language: nullcontext(),
     respond: Callable[[str, list[str]], list[str]] | None = None,
+    settings: EvaluationSettings,
 ) -> Evaluation:
     """Answer prompts in several languages and score the answers.
 
@@ -355,18 +347,8 @@ def evaluate(
     references : sequence of mappings, optional
         Entry i holds the accepted answers of prompt i: one text or several per language. Without
         it only fidelity is measured.
-    pivot : str, optional
-        Left out of the average.
-    identifier : str
-        Name of the language identifier; see :func:`lens.data.language_id.identifier`.
-    neutral : sequence of str
-        Words that belong to no language, such as names; the identifier does not see them.
-    chat : ChatOptions, optional
-        As in :func:`lens.models.generation.generate`.
-    system, split : str
-        Written into every row.
-    max_new_tokens, batch_size, seed, quiet
-        As in :func:`lens.models.generation.generate`.
+    system : str
+        Written into every row; a system message is set by ``chat``.
     around : callable
         Takes a language code; its context manager is entered while the prompts of that language
         are answered, such as steering to it.
@@ -387,7 +369,7 @@ def evaluate(
     from lens.data.languages import canonical
 
     codes = {canonical(code): list(rows) for code, rows in prompts.items()}
-    judge = make_identifier(identifier, list(codes), neutral=neutral)
+    judge = make_identifier(settings.identifier, list(codes), neutral=settings.neutral)
     accepted = _accepted(references, codes)
     items = [
         Item(code, prompt, f"{i:09d}", accepted[i] if accepted else {})
@@ -397,9 +379,15 @@ def evaluate(
 
     def said(code: str, rows: list[str]) -> list[str]:
         return generate(
-            model, tokenizer, rows, max_new_tokens=max_new_tokens, batch_size=batch_size,
-            chat=chat, label=f"Answering {code}", quiet=quiet,
-        )  # fmt: skip
+            model,
+            tokenizer,
+            rows,
+            max_new_tokens=settings.max_new_tokens,
+            batch_size=settings.batch_size,
+            chat=settings.chat,
+            label=f"Answering {code}",
+            quiet=settings.quiet,
+        )
 
     answers: list[str] = []
     for code, rows in codes.items():
@@ -413,8 +401,8 @@ def evaluate(
         answers += given
     found = judge.identify(answers)
     judged = outcomes(answers, items, identified=found)
-    main = canonical(pivot) if pivot else None
-    rows_out = rows_of(judged, system=system, split=split, pivot=main, seed=seed)
+    main, seed = canonical(settings.pivot) if settings.pivot else None, settings.seed
+    rows_out = rows_of(judged, system=system, split=settings.split, pivot=main, seed=seed)
     if references is None:
         rows_out = [row for row in rows_out if row.metric == "fidelity"]
     texts = tuple(

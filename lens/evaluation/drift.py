@@ -61,7 +61,6 @@ def pivot_kl(
     batch_size: int = 16,
     steered: Callable[[], AbstractContextManager[Any]] | None = None,
     seed: int = 0,
-    quiet: bool = False,
 ) -> PivotDrift:
     """KL(p⁰‖p) of the next-token distribution at every pivot prompt token.
 
@@ -83,8 +82,6 @@ def pivot_kl(
         Entered around each forward pass of ``q_model`` only: ``lambda: steer(model, rules)``.
     seed : int
         Seed of the bootstrap.
-    quiet : bool
-        No progress bar.
 
     Returns
     -------
@@ -113,9 +110,7 @@ def pivot_kl(
     n_tokens = sum(map(len, rows))
     with (
         torch.inference_mode(),
-        tqdm(
-            total=len(rows), desc="Comparing the pivot", unit="row", disable=quiet or not shown()
-        ) as bar,
+        tqdm(total=len(rows), desc="Comparing the pivot", unit="row", disable=not shown()) as bar,
     ):
         for batch in length_batches([len(row) for row in rows], batch_size):
             padded = left_batch([rows[i] for i in batch], pad_id)

@@ -1,10 +1,10 @@
 from .ablation import ablate as ablate
 from .config import Sweep as Sweep
+from .config import TuningConfig as TuningConfig
 from .config import read_sweep as read_sweep
 from .summary import SummaryRow as SummaryRow
 from .summary import table as table
 from .summary import tables as tables
 from .tuning import TuneResult as TuneResult
-from .tuning import TuningConfig as TuningConfig
 from .tuning import read_tuning as read_tuning
 from .tuning import tune as tune

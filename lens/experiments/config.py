@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from lens.errors import InputError
 from lens.experiments.methods import METHODS
-from lens.training.config import LensConfig, resolve
-from lens.training.parameters import Lora
+from lens.training.config import Losses, ModuleSettings
 from lens.training.terms.separate import Separate
-from lens.utils.config import problems, read_as
+from lens.utils.config import FrozenModel, read_as
+from lens.utils.settings import Flat, group, option, options_of, validated
 
 
 def put(values: Any, keys: list[str], value: Any, where: str) -> None:
@@ -57,11 +57,7 @@ def _known(method: str) -> str:
 MethodName = Annotated[str, AfterValidator(_known)]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class SpaceReading(_Frozen):
+class SpaceReading(FrozenModel):
     """Where a language space is read.
 
     Attributes
@@ -83,7 +79,7 @@ class SpaceReading(_Frozen):
     parallel: bool = True
 
 
-class Questions(_Frozen):
+class Questions(FrozenModel):
     """Questions of one split.
 
     Attributes
@@ -108,59 +104,39 @@ class Questions(_Frozen):
     kinds: str | None = None
 
 
-class SweepSetting(_Frozen):
-    """One training run, or one of the controls beside it.
+class SweepSetting(ModuleSettings, Flat):
+    """One training run, or one of the controls beside it; also takes any option of its groups.
 
-    Attributes
-    ----------
-    method : str
-        ``"lens"``; ``"random"``, Lens with a random subspace and steps of equal length;
-        ``"shuffled"``, with a space read from rows whose language labels were shuffled within each
-        row, steps of equal length; ``"diffmean"``, steering at ``layers`` by ``strength`` on
-        prompt tokens; ``"finetune"``, the same blocks tuned on ``answers``;
-        ``"translate-first"``, by way of the pivot with the sweep's ``translator`` and ``texts``;
-        ``"checkpoint"``, another model; ``"unchanged"``.
-    layers : str
-        Blocks to train, or to steer at.
-    train : str
-        What of these blocks is trained, as in `lens.train`: ``"full"``, ``"attention"``, …
-    lora, lora_alpha, dora : int or None, int or None, bool
-        Rank, scale and form of adapters that are trained instead.
-    losses : str or dict
-        As in `lens.train`.
-    strength : float, dict or tuple of float
-        λ, for all languages, per language, or values from which each language's is chosen on the
-        validation questions (`lens.training.choose_strengths`).
-    max_drift : float
-        Largest drift of the pivot allowed to a chosen strength, nats.
-    space : str
-        Name of the reading.
-    prompts : int or None
-        Training prompts per language; all by default.
-    answers : {"given", "self", "questions"}
-        Answers to the prompts: the sweep's file; the model's own, translated by the sweep's
-        ``translator`` with ``texts`` as examples (`lens.training.self_translate`); or the pivot's
-        version of each prompt (`lens.training.translation`).
-    without : tuple of str
-        Languages that are neither in the subspace nor in training, but are asked.
-    checkpoint : str or None
-        Model of the method ``"checkpoint"``, such as one tuned on all languages.
+    Methods: ``"lens"``; ``"random"``, Lens with a random subspace and steps of equal length;
+    ``"shuffled"``, with a space read from rows whose language labels were shuffled within each row,
+    steps of equal length; ``"diffmean"``, steering at ``layers`` by ``strength`` on prompt tokens;
+    ``"finetune"``, the same blocks tuned on ``answers``; ``"translate-first"``, by way of the pivot
+    with the sweep's ``translator`` and ``texts``; ``"checkpoint"``, another model; ``"unchanged"``.
+
+    Answers: ``"given"``, the sweep's file; ``"self"``, the model's own, translated by the sweep's
+    ``translator`` with ``texts`` as examples (`lens.training.self_translate`); ``"questions"``, the
+    pivot's version of each prompt (`lens.training.translation`).
     """
 
-    method: MethodName = "lens"
-    layers: str = "-2:"
-    train: str = "full"
-    lora: int | None = Field(None, ge=1)
-    lora_alpha: int | None = Field(None, ge=1)
-    dora: bool = False
-    losses: str | dict[str, Any] = "lens+kl"
-    strength: float | dict[str, float] | Annotated[tuple[float, ...], Field(min_length=1)] = 1.0
-    max_drift: float = Field(0.02, gt=0)
-    space: str = "default"
-    prompts: int | None = Field(None, ge=2)
-    answers: Literal["given", "self", "questions"] = "given"
-    without: tuple[str, ...] = ()
-    checkpoint: str | None = None
+    method: MethodName = option("lens", "What is done.")
+    losses: Losses = group("lens+kl", "As in lens.train.", base="preset", defaults=False)
+    strength: float | dict[str, float] | Annotated[tuple[float, ...], Field(min_length=1)] = option(
+        1.0,
+        "λ for all languages, per language, or values from which each language's is chosen on the "
+        "validation questions (lens.training.choose_strengths).",
+    )
+    max_drift: float = option(
+        0.02, "Largest drift of the pivot allowed to a chosen strength, nats.", gt=0
+    )
+    space: str = option("default", "Name of the reading.")
+    prompts: int | None = option(None, "Training prompts per language; all by default.", ge=2)
+    answers: Literal["given", "self", "questions"] = option("given", "Answers to the prompts.")
+    without: tuple[str, ...] = option(
+        (), "Languages that are neither in the subspace nor in training, but are asked."
+    )
+    checkpoint: str | None = option(
+        None, 'Model of the method "checkpoint", such as one tuned on all languages.'
+    )
 
     @model_validator(mode="after")
     def _has_checkpoint(self) -> SweepSetting:
@@ -172,36 +148,18 @@ class SweepSetting(_Frozen):
     def chooses(self) -> bool:
         """Whether strengths are chosen on validation: a list is given, and something takes them."""
         used = METHODS[self.method].strength
-        separates = any(isinstance(term, Separate) for term in self.config().active)
+        separates = any(isinstance(term, Separate) for term in self.losses.active)
         matters = used == "always" or (used == "separate" and separates)
         return isinstance(self.strength, tuple) and matters
 
-    @model_validator(mode="after")
-    def _whole(self) -> SweepSetting:
-        if self.lora is None and (self.dora or self.lora_alpha):
-            raise ValueError("dora and lora_alpha are settings of adapters; give lora: RANK too")
-        return self
-
-    def config(self) -> LensConfig:
-        """Return the settings of the losses and the optimizer."""
-        return resolve(self.losses)
-
-    @property
-    def adapter(self) -> Lora | None:
-        """Adapters to train, if any."""
-        return None if self.lora is None else Lora(self.lora, self.lora_alpha, self.dora)
-
     def facts(self) -> dict[str, Any]:
         """Return what decides a run, as plain data; an alpha by default is the same as given."""
-        trained = {"train", "lora", "lora_alpha", "dora"}
-        found = self.model_dump(mode="json", exclude=trained)
-        if self.train != "full" or self.adapter is not None:  # else as before there were these keys
-            found["train"] = self.train
-            found["lora"] = None if self.adapter is None else self.adapter.to_dict()
+        found = self.model_dump(mode="json")
+        found["lora"] = None if self.lora is None else self.lora.to_dict()
         return found
 
 
-class Sweep(_Frozen):
+class Sweep(FrozenModel):
     """A whole ablation study.
 
     Attributes
@@ -275,22 +233,20 @@ class Sweep(_Frozen):
                     f"run '{run.name}' uses the space '{run.setting.space}', expected one of "
                     f"the readings {', '.join(self.readings)}"
                 )
-            run.setting.config()
         return self
 
     def settings(self) -> dict[str, SweepSetting]:
         """Every setting by name: base, the product of the grid, then the named runs."""
-        base = self.base.model_dump()
         found = {"base": self.base}
         keys = list(self.grid)
         for values in itertools.product(*self.grid.values()) if keys else ():
             changes = dict(zip(keys, values, strict=True))
             name = ", ".join(f"{key.rsplit('.', 1)[-1]}={_short(v)}" for key, v in changes.items())
-            found[name] = changed(name, base, changes)
+            found[name] = changed(name, self.base, changes)
         for name, changes in self.runs.items():
             if name in found:
                 raise ValueError(f"runs: the name '{name}' is taken; expected another")
-            found[name] = changed(name, base, changes)
+            found[name] = changed(name, self.base, changes)
         return found
 
     def expand(self) -> tuple[SweepRun, ...]:
@@ -334,7 +290,6 @@ class SweepRun:
         """Hash of everything that decides the result: settings, data, model, how it is judged."""
         facts = {
             "setting": self.setting.facts(),
-            "config": self.setting.config().model_dump(mode="json"),
             "seed": self.seed if METHODS[self.setting.method].seeded else 0,
             "split": split,
             "chosen on": sweep.validation.model_dump(mode="json") if self.setting.chooses else None,
@@ -356,21 +311,21 @@ def read_sweep(path: str | Path) -> Sweep:
     return read_as(path, Sweep)
 
 
-def changed(name: str, base: Mapping[str, Any], changes: Mapping[str, Any]) -> SweepSetting:
-    """Return a setting with dotted keys changed; ``name`` is for messages."""
-    values = json.loads(json.dumps(base))
-    values["losses"] = changes.get("losses", values["losses"])  # then its keys, in any order
-    if any(key.startswith("losses.") for key in changes):
-        values["losses"] = resolve(values["losses"]).model_dump(mode="json")
-    for key, value in changes.items():
-        if key == "losses":
-            continue
-        put(values, key.split("."), value, f"run '{name}': {key}")
+def changed(name: str, base: SweepSetting, changes: Mapping[str, Any]) -> SweepSetting:
+    """Return a setting with options changed, or keys inside them; ``name`` is for messages.
+
+    A change of ``losses`` comes first, then that of its keys, in any order.
+    """
+    plain = {key: value for key, value in changes.items() if "." not in key}
     try:
-        return SweepSetting.model_validate(values)
-    except ValidationError as error:
-        found = "; ".join(problems(error, SweepSetting, values))
-        raise InputError(f"run '{name}': {found}") from None
+        values = validated(SweepSetting, plain, start=base).model_dump(mode="json")
+        for key, value in changes.items():
+            if "." in key:
+                put(values, key.split("."), value, f"run '{name}': {key}")
+        return validated(SweepSetting, values)
+    except InputError as error:
+        said = str(error).replace("\n", "; ")
+        raise InputError(said if said.startswith("run '") else f"run '{name}': {said}") from None
 
 
 def _short(value: Any) -> str:
@@ -401,3 +356,75 @@ def fill(path: str, where: Mapping[str, str]) -> str:
             f"'{path}' names something in braces that vary does not hold; it holds "
             f"{', '.join(where) or 'nothing'}"
         ) from None
+
+
+_SEARCHED = [
+    name
+    for name, one in options_of(SweepSetting).items()
+    if one.path[0] in ("layers", "modules", "lora", "losses")
+]
+
+
+class Range(FrozenModel):
+    """Numbers from ``low`` to ``high``, evenly or by their logarithms."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Range:
+        if not self.low < self.high or (self.log and self.low <= 0):
+            raise ValueError(
+                f"got {self.low:g} to {self.high:g}, expected low < high, and low > 0 with log"
+            )
+        return self
+
+
+class TuningConfig(FrozenModel):
+    """What to try and how to judge it.
+
+    Attributes
+    ----------
+    validation : Questions
+        Questions to select on. Report on others.
+    strength : Range
+        λ of each language.
+    search : dict of str to list or Range
+        Dotted keys of a setting, such as ``layers``, ``losses.rank`` or
+        ``losses.terms.1.weight``, to choices or a range.
+    trials : int
+        Runs in all; the first uses the given setting, where it lies inside the search.
+    max_drift : float
+        Largest mean KL of the pivot's next-token distribution, nats; trials above it never win
+        against one below.
+    metric : "accuracy_in_language" or "fidelity" or None
+        Mean over the trained languages, maximised; by default accuracy where there are references.
+    seed : int
+        Of the search and of every training run.
+    """
+
+    validation: Questions
+    strength: Range = Range(low=0.5, high=4.0)
+    search: dict[str, Range | Annotated[list[Any], Field(min_length=1)]] = {}
+    trials: int = Field(30, ge=1)
+    max_drift: float = Field(0.02, gt=0)
+    metric: Literal["accuracy_in_language", "fidelity"] | None = None
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _searchable(self) -> TuningConfig:
+        wrong = [key for key in self.search if key.split(".")[0] not in _SEARCHED]
+        if wrong:
+            raise ValueError(
+                f"search: {', '.join(wrong)} cannot be searched; expected one of "
+                f"{', '.join(_SEARCHED)}, or a key inside losses such as losses.rank"
+            )
+        return self
+
+    @property
+    def maximised(self) -> Literal["accuracy_in_language", "fidelity"]:
+        """Metric that decides."""
+        if self.metric is not None:
+            return self.metric
+        return "fidelity" if self.validation.references is None else "accuracy_in_language"

@@ -162,7 +162,7 @@ def _diffmean(given: MethodInputs) -> Prepared:
                 return nullcontext()
             step = by_code.get(language, 0.0)
             rules = diffmean_rules(
-                space, language, layers=given.layers, strength=step, apply="prompt"
+                space, language, layers=given.layers, strength=step, tokens="prompt"
             )
             return steer(given.model, rules)
 

@@ -16,6 +16,7 @@ from lens.experiments.questions import QuestionSet
 from lens.models.loading import load
 from lens.space.probe import probe
 from lens.space.space import Space
+from lens.training.config import TrainerSettings
 from lens.training.finetune import finetune
 from lens.training.trainer import LensTrainer
 from lens.training.translation import Translator, question_translation, self_translate
@@ -77,7 +78,7 @@ class Study:
             tokenizer=self.tokenizer,
             pivot=self.pivot,
             layers=setting.layers,
-            config=setting.config(),
+            config=setting.losses,
             strength=setting.strength,
             chooses=setting.chooses,
             max_drift=setting.max_drift,
@@ -128,11 +129,11 @@ class Study:
 
     def trainer(self, setting: SweepSetting) -> LensTrainer:
         """Return a trainer with the prefixes that a setting needs; settings alike share one."""
-        config = setting.config()
+        config = setting.losses
         kinds = config.read_rows
         answers = setting.answers if "answers" in kinds else None
         key = (
-            "trainer", setting.layers, setting.train, setting.adapter, config.sites,
+            "trainer", setting.layers, setting.modules, setting.lora, config.sites,
             config.references, setting.space, setting.prompts, setting.without, "text" in kinds,
             answers,
         )  # fmt: skip
@@ -143,8 +144,9 @@ class Study:
             texts = self._optional("texts") if "text" in kinds else {}
             self._made[key] = LensTrainer(
                 self.model, self.tokenizer, self.space(setting), asked,
-                layers=setting.layers, train=setting.train, lora=setting.adapter,
-                sites=config.sites, references=config.references,
+                settings=setting.part(
+                    TrainerSettings, sites=config.sites, references=config.references
+                ),
                 texts={k: v for k, v in texts.items() if k in asked and k != self.pivot} or None,
                 answers=given,
             )  # fmt: skip
@@ -163,8 +165,8 @@ class Study:
                 "some; use method lens with losses self-translation, which leaves such prompts out"
             )
         tuned = finetune(
-            self.model, self.tokenizer, prompts, answers, layers=setting.layers,
-            train=setting.train, lora=setting.adapter, config=setting.config(), seed=seed,
+            self.model, self.tokenizer, prompts, answers, config=setting.losses, seed=seed,
+            settings=setting,
         )  # fmt: skip
         self.releases.append(tuned.release)
         return tuned.log[-1]

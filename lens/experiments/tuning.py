@@ -6,26 +6,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from lens.errors import InputError, MissingExtraError
-from lens.experiments.config import Questions, SweepSetting, at, changed
+from lens.experiments.config import Range, SweepSetting, TuningConfig, at, changed
 from lens.experiments.questions import QuestionSet, average
 from lens.models.fingerprint import sha256_json
 from lens.space.space import Space
-from lens.training.config import LensConfig, resolve
+from lens.training.config import RunOptions, TrainerSettings, TrainSettings
 from lens.training.optimizer import DivergedError
-from lens.training.parameters import Lora
 from lens.training.result import TrainResult
-from lens.training.run import RunOptions
 from lens.training.trainer import LensTrainer
 from lens.utils.config import read_as
 from lens.utils.hashing import hash_of_path
 from lens.utils.progress import say
 from lens.utils.records import Log
+from lens.utils.settings import options_of, takes, validated
 from lens.utils.workdir import WorkDir
 
 
@@ -53,78 +51,6 @@ def sampler(seed: int, number: int) -> Any:
     return require_optuna().samplers.TPESampler(seed=own, multivariate=True)
 
 
-_SEARCHED = ("layers", "train", "lora", "lora_alpha", "dora", "losses")
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Range(_Frozen):
-    """Numbers from ``low`` to ``high``, evenly or by their logarithms."""
-
-    low: float
-    high: float
-    log: bool = False
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Range:
-        if not self.low < self.high or (self.log and self.low <= 0):
-            raise ValueError(
-                f"got {self.low:g} to {self.high:g}, expected low < high, and low > 0 with log"
-            )
-        return self
-
-
-class TuningConfig(_Frozen):
-    """What to try and how to judge it.
-
-    Attributes
-    ----------
-    validation : Questions
-        Questions to select on. Report on others.
-    strength : Range
-        λ of each language.
-    search : dict of str to list or Range
-        Dotted keys of a setting, such as ``layers``, ``losses.rank`` or
-        ``losses.terms.1.weight``, to choices or a range.
-    trials : int
-        Runs in all; the first uses the given setting, where it lies inside the search.
-    max_drift : float
-        Largest mean KL of the pivot's next-token distribution, nats; trials above it never win
-        against one below.
-    metric : "accuracy_in_language" or "fidelity" or None
-        Mean over the trained languages, maximised; by default accuracy where there are references.
-    seed : int
-        Of the search and of every training run.
-    """
-
-    validation: Questions
-    strength: Range = Range(low=0.5, high=4.0)
-    search: dict[str, Range | Annotated[list[Any], Field(min_length=1)]] = {}
-    trials: int = Field(30, ge=1)
-    max_drift: float = Field(0.02, gt=0)
-    metric: Literal["accuracy_in_language", "fidelity"] | None = None
-    seed: int = 0
-
-    @model_validator(mode="after")
-    def _searchable(self) -> TuningConfig:
-        wrong = [key for key in self.search if key.split(".")[0] not in _SEARCHED]
-        if wrong:
-            raise ValueError(
-                f"search: {', '.join(wrong)} cannot be searched; expected one of "
-                f"{', '.join(_SEARCHED)}, or a key inside losses such as losses.rank"
-            )
-        return self
-
-    @property
-    def maximised(self) -> Literal["accuracy_in_language", "fidelity"]:
-        """Metric that decides."""
-        if self.metric is not None:
-            return self.metric
-        return "fidelity" if self.validation.references is None else "accuracy_in_language"
-
-
 @dataclass(frozen=True, slots=True)
 class TunedTrial:
     """One trial: what was tried, what it gave on validation.
@@ -134,7 +60,7 @@ class TunedTrial:
     number : int
         From 1.
     setting : dict
-        ``layers``, ``train``, ``lora``, ``lora_alpha``, ``dora`` and the whole ``losses``.
+        ``layers``, ``modules``, ``lora``, ``lora_alpha``, ``dora`` and the whole ``losses``.
     strength : dict of str to float
         λ per language.
     quality, fidelity : float or None
@@ -248,6 +174,7 @@ def read_tuning(path: str | Path) -> TuningConfig:
     return read_as(path, TuningConfig)
 
 
+@takes(TrainSettings)
 def tune(
     model: Any,
     tokenizer: Any,
@@ -255,16 +182,16 @@ def tune(
     prompts: Mapping[str, Sequence[str]],
     tuning: TuningConfig,
     *,
-    layers: str = "-2:",
-    train: str = "full",
-    lora: int | Lora | None = None,
-    losses: str | LensConfig | dict[str, Any] = "lens+kl",
-    strength: float | Mapping[str, float] | None = None,
     work: str | Path | None = None,
-    running: RunOptions | None = None,
-    **training: Any,
+    rows: Mapping[str, Any] | None = None,
+    settings: TrainSettings,
 ) -> TuneResult:
     """Search for the setting that serves the trained languages best and leaves the pivot alone.
+
+    The settings are those of the first trial, and of everything that is not searched. Without
+    ``strength`` the first trial takes the middle of its range. ``running`` says how
+    `TuneResult.train` is carried out; of the trials, activation checkpointing alone. ``seed`` is
+    that of ``tuning``.
 
     Parameters
     ----------
@@ -272,17 +199,11 @@ def tune(
         As in `lens.train`; the model is put back after every trial.
     tuning : Tuning
         What to try and how to judge it.
-    layers, train, lora, losses
-        Setting of the first trial, and of everything that is not searched.
-    strength : float or mapping, optional
-        λ of the first trial; the middle of the range by default, and where it lies outside.
     work : str or Path, optional
         Folder that keeps the trials; a search found there is resumed, also with more trials or
         another ``max_drift``.
-    running : Running, optional
-        How `TuneResult.train` is carried out; of the trials, activation checkpointing alone.
-    **training
-        Further arguments of `LensTrainer`, such as ``texts`` or ``chat``.
+    rows : mapping, optional
+        ``texts``, ``answers`` and ``validation``, as in `lens.train`.
 
     Returns
     -------
@@ -304,19 +225,7 @@ def tune(
     continued gives the trials of one left alone. Prefix caches are shared by the trials of one
     band, so a trial costs its training steps and answers.
     """
-    adapter = Lora(lora) if isinstance(lora, int) else lora
-    base = SweepSetting(
-        layers=layers,
-        train=train,
-        lora=None if adapter is None else adapter.rank,
-        lora_alpha=None if adapter is None else adapter.alpha,
-        dora=adapter is not None and adapter.dora,
-        losses=resolve(losses).model_dump(mode="json"),
-    )
-    search = Search(
-        model, tokenizer, space, prompts, tuning, base=base, start=strength, training=training,
-        running=running,
-    )  # fmt: skip
+    search = Search(model, tokenizer, space, prompts, tuning, settings=settings, rows=rows or {})
     found = choose(search.go(None if work is None else search_folder(work)), tuning)
     return replace(found, _search=search)
 
@@ -356,14 +265,10 @@ class Search:
     ----------
     model, tokenizer, space, prompts, tuning
         As in `lens.experiments.tune`.
-    base : Setting
-        What is trained where nothing is searched.
-    start : float or mapping or None
-        λ of the first trial.
-    training : mapping
-        Further arguments of `LensTrainer`.
-    running : Running or None
-        How the training of the chosen setting is carried out.
+    settings : TrainSettings
+        What is trained where nothing is searched; λ of the first trial where it was given.
+    rows : mapping
+        ``texts``, ``answers`` and ``validation`` of `LensTrainer`.
     """
 
     def __init__(
@@ -374,24 +279,28 @@ class Search:
         prompts: Mapping[str, Sequence[str]],
         tuning: TuningConfig,
         *,
-        base: SweepSetting,
-        start: float | Mapping[str, float] | None,
-        training: Mapping[str, Any],
-        running: RunOptions | None,
+        settings: TrainSettings,
+        rows: Mapping[str, Any],
     ) -> None:
         require_optuna()  # its absence is told before anything is computed
         self.model, self.tokenizer, self.space = model, tokenizer, space
-        self.prompts, self.tuning, self.training = prompts, tuning, training
-        self.base, self.plain = base, base.model_dump(mode="json")
-        self.running = running or RunOptions()
+        self.prompts, self.tuning, self.rows = prompts, tuning, rows
+        self.settings, self.running = settings, settings.running
+        self.base = SweepSetting(
+            layers=settings.layers,
+            modules=settings.modules,
+            lora=settings.lora,
+            losses=settings.losses,
+        )
         self.trainers: dict[tuple[Any, ...], LensTrainer] = {}
         for key, values in tuning.search.items():  # a wrong key is refused before anything is run
             for value in [values.low, values.high] if isinstance(values, Range) else values:
-                changed("search", self.plain, {key: value}).config()
+                changed("search", self.base, {key: value})
         self.asked = QuestionSet(
-            tuning.validation, model, tokenizer, pivot=space.pivot, chat=training.get("chat")
+            tuning.validation, model, tokenizer, pivot=space.pivot, chat=settings.chat
         )
-        first = self._trainer(base)
+        first = self._trainer(self.base)
+        start = settings.strength if "strength" in settings.model_fields_set else None
         self.languages = first.data.languages
         self.asked.require(self.languages)
         self.start = first.strengths(self._middle() if start is None else start)
@@ -459,10 +368,10 @@ class Search:
 
     def train(self, trial: TunedTrial, running: RunOptions | None) -> TrainResult:
         """Train the setting of a trial again, to the same result."""
-        setting = SweepSetting.model_validate({**self.plain, **trial.setting})
+        setting = validated(SweepSetting, trial.setting, start=self.base)
         trainer = self._trainer(setting)
         return trainer.run(
-            setting.config(), strength=trial.strength, seed=self.tuning.seed,
+            setting.losses, strength=trial.strength, seed=self.tuning.seed,
             running=running or self.running,
         )  # fmt: skip
 
@@ -475,7 +384,8 @@ class Search:
         """Collect what decides the trials: of ``tuning`` all but their number and the bound."""
         asked = self.tuning.validation
         files = {name: getattr(asked, name) for name in ("prompts", "references", "neutral")}
-        rows = sorted({"texts", "answers", "validation"} & self.training.keys())
+        chat = self.settings.chat
+        rows = {name: value for name, value in self.rows.items() if value is not None}
         return {
             "tuning": self.tuning.model_dump(mode="json", exclude={"trials", "max_drift"}),
             "questions": {
@@ -485,8 +395,8 @@ class Search:
             "start": self.start,
             "space": self.space.sha256,
             "prompts": _hashes(self.prompts),
-            "chat": self.training.get("chat"),
-            **{name: _hashes(self.training[name]) for name in rows},
+            "chat": None if chat is None else chat.to_dict(),
+            **{name: _hashes(value) for name, value in sorted(rows.items())},
         }
 
     def _tried(self, trial: Any, number: int) -> TunedTrial:
@@ -501,17 +411,21 @@ class Search:
                 changes[key] = self._number(trial, key, values)
             else:
                 changes[key] = values[trial.suggest_categorical(key, list(range(len(values))))]
-        setting = changed("search", self.plain, changes)
-        plain = setting.facts() | {"losses": setting.config().model_dump(mode="json")}
-        what = {key: plain[key] for key in ("layers", "losses")}
-        what |= setting.model_dump(include={"train", "lora", "lora_alpha", "dora"})
+        setting = changed("search", self.base, changes)
+        what = setting.model_dump(mode="json", include={"layers", "losses", "modules"})
+        lora = setting.lora
+        what |= {
+            "lora": None if lora is None else lora.rank,
+            "lora_alpha": None if lora is None else lora.alpha,
+            "dora": lora is not None and lora.dora,
+        }
         trainer = self._trainer(setting)
         quiet = replace(
             self.running, folder=None, checkpoint_every=None, resume=False, report_to=()
         )
         try:
             result = trainer.run(
-                setting.config(), strength=strength, seed=self.tuning.seed, running=quiet
+                setting.losses, strength=strength, seed=self.tuning.seed, running=quiet
             )
             found = self._judged(result)
         except DivergedError as error:
@@ -547,7 +461,9 @@ class Search:
             if bounds.low <= value <= bounds.high
         }
         for key, values in self.tuning.search.items():
-            value = at(self.plain, key)
+            name, _, inside = key.partition(".")
+            value = options_of(SweepSetting)[name].value(self.base)
+            value = at(value, inside) if inside else value
             if isinstance(values, Range):
                 if isinstance(value, int | float) and values.low <= value <= values.high:
                     found[key] = float(value)
@@ -562,14 +478,17 @@ class Search:
         return float(trial.suggest_float(key, values.low, values.high, log=values.log))
 
     def _trainer(self, setting: SweepSetting) -> LensTrainer:
-        config = setting.config()
-        key = (setting.layers, setting.train, setting.adapter, config.sites, config.references)
+        config = setting.losses
+        key = (setting.layers, setting.modules, setting.lora, config.sites, config.references)
         if key not in self.trainers:
             self.restore()  # the prefix is that of the untrained model
             self.trainers[key] = LensTrainer(
-                self.model, self.tokenizer, self.space, self.prompts, layers=setting.layers,
-                train=setting.train, lora=setting.adapter, sites=config.sites,
-                references=config.references, **self.training,
+                self.model, self.tokenizer, self.space, self.prompts,
+                settings=self.settings.part(
+                    TrainerSettings, layers=setting.layers, modules=setting.modules,
+                    lora=setting.lora, sites=config.sites, references=config.references,
+                ),
+                **self.rows,
             )  # fmt: skip
         return self.trainers[key]
 

@@ -2,8 +2,10 @@ from .config import Ability as Ability
 from .config import Language as Language
 from .config import MergeConfig as MergeConfig
 from .config import ModelEntry as ModelEntry
+from .config import Recipe as Recipe
 from .config import parse_config as parse_config
 from .config import read_config as read_config
+from .config import read_recipe as read_recipe
 from .diff import WeightDiff as WeightDiff
 from .diff import weight_diff as weight_diff
 from .lora import AdapterResult as AdapterResult
@@ -16,9 +18,7 @@ from .operations import merge as merge
 from .operations import verify as verify
 from .plan import MergePlan as MergePlan
 from .plan import plan_merge as plan_merge
-from .recipe import Recipe as Recipe
 from .recipe import RecipeResult as RecipeResult
 from .recipe import RecipeStage as RecipeStage
-from .recipe import read_recipe as read_recipe
 from .recipe import run_recipe as run_recipe
 from .sources import read_key_neurons as read_key_neurons

@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from lens.errors import InputError
+from lens.training.config import FinetuneSettings
 from lens.utils import config
+from lens.utils.config import FrozenModel
+from lens.utils.settings import Settings, option
 
 Value = float | bool | str
 Scope = Literal["run", "tensor", "model", "others"]
@@ -155,42 +158,44 @@ Reference = Annotated[str, BeforeValidator(_reference)]
 """Folder, hub id, ``id@revision`` or ``model+adapter``."""
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+def _nothing_said(values: Any) -> Any:
+    """Take a key without a value, as YAML has it, for one that is not there."""
+    if isinstance(values, dict):
+        return {key: value for key, value in values.items() if value is not None}
+    return values
 
+
+class _Entry(FrozenModel):
     @model_validator(mode="before")
     @classmethod
-    def _nothing_said(cls, values: Any) -> Any:
-        """Take a key without a value, as YAML has it, for one that is not there."""
-        if isinstance(values, dict):
-            return {key: value for key, value in values.items() if value is not None}
-        return values
+    def _without_nothing(cls, values: Any) -> Any:
+        return _nothing_said(values)
 
 
-class ModelEntry(_Frozen):
+class ModelEntry(_Entry):
     """One model that is merged, with parameters of its own."""
 
     model: Reference
-    parameters: Parameters = {}
+    parameters: Parameters = Field({})
 
 
-class SliceSource(_Frozen):
+class SliceSource(_Entry):
     """Blocks of one model, half-open, that become blocks of the result."""
 
     model: Reference
     layer_range: tuple[int, int]
-    parameters: Parameters = {}
+    parameters: Parameters = Field({})
 
 
-class OutputSlice(_Frozen):
+class OutputSlice(_Entry):
     """Consecutive blocks of the result and what they are merged from."""
 
     sources: tuple[SliceSource, ...] = Field(min_length=1)
     base_model: Reference | None = None
-    parameters: Parameters = {}
+    parameters: Parameters = Field({})
 
 
-class Ability(_Frozen):
+class Ability(_Entry):
     """An ability: what training on it in the pivot language changed (MAEC).
 
     Attributes
@@ -224,7 +229,7 @@ class Ability(_Frozen):
         return self
 
 
-class Language(_Frozen):
+class Language(_Entry):
     """A language: the base after continued pre-training on it, and its factor μ."""
 
     name: str = "language"
@@ -232,49 +237,133 @@ class Language(_Frozen):
     mu: Finite = 1.0
 
 
-class Tokenizer(_Frozen):
+class Tokenizer(_Entry):
     """Mergekit's long form of ``tokenizer_source``."""
 
     source: str | None = None
 
 
-class MergeConfig(_Frozen):
-    """Everything that decides the result of a merge.
+def _weighted(value: Any) -> Any:
+    """Split ``MODEL=NUMBER`` at the last equals sign; ``MODEL`` alone has no number."""
+    if not isinstance(value, str):
+        return value, None
+    model, sign, number = value.rpartition("=")
+    try:
+        return (model, float(number)) if sign else (value, None)
+    except ValueError:
+        return value, None
 
-    Attributes
-    ----------
-    merge_method : str
-        One of `lens.merging.methods.METHODS`.
-    base_model : str or None
-        θ_o, of which the others are changes; also gives tokenizer, template and configuration.
-    models : tuple of Model
-        What is merged. Or ``slices``, by blocks; or, for MAEC, ``abilities`` and ``languages``.
-    parameters : dict
-        Of the method. A value is a number; a list of numbers, interpolated over the blocks; or a
-        list of ``{filter, value}``, of which the first whose filter is in a tensor's name holds.
-    dtype, out_dtype : str or None
-        ``out_dtype``, else ``dtype``, is what results are rounded to; without either each tensor
-        keeps the dtype it has in the base. Calculated is in float32 or better, whatever they say.
-    tokenizer_source : str or None
-        Only ``"base"``, or ``"union"`` of equal tokenizers: it is copied byte for byte.
-    chat_template : str or None
-        Jinja text that takes the place of the template's own; ``"auto"`` for the one that most of
-        the models have.
-    """
 
-    merge_method: str
-    base_model: Reference | None = None
-    models: tuple[ModelEntry, ...] = ()
-    slices: tuple[OutputSlice, ...] = ()
-    abilities: tuple[Ability, ...] = ()
-    languages: tuple[Language, ...] = ()
-    parameters: Parameters = {}
-    dtype: OutDtype | None = None
-    out_dtype: OutDtype | None = None
-    tokenizer_source: str | None = None
-    tokenizer: Tokenizer | None = None
-    chat_template: str | None = None
-    seed: int = 0
+def _models(values: Any) -> Any:
+    """Take ``MODEL`` or ``MODEL=WEIGHT`` for a model that is merged."""
+    if not isinstance(values, list | tuple):
+        return values
+    found = []
+    for value in values:
+        model, weight = _weighted(value)
+        given = {} if weight is None else {"weight": weight}
+        found.append({"model": model, "parameters": given} if isinstance(value, str) else value)
+    return found
+
+
+def _languages(values: Any) -> Any:
+    """Take ``MODEL`` or ``MODEL=MU`` for a language."""
+    if not isinstance(values, list | tuple):
+        return values
+    found = []
+    for value in values:
+        model, mu = _weighted(value)
+        one = {"model": model, "mu": 1.0 if mu is None else mu}
+        found.append(one if isinstance(value, str) else value)
+    return found
+
+
+def _pairs(values: Any) -> Any:
+    """Join mappings and ``NAME=VALUE``, the value as in YAML; the last one holds."""
+    import yaml
+
+    if not isinstance(values, list | tuple):
+        return values
+    found: dict[str, Any] = {}
+    for value in values:
+        if isinstance(value, Mapping):
+            found |= value
+            continue
+        name, sign, text = str(value).partition("=")
+        if not sign:
+            raise ValueError(f"{value!r} is no parameter; expected NAME=VALUE, such as k1=0.05")
+        found[name.strip().replace("-", "_")] = yaml.safe_load(text)
+    return found
+
+
+class MergeConfig(Settings):
+    """Everything that decides the result of a merge, with the keys of mergekit's files."""
+
+    merge_method: str = option(
+        ...,
+        "maec, linear, task_arithmetic, ties, dare_ties, dare_linear, della, della_linear, "
+        "breadcrumbs, breadcrumbs_ties, slerp, layer_swap or passthrough.",
+        key="method",
+        also=("merge-method",),
+    )
+    base_model: Reference | None = option(
+        None,
+        "Model that the others are changes of; also gives tokenizer, template and configuration.",
+    )
+    models: Annotated[tuple[ModelEntry, ...], BeforeValidator(_models)] = option(
+        (),
+        "A model that is merged, and its weight; MODEL+ADAPTER for LoRA. Or slices, by blocks; or, "
+        "for MAEC, abilities and languages.",
+        key="model",
+        also=("models",),
+        many=True,
+        metavar="MODEL[=WEIGHT]",
+    )
+    slices: tuple[OutputSlice, ...] = option((), "What is merged, by blocks.", typed=False)
+    abilities: tuple[Ability, ...] = option((), "MAEC: what is carried over.", typed=False)
+    languages: Annotated[tuple[Language, ...], BeforeValidator(_languages)] = option(
+        (),
+        "MAEC: model further trained on a language, and its factor μ.",
+        key="language",
+        also=("languages",),
+        many=True,
+        metavar="MODEL[=MU]",
+    )
+    parameters: Annotated[Parameters, BeforeValidator(_pairs)] = option(
+        {},
+        "A parameter of the method, such as k1=0.05 or lambda=0.8. In YAML a value may also be a "
+        "list of numbers, interpolated over the blocks, or of {filter, value}, of which the first "
+        "whose filter is in a tensor's name holds.",
+        key="param",
+        also=("parameters",),
+        many=True,
+        adds=True,
+        metavar="NAME=VALUE",
+    )
+    dtype: OutDtype | None = option(
+        None,
+        "Dtype that is written, when --out-dtype does not say; calculated is in float32 or better.",
+    )
+    out_dtype: OutDtype | None = option(None, "Dtype that is written; else that of the base.")
+    tokenizer_source: str | None = option(
+        None,
+        "Only base, or union of equal tokenizers: it is copied byte for byte.",
+        typed=False,
+    )
+    tokenizer: Tokenizer | None = option(
+        None, "Mergekit's long form of tokenizer_source.", typed=False
+    )
+    chat_template: str | None = option(
+        None,
+        "Jinja text that replaces the template's own; auto for the one that most models have.",
+        typed=False,
+    )
+    seed: int = option(0, "Of random masks and the null.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nothing(cls, values: Any) -> Any:
+        return _nothing_said(values)
 
 
 def parse_config(values: Any, *, where: str = "the merge config") -> MergeConfig:
@@ -311,3 +400,162 @@ def read_config(path: str | Path) -> MergeConfig:
         If there is none, or it is not a merge.
     """
     return parse_config(config.read_yaml(path), where=str(path))
+
+
+How = Literal["mask", "revert", "all"]
+
+
+class RecipeSource(FrozenModel):
+    """A model made from the base by tuning.
+
+    Attributes
+    ----------
+    rows : str or None
+        JSONL of ``{"prompt": …, "answer": …}``: answers are learnt, prompts only read.
+    text : str or None
+        Plain text instead, one document a line, or JSONL of ``{"text": …}``.
+    replay : str or None
+        General text, of which ``training.replay_share`` says the share.
+    training : dict
+        Settings of `Tuning` that differ from the recipe's own.
+    """
+
+    rows: str | None = None
+    text: str | None = None
+    replay: str | None = None
+    training: dict[str, Any] = Field({})
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        if (self.rows is None) == (self.text is None):
+            raise ValueError("expected exactly one of 'rows' and 'text'")
+        return self
+
+
+class AbilitySource(RecipeSource):
+    """The ability, taught in the pivot language.
+
+    Attributes
+    ----------
+    locate : dict
+        Settings of the brief training that says which neurons are the ability's own (θ').
+    how : {"mask", "revert", "all"}
+        Train key neurons only; train all and put the others back; or train all and leave it to
+        the merge to take the key neurons alone.
+    """
+
+    locate: dict[str, Any] = Field({})
+    how: How = "mask"
+
+
+class LanguageSource(RecipeSource):
+    """A language: continued pre-training on its text, and its factor μ in the merge."""
+
+    name: str
+    mu: float = Field(1.0, allow_inf_nan=False)
+
+
+class Recipe(Settings):
+    """Everything from corpora to a merged model."""
+
+    base_model: str = option(..., "θ_o: folder, hub id or id@revision.")
+    training: FinetuneSettings = option(
+        FinetuneSettings(),
+        "Settings of every tuning, unless a source says otherwise.",
+        typed=False,
+    )
+    ability: AbilitySource = option(..., "θ', its key neurons and θ_A.", typed=False)
+    pivot: RecipeSource | None = option(
+        None,
+        "θ_c, the base tuned on general text in the pivot language; needed where β is not 0.",
+        typed=False,
+    )
+    languages: tuple[LanguageSource, ...] = option(..., "θ_l, one each.", min_length=1, typed=False)
+    parameters: Parameters = option(
+        {},
+        "Of the merge: k1, unit, scope, alpha, beta, mask_pivot, k2, gamma, eta, preset.",
+        typed=False,
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "float32",
+        "Dtype of the tuned models; a change of a weight in 16 bits is lost in rounding.",
+    )
+    out_dtype: OutDtype | None = option(
+        None, "Dtype of the merged model; that of the base by default."
+    )
+    device: str = option("cpu", "cpu, cuda or mps.")
+    seed: int = option(0, "Decides the order of rows.")
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        names = [language.name for language in self.languages]
+        if len(set(names)) < len(names) or any(not _is_name(name) for name in names):
+            raise ValueError(
+                f"languages are called {', '.join(map(repr, names))}; expected different names "
+                "that can be names of folders, such as swh_Latn"
+            )
+        for source in self.sources:
+            if source.replay is None and self.tuning(source).replay_share:
+                raise ValueError("training.replay_share is a share of a text; name it by replay")
+        if self.ability.how == "mask" and self.keyless:
+            raise ValueError("ability.how is mask, but k1 is 1: lower it, or how: all")
+        self.tuning(self.ability, self.ability.locate)
+        return self
+
+    @property
+    def sources(self) -> tuple[RecipeSource, ...]:
+        """Ability, pivot if there is one, and languages."""
+        pivot = () if self.pivot is None else (self.pivot,)
+        return (self.ability, *pivot, *self.languages)
+
+    @property
+    def keyless(self) -> bool:
+        """Whether every weight counts as a key neuron."""
+        preset = self.parameters.get("preset") == "paper"
+        return float(self.parameters.get("k1", 0.05 if preset else 1.0)) >= 1
+
+    def tuning(
+        self, source: RecipeSource, further: dict[str, Any] | None = None
+    ) -> FinetuneSettings:
+        """Return the settings of one tuning."""
+        values = {**self.training.model_dump(), **source.training, **(further or {})}
+        try:
+            return FinetuneSettings.model_validate(values)
+        except ValidationError as error:  # this is asked while the recipe itself is validated
+            raise ValueError(
+                "training: " + "; ".join(config.problems(error, FinetuneSettings, values))
+            ) from None
+
+
+def read_recipe(path: str | Path) -> Recipe:
+    """Read a recipe from YAML; paths in it are relative to the working folder.
+
+    Raises
+    ------
+    InputError
+        With one line per key that is unknown, missing or out of range.
+    """
+    return parse_recipe(config.read_yaml(path), where=str(path))
+
+
+def parse_recipe(values: Any, *, where: str = "the recipe") -> Recipe:
+    """Turn plain values into a recipe.
+
+    Raises
+    ------
+    InputError
+        As `read_recipe`.
+    """
+    if isinstance(values, Recipe):
+        return values
+    if not isinstance(values, dict):
+        raise InputError(f"{where} holds a {type(values).__name__}; expected keys with values")
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        found = config.problems(error, Recipe, values)
+        raise InputError("\n".join(f"{where}: {line}" for line in found)) from None
+
+
+def _is_name(name: str) -> bool:
+    return bool(name) and name not in (".", "..") and not set(name) & set("/\\\0")

@@ -8,15 +8,14 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
 
 from lens import __version__
 from lens.arrays import to_dict
 from lens.errors import InputError
-from lens.merging.config import MergeConfig, OutDtype, Parameters, parse_config
+from lens.merging.config import MergeConfig, Recipe, RecipeSource, parse_config, parse_recipe
 from lens.merging.operations import extract, merge
 from lens.merging.sources import locate, read_key_neurons
 from lens.models.loading import load
@@ -28,173 +27,9 @@ from lens.training.finetune import (
     read_rows,
     read_text,
 )
-from lens.training.terms.base import Frozen
-from lens.utils.config import problems, read_yaml
 from lens.utils.files import write_text
 from lens.utils.progress import say
 from lens.utils.workdir import WorkDir
-
-How = Literal["mask", "revert", "all"]
-
-
-class RecipeSource(Frozen):
-    """A model made from the base by tuning.
-
-    Attributes
-    ----------
-    rows : str or None
-        JSONL of ``{"prompt": …, "answer": …}``: answers are learnt, prompts only read.
-    text : str or None
-        Plain text instead, one document a line, or JSONL of ``{"text": …}``.
-    replay : str or None
-        General text, of which ``training.replay`` says the share.
-    training : dict
-        Settings of `Tuning` that differ from the recipe's own.
-    """
-
-    rows: str | None = None
-    text: str | None = None
-    replay: str | None = None
-    training: dict[str, Any] = Field(default_factory=dict)
-
-    @model_validator(mode="after")
-    def _one_form(self) -> Self:
-        if (self.rows is None) == (self.text is None):
-            raise ValueError("expected exactly one of 'rows' and 'text'")
-        return self
-
-
-class AbilitySource(RecipeSource):
-    """The ability, taught in the pivot language.
-
-    Attributes
-    ----------
-    locate : dict
-        Settings of the brief training that says which neurons are the ability's own (θ').
-    how : {"mask", "revert", "all"}
-        Train key neurons only; train all and put the others back; or train all and leave it to
-        the merge to take the key neurons alone.
-    """
-
-    locate: dict[str, Any] = Field(default_factory=dict)
-    how: How = "mask"
-
-
-class LanguageSource(RecipeSource):
-    """A language: continued pre-training on its text, and its factor μ in the merge."""
-
-    name: str
-    mu: float = Field(1.0, allow_inf_nan=False)
-
-
-class Recipe(Frozen):
-    """Everything from corpora to a merged model.
-
-    Attributes
-    ----------
-    base_model : str
-        θ_o: folder, hub id or ``id@revision``.
-    training : Tuning
-        Settings of every tuning, unless a source says otherwise.
-    ability : AbilitySource
-        θ', its key neurons and θ_A.
-    pivot : Source or None
-        θ_c, the base tuned on general text in the pivot language; needed where β is not 0.
-    languages : tuple of LanguageSource
-        θ_l, one each.
-    parameters : dict
-        Of the merge: k1, unit, scope, alpha, beta, mask_pivot, k2, gamma, eta, preset.
-    dtype : str
-        Dtype of the tuned models. A change of a weight in 16 bits is lost in rounding, so float32.
-    out_dtype : str or None
-        Dtype of the merged model; that of the base by default.
-    """
-
-    base_model: str
-    training: FinetuneSettings = FinetuneSettings()
-    ability: AbilitySource
-    pivot: RecipeSource | None = None
-    languages: tuple[LanguageSource, ...] = Field(min_length=1)
-    parameters: Parameters = Field(default_factory=dict)
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
-    out_dtype: OutDtype | None = None
-    device: str = "cpu"
-    seed: int = 0
-
-    @model_validator(mode="after")
-    def _whole(self) -> Self:
-        names = [language.name for language in self.languages]
-        if len(set(names)) < len(names) or any(not _is_name(name) for name in names):
-            raise ValueError(
-                f"languages are called {', '.join(map(repr, names))}; expected different names "
-                "that can be names of folders, such as swh_Latn"
-            )
-        for source in self.sources:
-            if source.replay is None and self.tuning(source).replay:
-                raise ValueError("training.replay is a share of a text; name it by replay")
-        if self.ability.how == "mask" and self.keyless:
-            raise ValueError("ability.how is mask, but k1 is 1: lower it, or how: all")
-        self.tuning(self.ability, self.ability.locate)
-        return self
-
-    @property
-    def sources(self) -> tuple[RecipeSource, ...]:
-        """Ability, pivot if there is one, and languages."""
-        pivot = () if self.pivot is None else (self.pivot,)
-        return (self.ability, *pivot, *self.languages)
-
-    @property
-    def keyless(self) -> bool:
-        """Whether every weight counts as a key neuron."""
-        preset = self.parameters.get("preset") == "paper"
-        return float(self.parameters.get("k1", 0.05 if preset else 1.0)) >= 1
-
-    def tuning(
-        self, source: RecipeSource, further: dict[str, Any] | None = None
-    ) -> FinetuneSettings:
-        """Return the settings of one tuning."""
-        values = {**self.training.model_dump(), **source.training, **(further or {})}
-        try:
-            return FinetuneSettings.model_validate(values)
-        except ValidationError as error:  # this is asked while the recipe itself is validated
-            raise ValueError(
-                "training: " + "; ".join(problems(error, FinetuneSettings, values))
-            ) from None
-
-
-def read_recipe(path: str | Path) -> Recipe:
-    """Read a recipe from YAML; paths in it are relative to the working folder.
-
-    Raises
-    ------
-    InputError
-        With one line per key that is unknown, missing or out of range.
-    """
-    return parse_recipe(read_yaml(path), where=str(path))
-
-
-def parse_recipe(values: Any, *, where: str = "the recipe") -> Recipe:
-    """Turn plain values into a recipe.
-
-    Raises
-    ------
-    InputError
-        As `read_recipe`.
-    """
-    if isinstance(values, Recipe):
-        return values
-    if not isinstance(values, dict):
-        raise InputError(f"{where} holds a {type(values).__name__}; expected keys with values")
-    try:
-        return Recipe.model_validate(values)
-    except ValidationError as error:
-        found = problems(error, Recipe, values)
-        raise InputError("\n".join(f"{where}: {line}" for line in found)) from None
-
-
-def _is_name(name: str) -> bool:
-    return bool(name) and name not in (".", "..") and not set(name) & set("/\\\0")
-
 
 _STAGES = "stages.jsonl"
 _DECIDING = (".safetensors", ".json", ".jinja", ".model", ".bin", ".txt")
@@ -338,7 +173,7 @@ class _RecipeRun:
         rows, replay = self._read(source)
         decided = {
             "base": self.base, "settings": settings.model_dump(mode="json"), "rows": rows[1],
-            "replay": replay and settings.replay and replay[1], "seed": recipe.seed,
+            "replay": replay and settings.replay_share and replay[1], "seed": recipe.seed,
             "dtype": recipe.dtype, "how": how,
             "keys": None if how == "all" else self.finished["keys"]["files"],
         }  # fmt: skip
@@ -347,7 +182,7 @@ class _RecipeRun:
             model, tokenizer = load(recipe.base_model, dtype=recipe.dtype, device=recipe.device)
             learnt = examples(tokenizer, rows[0], row_tokens=settings.row_tokens)
             general: Examples | None = None
-            if replay and settings.replay:
+            if replay and settings.replay_share:
                 general = examples(tokenizer, replay[0], row_tokens=settings.row_tokens)
             found = finetune_corpus(
                 model, tokenizer, learnt, settings=settings, replay=general, seed=recipe.seed,

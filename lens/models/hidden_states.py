@@ -41,14 +41,16 @@ from lens.models.batching import (
     tokens_within,
     windows,
 )
+from lens.models.config import CaptureSettings
 from lens.models.fingerprint import model_fingerprint, sha256_json
-from lens.models.layers import FINAL, SiteSpec, block_index, block_site, resolve_sites
+from lens.models.layers import FINAL, block_index, block_site, resolve_sites
 from lens.models.offload import first_output, passing_through, replace_hidden, store_of
-from lens.models.tokenization import Batch, ChatOptions, EncodedRow, Role, encode, pad, pad_id_of
+from lens.models.tokenization import Batch, EncodedRow, encode, pad, pad_id_of
 from lens.pooling import StreamingMoments
 from lens.utils.files import reserve, size_in_bytes, write_at
 from lens.utils.progress import say, shown
 from lens.utils.records import Log, Record
+from lens.utils.settings import takes
 from lens.utils.workdir import WorkDir, boot_id
 
 Pooling: TypeAlias = Literal["last", "mean", "weighted"]
@@ -722,27 +724,16 @@ class CaptureResult:
     states: dict[str, NDArray[np.float64]] | None = None
 
 
+@takes(CaptureSettings)
 def capture(
     model: Any,
     tokenizer: Any,
     rows: Sequence[str],
     *,
-    sites: SiteSpec = "all",
-    pooling: Pooling = "mean",
-    role: Role = "text",
     prompts: Sequence[str] | None = None,
-    chat: ChatOptions | None = None,
-    batch_size: int | Literal["auto"] = "auto",
-    max_tokens: int | None = None,
-    max_memory: str | int | None = None,
-    row_offset: int = 0,
     keep_states: bool = False,
     label: str = "",
-    blocks: str | None = None,
-    padding_side: Side = "right",
-    layer_by_layer: bool | None = None,
-    n_threads: int | None = None,
-    progress: bool | None = None,
+    settings: CaptureSettings,
 ) -> CaptureResult:
     """Run rows through a model and keep the moments of their pooled states.
 
@@ -754,40 +745,12 @@ def capture(
         Its tokenizer.
     rows : sequence of str
         Text, one row each.
-    sites : str, int or sequence
-        Where to read, see `lens.models.resolve_sites`.
-    pooling : str
-        ``"mean"``, ``"last"`` or ``"weighted"`` over the positions of the role.
-    role : str
-        ``"text"``, ``"user"`` or ``"assistant"``, see `lens.models.encode`.
     prompts : sequence of str, optional
         User prompts that assistant rows follow.
-    chat : ChatOptions, optional
-        Template options.
-    batch_size : int or "auto"
-        Rows at once; halved, keeping finished work, when memory runs out.
-    max_tokens : int, optional
-        Longest row in tokens; longer ones are cut and counted.
-    max_memory : str or int, optional
-        Limit for weights, activations and pooled states, such as ``"12GB"``: batches are made
-        smaller to keep it, by an estimate (`lens.models.batching.tokens_within`).
-    row_offset : int
-        Id of the first row, when the rows are one shard of a larger set.
     keep_states : bool
         Return the pooled states too, for measures that need every row.
     label : str
         Language name for the progress bar and for messages.
-    blocks : str, optional
-        Dotted name of the block list, when `lens.models.locate` cannot find it.
-    padding_side : str
-        ``"right"`` or ``"left"``; the result is the same to rounding.
-    layer_by_layer : bool, optional
-        Run all rows through one block, then through the next, with the states between them in a
-        temporary file. By default only for a model that was loaded so; the result is the same.
-    n_threads : int, optional
-        Threads of the C core.
-    progress : bool, optional
-        Show a progress bar; by default only on a terminal.
 
     Returns
     -------
@@ -799,66 +762,64 @@ def capture(
     InputError
         When a site does not exist, a row cannot be used, or a state is not finite.
     """
-    return capture_sets(
-        model,
-        tokenizer,
-        {label: rows},
-        sites=sites,
-        pooling=pooling,
-        role=role,
-        prompts=None if prompts is None else {label: prompts},
-        chat=chat,
-        batch_size=batch_size,
-        max_tokens=max_tokens,
-        max_memory=max_memory,
-        row_offset=row_offset,
-        keep_states=keep_states,
-        blocks=blocks,
-        padding_side=padding_side,
-        layer_by_layer=layer_by_layer,
-        n_threads=n_threads,
-        progress=progress,
-    )[label]
+    asked = None if prompts is None else {label: prompts}
+    found = capture_sets(
+        model, tokenizer, {label: rows}, prompts=asked, keep_states=keep_states, settings=settings
+    )
+    return found[label]
 
 
+@takes(CaptureSettings)
 def capture_sets(
     model: Any,
     tokenizer: Any,
     rows: Mapping[str, Sequence[str]],
     *,
-    sites: SiteSpec = "all",
-    pooling: Pooling = "mean",
-    role: Role = "text",
     prompts: Mapping[str, Sequence[str]] | None = None,
-    chat: ChatOptions | None = None,
-    batch_size: int | Literal["auto"] = "auto",
-    max_tokens: int | None = None,
-    max_memory: str | int | None = None,
-    row_offset: int = 0,
     keep_states: bool = False,
     keeper: Keeper | None = None,
     journal: CaptureJournal | None = None,
-    blocks: str | None = None,
-    padding_side: Side = "right",
-    layer_by_layer: bool | None = None,
-    n_threads: int | None = None,
-    progress: bool | None = None,
+    settings: CaptureSettings,
 ) -> dict[str, CaptureResult]:
-    """Capture several sets of rows, usually one a language; parameters as in `capture`."""
+    """Capture several sets of rows, usually one a language.
+
+    Parameters
+    ----------
+    model, tokenizer, keep_states
+        As in `capture`.
+    rows, prompts : mapping
+        Label to what `capture` takes.
+    keeper : Keeper, optional
+        Gets every pooled state, in the order of the rows.
+    journal : Journal, optional
+        Keeps finished batches on disk; a run that was killed goes on where it was, to the same
+        bits.
+
+    Returns
+    -------
+    dict
+        Label to result.
+
+    Raises
+    ------
+    InputError
+        As `capture`; or when the journal is of another run, or the disk is full.
+    """
+    pooling, side, n_threads = settings.pooling, settings.padding_side, settings.n_threads
     check_pooling(pooling)
-    parts = locate(model, blocks=blocks)
-    names = resolve_sites(sites, len(parts.blocks))
-    if padding_side == "left" and looks_ahead(model):
+    parts = locate(model, blocks=settings.blocks)
+    names = resolve_sites(settings.sites, len(parts.blocks))
+    if side == "left" and looks_ahead(model):
         raise InputError("an encoder counts positions from the left: use padding_side='right'")
     sets = [
-        _encoded(tokenizer, label, texts, parts, model, role, (prompts or {}).get(label), chat,
-                 max_tokens, row_offset)
+        _encoded(tokenizer, label, texts, (prompts or {}).get(label), parts, model, settings)
         for label, texts in rows.items()
-    ]  # fmt: skip
-    by_layer = store_of(model) is not None if layer_by_layer is None else layer_by_layer
+    ]
+    by_layer = settings.layer_by_layer
+    by_layer = store_of(model) is not None if by_layer is None else by_layer
     if store_of(model) is not None and not by_layer:
         raise InputError("the model was loaded layer by layer, and can only be run so")
-    limit = _limit(batch_size, max_memory, model, parts, sets, names)
+    limit = _limit(settings.batch_size, settings.max_memory, model, parts, sets, names)
     gathered = Gathered(
         {group.label: {site: StreamingMoments(parts.width) for site in names} for group in sets},
         keeper,
@@ -866,13 +827,13 @@ def capture_sets(
         if keep_states
         else None,
     )
-    drawn = shown() if progress is None else progress
+    drawn = shown() if settings.progress is None else settings.progress
     total = sum(len(group.rows) for group in sets)
     desc = f"Capturing {sets[0].label if len(sets) == 1 else ''}".strip()
     bar = tqdm(total=None if by_layer else total, desc=desc, unit="row", disable=not drawn)
-    job = Job(model, limit, pad_id_of(tokenizer), padding_side, gathered, bar, journal)
+    job = Job(model, limit, pad_id_of(tokenizer), side, gathered, bar, journal)
     if journal is not None:
-        identity = _identity(model, sets, names, pooling, limit, padding_side, by_layer)
+        identity = _identity(model, sets, names, pooling, limit, side, by_layer)
         if journal.begin(identity):
             say(f"resuming the unfinished probe in {journal.path}")
     with bar, evaluating(model), journal or nullcontext():
@@ -887,28 +848,25 @@ def _encoded(
     tokenizer: Any,
     label: str,
     texts: Sequence[str],
+    prompts: Sequence[str] | None,
     parts: DecoderParts,
     model: Any,
-    role: Role,
-    prompts: Sequence[str] | None,
-    chat: ChatOptions | None,
-    max_tokens: int | None,
-    row_offset: int,
+    settings: CaptureSettings,
 ) -> RowSet:
     try:
         rows = encode(
             tokenizer,
             texts,
-            role=role,
+            role=settings.role,
             prompts=prompts,
-            chat=chat,
-            max_tokens=max_tokens,
+            chat=settings.chat,
+            max_tokens=settings.max_tokens,
             whole=looks_ahead(model),
         )
         check_rows(rows, parts, model)
     except InputError as error:
         raise InputError(f"{label}: {error}" if label else str(error)) from None
-    return RowSet(label, rows, row_offset)
+    return RowSet(label, rows, settings.row_offset)
 
 
 def _limit(

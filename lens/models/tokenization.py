@@ -1,10 +1,11 @@
 """From rows of text to token ids, by the role of a row, and to padded batches."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 from lens.errors import InputError
+from lens.utils.settings import grouped, option
 
 if TYPE_CHECKING:
     import torch
@@ -14,26 +15,16 @@ Role: TypeAlias = Literal["text", "user", "assistant"]
 ROLES: tuple[Role, ...] = ("text", "user", "assistant")
 
 
-@dataclass(frozen=True, slots=True)
+@grouped()
 class ChatOptions:
-    """How prompts are put into the chat template.
+    """How prompts are put into the chat template; None leaves it to the tokenizer's template."""
 
-    Attributes
-    ----------
-    template : bool or None
-        Use the tokenizer's chat template; None uses it when there is one.
-    system : str or None
-        System message; None leaves it to the template.
-    enable_thinking : bool or None
-        Value of the template's ``enable_thinking`` flag; None leaves it to the template.
-    extra : dict
-        Further variables of the template.
-    """
-
-    template: bool | None = None
-    system: str | None = None
-    enable_thinking: bool | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    template: bool | None = option(None, "Use the chat template (default: where there is one).")
+    system: str | None = option(None, "System message.")
+    enable_thinking: bool | None = option(
+        None, "Value of the template's enable_thinking flag.", off="no-thinking"
+    )
+    extra: Mapping[str, Any] = option({}, "Further variables of the template.", hidden=True)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options as plain data, to be recorded with a result."""

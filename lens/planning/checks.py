@@ -36,8 +36,7 @@ if TYPE_CHECKING:
     from lens.models.tokenization import ChatOptions, Role
     from lens.space.space import Space
     from lens.space.state_store import StatesDtype
-    from lens.training.config import LensConfig
-    from lens.training.parameters import Lora
+    from lens.training.config import LensConfig, Lora
 
 Level = Literal["error", "warning"]
 PlanRows = Mapping[str, Sequence[Any]]
@@ -451,7 +450,7 @@ class TrainRequest(PlanRequest):
     """Options of `lens.train`; ``answer_tokens`` is the length of every answer."""
 
     layers: str = "-2:"
-    train: str = "full"
+    modules: str = "full"
     lora: int | Lora | None = None
     losses: str | LensConfig | dict[str, Any] = "lens+kl"
     space: Space | str | Path | None = None
@@ -481,13 +480,13 @@ class ProbeRequest(PlanRequest):
     batch_size: int | Literal["auto"] = "auto"
     keep_states: str | Path | None = None
     states_dtype: StatesDtype = "float16"
-    choose_ranks: bool = False
+    select_rank: bool = False
     layer_by_layer: bool = False
     resume: bool = False
     force: bool = False
     split: str | None = None
     column: str | None = None
-    incomplete: Literal["refuse", "drop"] = "refuse"
+    missing_rows: Literal["refuse", "drop"] = "refuse"
 
     @property
     def file(self) -> Path:
@@ -733,7 +732,7 @@ class TrainFindings(JobFindings[TrainRequest]):
         try:
             self.layers = resolve_layers(self.request.layers, depth)
             placed = self.config.placed(depth)
-            self.chosen = self.structure.chosen(self.layers, self.request.train)
+            self.chosen = self.structure.chosen(self.layers, self.request.modules)
         except InputError as error:
             self.add("layers", str(error))
             return
@@ -747,7 +746,7 @@ class TrainFindings(JobFindings[TrainRequest]):
         self._check_adapters()
 
     def _check_adapters(self) -> None:
-        rank, train = self.request.rank, self.request.train
+        rank, train = self.request.rank, self.request.modules
         if rank is None:
             return
         linear = [shape for shape in self.chosen.values() if len(shape) == 2]
@@ -821,7 +820,7 @@ class ProbeFindings(JobFindings[ProbeRequest]):
             encoding,
             split=request.split,
             column=request.column,
-            incomplete=request.incomplete,
+            missing_rows=request.missing_rows,
         )
         self._check_positions()
         if self.structure is not None:
@@ -855,7 +854,7 @@ class ProbeFindings(JobFindings[ProbeRequest]):
 
             folder, dtype = Path(request.keep_states), request.states_dtype
             self.attempt("states", lambda: check_target(folder, dtype, force=force))
-        elif request.choose_ranks:
+        elif request.select_rank:
             self.add(
                 "states",
                 "ranks are chosen on the states of every row; name a folder for them "

@@ -104,16 +104,16 @@ class Structure:
             return wide
         return lengths.most_common(1)[0][0]
 
-    def chosen(self, layers: Iterable[int], train: str) -> dict[str, Shape]:
-        """Shapes of what ``train`` selects in blocks, by full name.
+    def chosen(self, layers: Iterable[int], modules: str) -> dict[str, Shape]:
+        """Shapes of what ``modules`` selects in blocks, by full name.
 
         Raises
         ------
         InputError
-            If a part of ``train`` selects nothing.
+            If a part of ``modules`` selects nothing.
         """
         found: dict[str, Shape] = {}
-        for kind in (part.strip() for part in train.split(",")):
+        for kind in (part.strip() for part in modules.split(",")):
             names = {
                 f"{self.blocks_name}.{i}.{name}": shape
                 for i in layers
@@ -122,7 +122,7 @@ class Structure:
             if not names:
                 known = ", ".join(sorted({n.split(".")[0] for n in self.blocks[0]}))
                 raise InputError(
-                    f"train={kind!r} selects nothing in {self.blocks_name}; use one of "
+                    f"modules={kind!r} selects nothing in {self.blocks_name}; use one of "
                     f"{', '.join(KINDS)}, or a name inside the block: {known}"
                 )
             found |= names

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lens.models.checkpoint import read_checkpoint
 from lens.planning import checks
@@ -19,6 +19,7 @@ from lens.planning.checks import (
     TrainFindings,
     TrainRequest,
 )
+from lens.planning.config import ProbePlanSettings, TrainPlanSettings
 from lens.planning.model import TORCH_DTYPES
 from lens.planning.resources import (
     CostEstimate,
@@ -28,6 +29,10 @@ from lens.planning.resources import (
     TrainSizing,
     measure_rates,
 )
+from lens.utils.settings import Settings, takes
+
+if TYPE_CHECKING:
+    from lens.space.space import Space
 
 SCHEMA = "lens.plan/1"
 
@@ -150,13 +155,15 @@ def _total(costs: Sequence[CostEstimate]) -> float | None:
 # ---------------------------------------------------------------- entries
 
 
+@takes(ProbePlanSettings)
 def plan_probing(
     model: str | Path,
     rows: PlanRows | str | Path,
     *,
+    prompts: PlanRows | str | Path | None = None,
     rates: Rates | Literal["measure"] | None = "measure",
-    quick: bool = False,
-    **options: Any,
+    refused: Sequence[tuple[str, str]] = (),
+    settings: ProbePlanSettings,
 ) -> Plan:
     """Plan a probe from config, index files and headers; no weight is used.
 
@@ -166,14 +173,10 @@ def plan_probing(
         Folder of a checkpoint, a config file alone, or a hub id that is in the local cache.
     rows : mapping, str or Path
         Parallel text per language, or where `lens.data.read_parallel` finds it.
+    prompts : mapping, str or Path, optional
+        User prompts, for role ``"assistant"``.
     rates : Rates, "measure" or None
         Speeds to estimate times from; by default one matrix product is timed. None gives no times.
-    quick : bool
-        From headers alone: torch and transformers are not imported, and nothing is measured.
-    **options
-        Fields of `ProbeRequest`: options of `lens.probe` and `lens.data.read_parallel`,
-        ``layer_by_layer``, ``dtype`` and ``trust_remote_code`` of `lens.models.load`, ``out`` and
-        ``tokens``. Without ``out`` the space goes to ``space.safetensors`` in the current folder.
 
     Returns
     -------
@@ -191,17 +194,22 @@ def plan_probing(
     -----
     Memory is that of a probe on a CPU. Figures are within about 30 %.
     """
-    found = ProbeFindings(read_checkpoint(model), ProbeRequest(**options), quick)
-    return _planned("probe", found, rows, rates)
+    given = _shared(settings, ProbeRequest) | {"prompts": prompts}
+    given["layer_by_layer"] = bool(settings.layer_by_layer)
+    found = ProbeFindings(read_checkpoint(model), ProbeRequest(**given), settings.quick)
+    return _planned("probe", found, rows, rates, refused)
 
 
+@takes(TrainPlanSettings)
 def plan_training(
     model: str | Path,
     prompts: PlanRows | str | Path,
     *,
+    space: Space | str | Path | None = None,
+    validation: PlanRows | str | Path | None = None,
     rates: Rates | Literal["measure"] | None = "measure",
-    quick: bool = False,
-    **options: Any,
+    refused: Sequence[tuple[str, str]] = (),
+    settings: TrainPlanSettings,
 ) -> Plan:
     """Plan a training run from config, index files and headers; no weight is read.
 
@@ -212,13 +220,12 @@ def plan_training(
     prompts : mapping, str or Path
         Parallel prompts per language (text, or token ids), or where `lens.data.read_parallel`
         finds them.
-    rates, quick
-        As in `plan_probing`. With ``quick``, missing tensors are found by comparing blocks with
-        each other, and 3 bytes of text count as a token.
-    **options
-        Fields of `TrainRequest`: options of `lens.train` and `lens.training.RunOptions`, ``dtype``
-        and ``trust_remote_code`` of `lens.models.load`, ``validation``, ``out``, ``tokens`` and
-        ``answer_tokens``. Without ``space`` nothing is checked about languages and pivot.
+    space : Space, str or Path, optional
+        Language space; without it nothing is checked about languages and pivot.
+    validation : mapping, str or Path, optional
+        Held-out prompts.
+    rates
+        As in `plan_probing`.
 
     Returns
     -------
@@ -236,8 +243,17 @@ def plan_training(
     -----
     Figures are within about 30 %.
     """
-    found = TrainFindings(read_checkpoint(model), TrainRequest(**options), quick)
-    return _planned("train", found, prompts, rates)
+    given = _shared(settings, TrainRequest) | {"space": space, "validation": validation}
+    for name in ("gradient_checkpointing", "checkpoint_every"):
+        given[name] = getattr(settings.running, name)
+    found = TrainFindings(read_checkpoint(model), TrainRequest(**given), settings.quick)
+    return _planned("train", found, prompts, rates, refused)
+
+
+def _shared(settings: Settings, request: type[TrainRequest] | type[ProbeRequest]) -> dict[str, Any]:
+    """Fields of a request that the settings have."""
+    names = {field.name for field in fields(request)} & set(type(settings).model_fields)
+    return {name: getattr(settings, name) for name in names}
 
 
 def _planned(
@@ -245,9 +261,11 @@ def _planned(
     found: TrainFindings | ProbeFindings,
     rows: PlanRows | str | Path,
     rates: Rates | Literal["measure"] | None,
+    refused: Sequence[tuple[str, str]],
 ) -> Plan:
     """Check everything, then count what can be counted."""
     started = time.perf_counter()
+    found.problems += [Problem(name, text) for name, text in refused]
     found.check(rows)
     structure, lengths = found.structure, found.lengths
     sizing: TrainSizing | ProbeSizing

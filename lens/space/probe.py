@@ -1,8 +1,7 @@
 """Probe a model: run parallel text through it and keep the space of its languages."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lens import __version__
 from lens.data.languages import canonical, canonical_all
@@ -14,41 +13,24 @@ from lens.models.fingerprint import (
     template_sha256,
     tokenizer_sha256,
 )
-from lens.models.hidden_states import CaptureJournal, Pooling, capture_sets
-from lens.models.layers import SiteSpec, resolve_sites
-from lens.models.tokenization import ChatOptions, Role
+from lens.models.hidden_states import CaptureJournal, capture_sets
+from lens.models.layers import resolve_sites
+from lens.models.tokenization import Role
+from lens.space.config import ProbeSettings
 from lens.space.provenance import Provenance, SpaceShard
 from lens.space.space import Space
-from lens.space.state_store import StatesDtype, StateStore, StateStoreWriter
+from lens.space.state_store import StateStore, StateStoreWriter
+from lens.utils.settings import takes
 
 
+@takes(ProbeSettings)
 def probe(
     model: Any,
     tokenizer: Any,
     rows: Mapping[str, Sequence[str]],
     *,
-    pivot: str = "eng_Latn",
-    sites: SiteSpec = "all",
-    pooling: Pooling = "mean",
-    role: Role = "text",
     prompts: Mapping[str, Sequence[str]] | None = None,
-    chat: ChatOptions | None = None,
-    parallel: bool = True,
-    batch_size: int | Literal["auto"] = "auto",
-    max_tokens: int | None = None,
-    max_memory: str | int | None = None,
-    layer_by_layer: bool | None = None,
-    row_offset: int = 0,
-    blocks: str | None = None,
-    keep: str | Path | None = None,
-    states_dtype: StatesDtype = "float16",
-    choose_ranks: bool = False,
-    work: str | Path | None = None,
-    resume: bool = False,
-    force: bool = False,
-    seed: int = 0,
-    n_threads: int | None = None,
-    progress: bool | None = None,
+    settings: ProbeSettings,
 ) -> Space:
     """Read the language space of a model.
 
@@ -60,41 +42,8 @@ def probe(
         Its tokenizer.
     rows : mapping
         Language (any spelling) to rows of text; row i says the same in every language.
-    pivot : str
-        Central language, one of `rows`.
-    sites : str, int or sequence
-        ``"all"``, ``"-2:"``, ``["block.3", "final"]``, ... (see `lens.models.resolve_sites`).
-    pooling : str
-        ``"mean"``, ``"last"`` or ``"weighted"``.
-    role : str
-        What a row is to the model: ``"text"``, ``"user"`` (a prompt, pooled ``last`` as a rule)
-        or ``"assistant"`` (text in the assistant's turn, read where it is predicted).
     prompts : mapping, optional
         Language to user prompts, for role ``"assistant"``.
-    chat : ChatOptions, optional
-        Template, system message, thinking flag.
-    parallel : bool
-        Whether rows must be equally many in all languages.
-    batch_size, max_tokens, max_memory, layer_by_layer, blocks, n_threads, progress
-        As in `lens.models.capture`.
-    row_offset : int
-        Id of the first row, when `rows` is one shard of a larger set; shards are joined by
-        `Space.merge`.
-    keep : str or Path, optional
-        Folder that keeps the pooled states too, for `lens.space.StateStore`.
-    states_dtype : str
-        How they are stored: ``"float16"``, ``"bfloat16"`` or ``"float32"``.
-    choose_ranks : bool
-        Choose the rank of every site on the kept states, as `Space.choose_ranks` does.
-    work : str or Path, optional
-        Folder for what is finished while the probe runs, so that a killed one can go on; removed
-        in the end.
-    resume : bool
-        Go on with the unfinished probe in ``work``, if there is one, to the same bits.
-    force : bool
-        Replace the folder ``keep`` if it is there, and discard an unfinished probe in ``work``.
-    seed : int
-        Recorded in the space.
 
     Returns
     -------
@@ -111,78 +60,86 @@ def probe(
     ----------
     arXiv 2410.04407 (Lens), arXiv 2401.05792 (LSAR).
     """
-    typed, center = _check(rows, pivot, parallel)
-    prompt_rows = _prompts(prompts, typed, role)
-    if choose_ranks and keep is None:
-        raise InputError("choose_ranks needs the states of every row: name a folder with keep=")
-    parts = locate(model, blocks=blocks)
-    names = resolve_sites(sites, len(parts.blocks))
-    counts = {code: len(rows[name]) for code, name in typed.items()}
-    if resume and work is None:
+    typed, center = _check(rows, settings.pivot, settings.parallel)
+    prompt_rows = _prompts(prompts, typed, settings.role)
+    if settings.select_rank and settings.keep_states is None:
+        raise InputError(
+            "select_rank needs the states of every row: name a folder with keep_states "
+            "(--keep-states)"
+        )
+    if settings.resume and settings.work is None:
         raise InputError("resume needs the folder in which the probe was begun: name it with work=")
-    journal = None if work is None else CaptureJournal(Path(work), resume=resume, force=force)
-    writer = None
-    if keep is not None:
-        writer = StateStoreWriter(
-            keep, sites=names, counts=counts, width=parts.width, dtype=states_dtype,
-            resume=resume, force=force,
-        )  # fmt: skip
-        if journal is not None and resume and journal.begun and writer.fresh:
-            writer.discard()
-            raise InputError(
-                f"the unfinished probe in {work} has no states of its rows for {keep}; resume it "
-                "with the same folder for states, or discard it with force (--force)"
-            )
+    journal = None
+    if settings.work is not None:
+        journal = CaptureJournal(settings.work, resume=settings.resume, force=settings.force)
+    counts = {code: len(rows[name]) for code, name in typed.items()}
+    writer = _writer(model, counts, settings, journal)
     results = capture_sets(
         model,
         tokenizer,
         {code: rows[name] for code, name in typed.items()},
-        sites=sites,
-        pooling=pooling,
-        role=role,
         prompts=prompt_rows or None,
-        chat=chat,
-        batch_size=batch_size,
-        max_tokens=max_tokens,
-        max_memory=max_memory,
-        row_offset=row_offset,
         keeper=writer,
         journal=journal,
-        blocks=blocks,
-        layer_by_layer=layer_by_layer,
-        n_threads=n_threads,
-        progress=progress,
+        settings=settings,
     )
-    found = {site: {code: results[code].moments[site] for code in typed} for site in names}
-    truncated = {code: result.n_truncated for code, result in results.items()}
+    sites = next(iter(results.values())).sites
+    found = {site: {code: results[code].moments[site] for code in typed} for site in sites}
+    offset, chat = settings.row_offset, settings.chat
     about = Provenance(
         pivot=center,
-        pooling=pooling,
-        role=role,
+        pooling=settings.pooling,
+        role=settings.role,
         typed=typed,
         data={
-            code: [SpaceShard(row_offset, len(rows[name]), sha256_rows(rows[name]))]
+            code: [SpaceShard(offset, len(rows[name]), sha256_rows(rows[name]))]
             for code, name in typed.items()
         },
         model=model_fingerprint(model),
         tokenizer_sha256=tokenizer_sha256(tokenizer),
-        template_sha256=None if role == "text" else template_sha256(tokenizer, chat),
+        template_sha256=None if settings.role == "text" else template_sha256(tokenizer, chat),
         prompts_sha256={code: sha256_rows(texts) for code, texts in prompt_rows.items()},
         chat={} if chat is None else chat.to_dict(),
-        max_tokens=max_tokens,
-        truncated=truncated,
+        max_tokens=settings.max_tokens,
+        truncated={code: result.n_truncated for code, result in results.items()},
         package_version=__version__,
-        seed=seed,
-        parallel=parallel,
+        seed=settings.seed,
+        parallel=settings.parallel,
     )
     space = Space(found, about)
     if writer is not None:
         states = StateStore(writer.finish(about))
-        if choose_ranks:
-            space = space.choose_ranks(states, seed=seed, n_threads=n_threads)
+        if settings.select_rank:
+            space = space.choose_ranks(states, seed=settings.seed, n_threads=settings.n_threads)
     if journal is not None:
         journal.discard()
     return space
+
+
+def _writer(
+    model: Any, counts: Mapping[str, int], settings: ProbeSettings, journal: CaptureJournal | None
+) -> StateStoreWriter | None:
+    """Writer of the pooled states, where they are kept."""
+    if settings.keep_states is None:
+        return None
+    parts = locate(model, blocks=settings.blocks)
+    writer = StateStoreWriter(
+        settings.keep_states,
+        sites=resolve_sites(settings.sites, len(parts.blocks)),
+        counts=counts,
+        width=parts.width,
+        dtype=settings.states_dtype,
+        resume=settings.resume,
+        force=settings.force,
+    )
+    if journal is not None and settings.resume and journal.begun and writer.fresh:
+        writer.discard()
+        raise InputError(
+            f"the unfinished probe in {settings.work} has no states of its rows for "
+            f"{settings.keep_states}; resume it with the same folder for states, or discard it "
+            "with force (--force)"
+        )
+    return writer
 
 
 def _check(

@@ -31,7 +31,7 @@ class _Step:
     arrays: dict[tuple[torch.device, torch.dtype], torch.Tensor] = field(default_factory=dict)
 
     def applies(self) -> bool:
-        wanted = self.rule.apply
+        wanted = self.rule.tokens
         return wanted == "all" or (wanted == "generation") == self.phase.generating
 
     def __call__(self, state: torch.Tensor) -> torch.Tensor:
@@ -39,7 +39,7 @@ class _Step:
         narrow = state.dtype in (torch.float16, torch.bfloat16)
         wide = state.float() if narrow else state
         array = self._array(wide)
-        if self.rule.op == "add":
+        if self.rule.method == "add":
             changed = wide + array
         else:
             changed = wide - self.rule.strength * ((wide @ array) @ array.T)
@@ -102,7 +102,7 @@ def steer(
     steps = _steps(listed, parts, phase)
     handles: list[Any] = []
     try:
-        if any(step.rule.apply != "all" for found in steps.values() for step in found):
+        if any(step.rule.tokens != "all" for found in steps.values() for step in found):
             # The decoder, not the model: adapters around a model generate with what is inside.
             handles.append(parts.owner.register_forward_pre_hook(_watch(phase), with_kwargs=True))
         for layer, found in steps.items():

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, get_args
 
 import numpy as np
 import yaml
@@ -16,13 +16,11 @@ from numpy.typing import NDArray
 from lens.data.languages import canonical
 from lens.errors import InputError
 from lens.models.layers import LayerSpec, block_site, resolve_layers
+from lens.steering.config import Method, Tokens
 from lens.utils.files import write_text
 
 if TYPE_CHECKING:
     from lens.subspace import SubspaceResult
-
-Op: TypeAlias = Literal["add", "project"]
-Apply: TypeAlias = Literal["all", "prompt", "generation"]
 
 SCHEMA = "lens.policy/1"
 EVERY = "*"
@@ -66,7 +64,7 @@ class Rule:
 
     Attributes
     ----------
-    op : str
+    method : str
         ``"add"``: h + strength * vector. ``"project"``: h - strength * M M^T h with the
         orthonormal basis M; a negative strength strengthens the language.
     layers : str, int or sequence of int
@@ -77,7 +75,7 @@ class Rule:
         (d,) for ``"add"``.
     basis : ndarray or None
         (d, r), orthonormal columns, for ``"project"``.
-    apply : str
+    tokens : str
         ``"all"`` tokens, those of the ``"prompt"``, or those of the ``"generation"``.
     preserve_norm : bool
         Give each changed state the norm it had.
@@ -88,21 +86,21 @@ class Rule:
         When the parts do not fit together.
     """
 
-    op: Op
+    method: Method
     layers: LayerSpec
     strength: float = 1.0
     vector: NDArray[np.float64] | None = None
     basis: NDArray[np.float64] | None = None
-    apply: Apply = "all"
+    tokens: Tokens = "all"
     preserve_norm: bool = False
 
     def __post_init__(self) -> None:
         """Check the rule and bring its array to float64."""
-        _check_words(self.op, self.apply, self.strength)
-        name, other = ("vector", "basis") if self.op == "add" else ("basis", "vector")
+        _check_words(self.method, self.tokens, self.strength)
+        name, other = ("vector", "basis") if self.method == "add" else ("basis", "vector")
         given = getattr(self, name)
         if given is None or getattr(self, other) is not None:
-            raise InputError(f"op '{self.op}' needs {name}= and no {other}=")
+            raise InputError(f"method '{self.method}' needs {name}= and no {other}=")
         array = np.asarray(given, dtype=np.float64)
         if array.ndim != (1 if name == "vector" else 2):
             expected = "(d,)" if name == "vector" else "(d, r)"
@@ -135,7 +133,7 @@ class PolicyRule:
         Any spelling, or ``"*"`` for whichever language is asked for.
     layers : str, int or sequence of int
         Blocks, see `lens.models.resolve_layers`.
-    op, strength, apply, preserve_norm
+    method, strength, tokens, preserve_norm
         As in `Rule`.
     rank : int or str
         Rank of the basis of ``"project"``: a number, ``"auto"`` or ``"full"``.
@@ -143,15 +141,15 @@ class PolicyRule:
 
     language: str
     layers: LayerSpec
-    op: Op = "add"
+    method: Method = "add"
     strength: float = 1.0
     rank: int | str = "auto"
-    apply: Apply = "all"
+    tokens: Tokens = "all"
     preserve_norm: bool = False
 
     def __post_init__(self) -> None:
         """Check the words and canonicalise the language."""
-        _check_words(self.op, self.apply, self.strength)
+        _check_words(self.method, self.tokens, self.strength)
         number = isinstance(self.rank, int) and not isinstance(self.rank, bool) and self.rank > 0
         if not number and self.rank not in ("auto", "full"):
             raise InputError(f"rank is {self.rank!r}; expected a number from 1, 'auto' or 'full'")
@@ -265,7 +263,7 @@ class Policy:
         named = {rule.language for rule in self.rules} - {EVERY}
         if len(named) == 1:
             return space.language(named.pop())
-        if named or any(rule.op == "add" for rule in self.rules):
+        if named or any(rule.method == "add" for rule in self.rules):
             listed = ", ".join(sorted(named)) or "any of the space"
             raise InputError(f"say which language to steer to with language=; there is: {listed}")
         return None
@@ -273,24 +271,25 @@ class Policy:
 
 def _bind(rule: PolicyRule, layer: int, space: SteeringSpace, target: str | None) -> Rule:
     vector = basis = None
-    if rule.op == "project":
+    if rule.method == "project":
         rank: Any = rule.rank
         basis = space.fit(block_site(layer), rank=rank, agnostic="complement").basis
     elif target is not None:
         vector = space.delta(block_site(layer), target)
     return Rule(
-        op=rule.op,
+        method=rule.method,
         layers=layer,
         strength=rule.strength,
         vector=vector,
         basis=basis,
-        apply=rule.apply,
+        tokens=rule.tokens,
         preserve_norm=rule.preserve_norm,
     )
 
 
-def _check_words(op: str, apply: str, strength: float) -> None:
-    for name, value, known in (("op", op, get_args(Op)), ("apply", apply, get_args(Apply))):
+def _check_words(method: str, tokens: str, strength: float) -> None:
+    words = (("method", method, get_args(Method)), ("tokens", tokens, get_args(Tokens)))
+    for name, value, known in words:
         if value not in known:
             raise InputError(f"{name} is {value!r}; expected one of: {', '.join(known)}")
     number = isinstance(strength, int | float) and not isinstance(strength, bool)
@@ -307,7 +306,7 @@ def _plain(rule: PolicyRule) -> dict[str, Any]:
 
 def _parse(entry: object, where: str, problems: list[str]) -> Iterable[PolicyRule]:
     if not isinstance(entry, dict):
-        problems.append(f"{where}: expected keys such as language, layers, op, strength")
+        problems.append(f"{where}: expected keys such as language, layers, method, strength")
         return []
     known = tuple(field.name for field in fields(PolicyRule))
     unknown = _unknown(entry, known, where)

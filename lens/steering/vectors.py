@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from lens.errors import InputError
 from lens.models.layers import LayerSpec, block_site, resolve_layers
-from lens.steering.policy import Apply, Rule, SteeringSpace
+from lens.steering.config import Tokens
+from lens.steering.policy import Rule, SteeringSpace
 from lens.subspace import thin_qr
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def diffmean_rules(
     *,
     layers: LayerSpec,
     strength: float = 1.0,
-    apply: Apply = "all",
+    tokens: Tokens = "all",
     preserve_norm: bool = False,
 ) -> tuple[Rule, ...]:
     """Rules that add the difference of means, block by block.
@@ -36,7 +37,7 @@ def diffmean_rules(
         Blocks, see `lens.models.resolve_layers`.
     strength : float
         Steps of m_l - m_c; 1 moves a mean pivot state onto the mean of the language.
-    apply : str
+    tokens : str
         ``"all"``, ``"prompt"`` or ``"generation"``.
     preserve_norm : bool
         Give each changed state the norm it had.
@@ -57,11 +58,11 @@ def diffmean_rules(
     """
     return tuple(
         Rule(
-            op="add",
+            method="add",
             layers=layer,
             strength=strength,
             vector=space.delta(block_site(layer), language),
-            apply=apply,
+            tokens=tokens,
             preserve_norm=preserve_norm,
         )
         for layer in resolve_layers(layers, space.n_blocks)
@@ -75,14 +76,14 @@ def random_rules(
     layers: LayerSpec,
     seed: int,
     strength: float = 1.0,
-    apply: Apply = "all",
+    tokens: Tokens = "all",
     preserve_norm: bool = False,
 ) -> tuple[Rule, ...]:
     """Rules like `diffmean_rules`, with random directions of the same norms.
 
     Parameters
     ----------
-    space, language, layers, strength, apply, preserve_norm
+    space, language, layers, strength, tokens, preserve_norm
         As in `diffmean_rules`.
     seed : int
         Seed of the directions; each block draws its own.
@@ -102,7 +103,7 @@ def random_rules(
         language,
         layers=layers,
         strength=strength,
-        apply=apply,
+        tokens=tokens,
         preserve_norm=preserve_norm,
     )
     generator = np.random.default_rng(seed)
@@ -121,14 +122,14 @@ def project_rules(
     layers: LayerSpec,
     strength: float = 1.0,
     rank: Any = "auto",
-    apply: Apply = "all",
+    tokens: Tokens = "all",
     preserve_norm: bool = False,
 ) -> tuple[Rule, ...]:
     """Rules that project the language subspace out (or, with a negative strength, strengthen it).
 
     Parameters
     ----------
-    space, layers, strength, apply, preserve_norm
+    space, layers, strength, tokens, preserve_norm
         As in `diffmean_rules`; strength 1 removes the subspace.
     rank : int, "auto" or "full"
         Rank of the subspace, see `lens.subspace.fit`.
@@ -149,11 +150,11 @@ def project_rules(
     """
     return tuple(
         Rule(
-            op="project",
+            method="project",
             layers=layer,
             strength=strength,
             basis=space.fit(block_site(layer), rank=rank, agnostic="complement").basis,
-            apply=apply,
+            tokens=tokens,
             preserve_norm=preserve_norm,
         )
         for layer in resolve_layers(layers, space.n_blocks)

@@ -9,20 +9,25 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from lens.errors import InputError
 from lens.models.layers import resolve_sites
+from lens.models.tokenization import ChatOptions
 from lens.training import terms
 from lens.training.terms.align import Align
-from lens.training.terms.base import TERMS, Frozen, LossTerm
+from lens.training.terms.base import TERMS, LossTerm
 from lens.training.terms.language_model import LanguageModel
 from lens.training.terms.pivot_kl import PivotKL
 from lens.training.terms.retain import Retain
 from lens.training.terms.separate import Separate
 from lens.utils.config import problems
+from lens.utils.settings import Layers, Numbers, Settings, Size, group, grouped, option
 
 for _module in pkgutil.iter_modules(terms.__path__):  # fills TERMS
     importlib.import_module(f"{terms.__name__}.{_module.name}")
@@ -33,30 +38,18 @@ else:
     Term = Annotated[Union[tuple(TERMS.values())], Field(discriminator="kind")]  # noqa: UP007
 
 
-class OptimizerSettings(Frozen):
-    """AdamW with warm-up, cosine decay to zero and clipping.
+class OptimizerSettings(Settings):
+    """AdamW with warm-up, cosine decay to zero and clipping."""
 
-    Attributes
-    ----------
-    steps, batch_size : int
-        Optimizer steps; prompts (each in all languages) or rows per step.
-    micro_batch_size : int or None
-        Prompts per forward pass, when a whole batch does not fit in memory; gradients add up.
-    learning_rate, weight_decay : float
-        Peak learning rate, and weight decay of AdamW.
-    max_grad_norm : float
-        Gradients are scaled down to this norm.
-    warmup_ratio : float
-        Share of the steps spent warming up.
-    """
-
-    steps: int = Field(100, ge=1)
-    batch_size: int = Field(8, ge=1)
-    micro_batch_size: int | None = Field(None, ge=1)
-    learning_rate: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
-    warmup_ratio: float = Field(0.05, ge=0, lt=1)
+    steps: int = option(100, "Optimizer steps.", ge=1)
+    batch_size: int = option(8, "Prompts (each in all languages) or rows per step.", ge=1)
+    micro_batch_size: int | None = option(
+        None, "Prompts or rows per forward pass; gradients add up to those of the step.", ge=1
+    )
+    learning_rate: float = option(1e-3, "Peak learning rate of AdamW.", gt=0, also=("lr",))
+    weight_decay: float = option(0.0, "Weight decay of AdamW.", ge=0)
+    max_grad_norm: float = option(1.0, "Gradients are scaled down to this norm.", gt=0)
+    warmup_ratio: float = option(0.05, "Share of the steps spent warming up.", ge=0, lt=1)
 
     @property
     def rows_per_pass(self) -> int:
@@ -65,30 +58,33 @@ class OptimizerSettings(Frozen):
 
 
 class LensConfig(OptimizerSettings):
-    """Everything that decides a Lens training run, apart from model, space, prompts and seed.
+    """Everything that decides a Lens training run, apart from model, space, prompts and seed."""
 
-    Attributes
-    ----------
-    terms : tuple of LossTerm
-        The loss is their weighted sum; each is a class of `lens.training.terms`.
-    rank : "auto", "full" or int
-        Rank of the language subspace at every site. With "full" every language keeps its own
-        step exactly; a lower rank can lose the languages that differ least from the others.
-    shares_every : int
-        Steps between two entries of ``share_*`` in the log: each term's share of the gradient norm
-        at the states it reads. 0 for none.
-    validate_every : int
-        Steps from one validation to the next, when there are validation prompts; the weights with
-        the lowest validation loss are kept.
-    patience : int or None
-        Stop after this many validations in a row without a lower loss; None never stops early.
-    """
-
-    terms: tuple[Term, ...]
-    rank: Literal["auto", "full"] | int = "auto"
-    shares_every: int = Field(10, ge=0)
-    validate_every: int = Field(10, ge=1)
-    patience: int | None = Field(None, ge=1)
+    terms: tuple[Term, ...] = option(
+        ...,
+        "The loss is the weighted sum of these; each is a class of `lens.training.terms`.",
+        hidden=True,
+    )
+    rank: Literal["auto", "full"] | int = option(
+        "auto",
+        "Rank of the language subspace at every site; with full, every language keeps its own "
+        "step exactly, and a lower rank can lose the languages that differ least.",
+    )
+    shares_every: int = option(
+        10,
+        "Steps between two entries of share_* in the log, each term's share of the gradient norm "
+        "at the states it reads; 0 for none.",
+        ge=0,
+    )
+    validate_every: int = option(
+        10,
+        "Steps between validations; the weights with the lowest validation loss are kept.",
+        ge=1,
+        metavar="STEPS",
+    )
+    patience: int | None = option(
+        None, "Stop after this many validations in a row without a lower loss.", ge=1
+    )
 
     @model_validator(mode="after")
     def _whole_steps(self) -> Self:
@@ -187,18 +183,10 @@ def resolve(losses: str | LensConfig | dict[str, Any]) -> LensConfig:
     """
     if isinstance(losses, LensConfig):
         return losses
-    if isinstance(losses, str):
-        if losses not in PRESETS:
-            near = difflib.get_close_matches(losses, PRESETS, n=1)
-            raise InputError(
-                f"unknown losses '{losses}'; use one of {', '.join(sorted(PRESETS))}"
-                + (f" (the nearest is '{near[0]}')" if near else "")
-                + ", or pass a LensConfig"
-            )
-        return PRESETS[losses]
-    if isinstance(losses, dict) and "preset" in losses:
-        losses = resolve(str(losses["preset"])).model_dump() | losses
-        del losses["preset"]
+    try:
+        losses = _with_preset(losses)
+    except ValueError as error:
+        raise InputError(str(error)) from None
     try:
         return LensConfig.model_validate(losses)
     except ValidationError as error:
@@ -206,3 +194,228 @@ def resolve(losses: str | LensConfig | dict[str, Any]) -> LensConfig:
         between = "\n  " if len(found) > 1 else " "
         listed = between.join(["the losses are not a valid Lens config:", *found])
         raise InputError(listed) from None
+
+
+def _with_preset(losses: Any) -> Any:
+    """Put the settings of a preset, given by name or by the key ``preset``, below the others."""
+    if isinstance(losses, LensConfig):
+        return losses
+    if isinstance(losses, str):
+        if losses not in PRESETS:
+            near = difflib.get_close_matches(losses, PRESETS, n=1)
+            raise ValueError(
+                f"unknown losses '{losses}'; use one of {', '.join(sorted(PRESETS))}"
+                + (f" (the nearest is '{near[0]}')" if near else "")
+                + ", or pass a LensConfig"
+            )
+        return PRESETS[losses]
+    if isinstance(losses, Mapping) and "preset" in losses:
+        base = _with_preset(losses["preset"])
+        base = base.model_dump() if isinstance(base, LensConfig) else dict(base)
+        return base | {key: value for key, value in losses.items() if key != "preset"}
+    return losses
+
+
+Losses = Annotated[LensConfig, BeforeValidator(_with_preset)]
+"""A preset's name, a `LensConfig`, or a mapping that may start from a preset."""
+
+
+@grouped()
+class Lora:
+    """Low-rank adapters instead of the weights themselves."""
+
+    rank: int = option(8, "Rank of every adapter.", ge=1)
+    alpha: int | None = option(
+        None,
+        "The adapter's product is scaled by alpha / rank; twice the rank by default.",
+        ge=1,
+        key="lora-alpha",
+    )
+    dora: bool = option(
+        False,
+        "Weight-decomposed form (DoRA, arXiv 2402.09353): lengths of the weight's rows are trained "
+        "apart from their directions.",
+    )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as plain data."""
+        return {"rank": self.rank, "alpha": self.scale, "dora": self.dora}
+
+    @property
+    def scale(self) -> int:
+        """Alpha, given or by default."""
+        return 2 * self.rank if self.alpha is None else self.alpha
+
+
+def _adapter(value: Any) -> Any:
+    """Take a rank for an adapter of that rank."""
+    if isinstance(value, int | str) and not isinstance(value, bool):
+        return {"rank": value}
+    if isinstance(value, Mapping) and "rank" not in value:
+        if value.get("dora") or value.get("alpha"):
+            raise ValueError(
+                "dora and lora_alpha are settings of adapters; give the rank too: --lora RANK, in YAML "
+                "lora: RANK"
+            )
+        return None
+    return value
+
+
+def _trackers(value: Any) -> Any:
+    """Split names at commas; metrics.jsonl is always written, and "none" names no other."""
+    names = value.split(",") if isinstance(value, str) else value
+    kept = [str(name).strip() for name in names]
+    return tuple(name for name in kept if name not in ("", "none", "jsonl"))
+
+
+@grouped(kw_only=True)
+class RunOptions:
+    """How a run is carried out; no setting here changes its result."""
+
+    folder: Path | None = option(
+        None,
+        "Working folder for checkpoints and the log so far, which saving the result removes.",
+        hidden=True,
+    )
+    checkpoint_every: int | None = option(
+        None,
+        "Steps between checkpoints in a folder beside --out; without it, only when stopped.",
+        ge=1,
+        metavar="STEPS",
+    )
+    resume: bool = option(
+        False, "Resume from the last checkpoint of the same run, to the same result."
+    )
+    force: bool = option(False, "Discard an unfinished run in the folder.", hidden=True)
+    gradient_checkpointing: bool = option(
+        False, "Less memory: compute activations again in the backward pass."
+    )
+    shard: bool = option(
+        False, "Several processes: divide gradients, master weights and moments among them."
+    )
+    report_to: Annotated[tuple[str, ...], BeforeValidator(_trackers)] = option(
+        (), "Trackers besides metrics.jsonl: tensorboard, wandb, trackio."
+    )
+
+    @classmethod
+    def beside(cls, out: Path) -> Path:
+        """Working folder of the run that will become ``out``."""
+        return out.with_name(out.name + SUFFIX)
+
+    def writing(self, out: Path, *, force: bool) -> RunOptions:
+        """Return the same for a run that becomes ``out``."""
+        return replace(self, folder=self.beside(out), force=force)
+
+
+SUFFIX = ".unfinished"
+
+
+class ModuleSettings(Settings):
+    """What of a model is trained."""
+
+    layers: Layers = option("-2:", "Blocks to train: half-open slices, such as 2:4,-2:.")
+    modules: str = option(
+        "full",
+        "What of the blocks is trained: full, attention, mlp, bias, norm, or names inside a "
+        "block, with commas between.",
+    )
+    lora: Annotated[Lora | None, BeforeValidator(_adapter)] = group(
+        None, "Train LoRA adapters of this rank instead.", base="rank", metavar="RANK"
+    )
+
+
+class BandSettings(ModuleSettings):
+    """What of a model is trained, how prompts reach it, and where its weights and states are."""
+
+    chat: ChatOptions | None = group(None, "Options of the chat template.")
+    low_memory: bool = option(
+        False,
+        "Keep weights that training does not need in files, not in memory.",
+        off="keep-in-memory",
+    )
+    cache: Path | None = option(None, "Folder that keeps the frozen model's states for later runs.")
+    max_memory: Size | None = option(
+        None,
+        "Weights, optimizer and states together, such as 12GB; states that pass it go to disk.",
+    )
+
+
+class TrainerSettings(BandSettings):
+    """What `LensTrainer` fixes for all of its runs."""
+
+    sites: tuple[str, ...] = option(("final",), "Sites that any later run may read.")
+    references: Literal["last", "all"] = option(
+        "last",
+        "Frozen states to keep of every prompt: all for losses that read more than its last token "
+        "(LensConfig.references); those of the pivot are kept whole in any case.",
+    )
+    cache_batch: int = option(32, "Rows per forward pass while the prefix is cached.", ge=1)
+
+
+class TrainSettings(BandSettings):
+    """A training run: losses, optimizer, strengths, seed, and how it is carried out."""
+
+    losses: Losses = group(
+        "lens+kl",
+        "lens+kl, lens, lens-paper, self-translation, question-translation, or a YAML file.",
+        base="preset",
+        file=True,
+        defaults=False,
+        metavar="preset | FILE",
+    )
+    strength: Numbers = option(
+        1.0,
+        "Length of the language step, for all or per language.",
+        metavar="NUMBER | lang=number,...",
+    )
+    seed: int = option(0, "Decides the order of prompts.")
+    running: RunOptions = group(RunOptions(), "How the run is carried out.")
+
+
+class FinetuneSettings(OptimizerSettings):
+    """How a model is tuned on a corpus."""
+
+    batch_size: int = option(32, "Rows per step, those of the replay included.", ge=1)
+    learning_rate: float = option(2e-5, "Peak learning rate of AdamW.", gt=0, also=("lr",))
+    replay_share: float = option(
+        0.0,
+        "Share of the rows of each batch that is general text, so that nothing else is forgotten.",
+        ge=0,
+        lt=1,
+    )
+    row_tokens: int = option(
+        512, "Tokens of a row of plain text: documents are joined and cut into such rows.", ge=2
+    )
+    autocast: bool = option(
+        False, "Multiply matrices in bfloat16; weights, gradients and the optimizer stay as is."
+    )
+    modules: str | None = option(
+        None,
+        "Train these parts of the blocks only, the rest frozen: full, attention, mlp, "
+        "mlp.down_proj, ...; all parameters by default.",
+        min_length=1,
+        metavar="PARTS",
+    )
+    layers: Layers = option("all", "Blocks of --modules: 2:6, -4:, 10,12.", metavar="SPEC")
+
+    @model_validator(mode="after")
+    def _chosen(self) -> Self:
+        if self.modules is None and self.layers != "all":
+            raise ValueError(
+                "layers are those of 'modules'; add modules: full for all of the blocks"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _leaves_room(self) -> Self:
+        if self.replay_share and not 0 < self.replayed < self.batch_size:
+            raise ValueError(
+                f"replay_share {self.replay_share:g} of {self.batch_size} rows is "
+                f"{self.replayed} rows; choose a share that leaves at least one row of each kind"
+            )
+        return self
+
+    @property
+    def replayed(self) -> int:
+        """Rows of general text in each batch."""
+        return round(self.replay_share * self.batch_size)

@@ -9,10 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -27,12 +26,13 @@ from lens.models.offload import require_whole
 from lens.models.prefix_cache import PrefixCache
 from lens.models.quantization import is_quantized
 from lens.models.tokenization import ChatOptions, EncodedRow, encode, pad_id_of
-from lens.training.config import OptimizerSettings
+from lens.training.config import FinetuneSettings, ModuleSettings, OptimizerSettings
 from lens.training.key_neurons import KeyNeuronMasters, KeyNeurons, put_back
 from lens.training.optimizer import Entry, MasterWeights, Optimization, draws, only_trainable
-from lens.training.parameters import Lora, Trainable, adapted
+from lens.training.parameters import Trainable, adapted
 from lens.training.result import write_checkpoint
 from lens.utils.files import new_folder
+from lens.utils.settings import takes
 from lens.utils.versions import versions
 
 
@@ -56,18 +56,17 @@ class SupervisedResult:
         self.trainable.release()
 
 
+@takes(ModuleSettings)
 def finetune(
     model: Any,
     tokenizer: Any,
     prompts: Mapping[str, Sequence[str]],
     answers: Mapping[str, Sequence[str]],
     *,
-    layers: str = "-2:",
-    train: str = "full",
-    lora: int | Lora | None = None,
     config: OptimizerSettings,
     chat: ChatOptions | None = None,
     seed: int = 0,
+    settings: ModuleSettings,
 ) -> SupervisedResult:
     """Tune a band of blocks in place to answer prompts with given answers.
 
@@ -77,13 +76,6 @@ def finetune(
         A Hugging Face decoder and its tokenizer; the model is trained in place.
     prompts, answers : mapping of str to sequence of str
         Per language, row i of answers answers row i of prompts; parallel across languages.
-    layers : str
-        Blocks to train.
-    train : str
-        What of them, as in `LensTrainer`.
-    lora : int or Lora, optional
-        Train adapters of this rank on their linear layers instead; they stay on the model until
-        the result's ``release``.
     config : OptimizerSettings
         Such as a `LensConfig`, whose loss terms are not used.
     chat : ChatOptions, optional
@@ -109,8 +101,8 @@ def finetune(
             )
     require_whole(model)
     parts = locate(model)
-    chosen = resolve_layers(layers, len(parts.blocks))
-    trainable = Trainable(model, parts, chosen, train=train, lora=lora)
+    chosen = resolve_layers(settings.layers, len(parts.blocks))
+    trainable = Trainable(model, parts, chosen, modules=settings.modules, lora=settings.lora)
     cache = PrefixCache(model, parts, first_block=min(chosen))
     encoded: list[list[EncodedRow]] = []
     end = tokenizer.eos_token_id
@@ -150,56 +142,6 @@ def finetune(
 def _predicting(row: EncodedRow) -> range:
     """Positions whose next token is the answer's, its end included."""
     return range(row.pool_start, row.pool_stop + 1)
-
-
-class FinetuneSettings(OptimizerSettings):
-    """Settings of a fine-tuning run: those of the optimizer, replay, and what is trained.
-
-    Attributes
-    ----------
-    replay : float
-        Share of the rows of each batch that is general text, so that nothing else is forgotten.
-    row_tokens : int
-        Tokens of a row of plain text: documents are put end to end and cut into such rows.
-    autocast : bool
-        Multiply matrices in bfloat16; weights, gradients and the optimizer stay as they are.
-    modules : str or None
-        Train these parts of the blocks only, as in `lens.train`: ``"full"``, ``"attention"``,
-        ``"mlp"``, ``"norm"``, a dotted name inside the blocks, or several with commas between.
-        Embeddings, head and final norm then keep their bits. Everything is trained by default.
-    layers : str
-        Blocks of ``modules``, such as ``"2:6"`` or ``"-4:"``.
-    """
-
-    batch_size: int = Field(32, ge=1)
-    learning_rate: float = Field(2e-5, gt=0)
-    replay: float = Field(0.0, ge=0, lt=1)
-    row_tokens: int = Field(512, ge=2)
-    autocast: bool = False
-    modules: str | None = Field(None, min_length=1)
-    layers: str = "all"
-
-    @model_validator(mode="after")
-    def _chosen(self) -> Self:
-        if self.modules is None and self.layers != "all":
-            raise ValueError(
-                "layers are those of 'modules'; add modules: full for all of the blocks"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _leaves_room(self) -> Self:
-        if self.replay and not 0 < self.replayed < self.batch_size:
-            raise ValueError(
-                f"replay {self.replay:g} of {self.batch_size} rows is {self.replayed} rows; "
-                "choose a share that leaves at least one row of each kind"
-            )
-        return self
-
-    @property
-    def replayed(self) -> int:
-        """Rows of general text in each batch."""
-        return round(self.replay * self.batch_size)
 
 
 _SHOWN = 3
@@ -406,7 +348,7 @@ def _finetune_card(result: FinetuneResult) -> str:
     if keys is not None:
         how = {"mask": "were trained", "revert": "kept what training made of them"}[keys["how"]]
         told = f"{keys['n']} key elements alone {how} (MAEC, arXiv 2410.07825)."
-    share = f", {result.settings.replay:.0%} of each batch general text" if replay else ""
+    share = f", {result.settings.replay_share:.0%} of each batch general text" if replay else ""
     return _FINETUNE_CARD.format(
         source=Path(result.model.name_or_path or "an unnamed model").name,
         version=__version__,
@@ -473,7 +415,7 @@ def finetune_corpus(
     settings : Tuning
         Steps, rates, share of the replay.
     replay : Examples, optional
-        General text, ``settings.replay`` of the rows of each batch.
+        General text, ``settings.replay_share`` of the rows of each batch.
     keys : Keys, optional
         Key neurons; all other elements keep their bits.
     how : {"mask", "revert"}
@@ -497,10 +439,10 @@ def finetune_corpus(
     ----------
     MAEC, arXiv:2410.07825.
     """
-    if (replay is not None) != (settings.replay > 0):
+    if (replay is not None) != (settings.replay_share > 0):
         raise InputError(
             "replay needs both general text and a share above 0 of the rows of each batch; got "
-            f"{'no text' if replay is None else 'text'} and the share {settings.replay:g}"
+            f"{'no text' if replay is None else 'text'} and the share {settings.replay_share:g}"
         )
     named = _trainable(model, settings)
     places = None if keys is None else _among(named, keys.of(model))
@@ -601,7 +543,7 @@ def _fit(
         value = by_row.mean()
         entry = {"loss": float(value.detach())}
         replayed = [r for r, i in enumerate(drawn) if i >= rows.own]
-        if settings.replay:  # its part of the loss
+        if settings.replay_share:  # its part of the loss
             entry["loss_replay"] = float(by_row.detach()[replayed].sum()) / len(drawn)
         return value, entry
 
@@ -632,7 +574,7 @@ def _trainable(model: Any, settings: FinetuneSettings) -> dict[str, Tensor]:
         return {name: p for name, p in model.named_parameters() if p.is_floating_point()}
     parts = locate(model)
     layers = resolve_layers(settings.layers, len(parts.blocks))
-    return dict(Trainable(model, parts, layers, train=settings.modules).activate())
+    return dict(Trainable(model, parts, layers, modules=settings.modules).activate())
 
 
 def _among(named: dict[str, Tensor], places: dict[str, Tensor]) -> dict[str, Tensor]:

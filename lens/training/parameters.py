@@ -14,44 +14,11 @@ from torch import nn
 from lens.errors import InputError, MissingExtraError
 from lens.models.architecture import DecoderParts, insides
 from lens.models.quantization import features, is_quantized, passes_gradient, unpack
+from lens.training.config import Lora
 from lens.utils.progress import say
 
 # Initial weights of every adapter come from this seed, so that runs differ by their own alone.
 _SEED = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Lora:
-    """Low-rank adapters instead of the weights themselves.
-
-    Attributes
-    ----------
-    rank : int
-        Rank of every adapter.
-    alpha : int, optional
-        The adapter's product is scaled by alpha / rank; twice the rank by default.
-    dora : bool
-        Weight-decomposed form (DoRA, arXiv 2402.09353): lengths of the weight's rows are trained
-        apart from their directions.
-    """
-
-    rank: int = 8
-    alpha: int | None = None
-    dora: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse a rank that is none."""
-        if not isinstance(self.rank, int) or self.rank < 1:
-            raise InputError(f"the rank of a LoRA adapter is {self.rank!r}; expected 1 or more")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the settings as plain data."""
-        return {"rank": self.rank, "alpha": self.scale, "dora": self.dora}
-
-    @property
-    def scale(self) -> int:
-        """Alpha, given or by default."""
-        return 2 * self.rank if self.alpha is None else self.alpha
 
 
 def require_peft() -> None:
@@ -150,16 +117,16 @@ class Trainable:
         What `lens.models.locate` returned for it.
     layers : sequence of int
         Blocks that are trained.
-    train : str
+    modules : str
         ``"full"``, ``"attention"``, ``"mlp"``, ``"bias"``, ``"norm"``, a dotted name inside the
         blocks such as ``"mlp.down_proj"``, or several of these separated by commas.
     lora : int or Lora, optional
-        Train adapters of this rank on the linear layers of ``train`` instead.
+        Train adapters of this rank on the linear layers of ``modules`` instead.
 
     Raises
     ------
     InputError
-        If ``train`` is unknown or selects nothing (the message lists what there is), or the model
+        If ``modules`` is unknown or selects nothing (the message lists what there is), or the model
         carries adapters already.
     MissingExtraError
         If adapters are asked for and PEFT is not installed.
@@ -171,18 +138,20 @@ class Trainable:
         parts: DecoderParts,
         layers: Sequence[int],
         *,
-        train: str = "full",
+        modules: str = "full",
         lora: int | Lora | None = None,
     ) -> None:
         _refuse_adapters(model)
-        self.model, self.layers, self.train = model, tuple(layers), train
+        self.model, self.layers, self.modules = model, tuple(layers), modules
         self.lora = Lora(lora) if isinstance(lora, int) else lora
         self.parameters: dict[str, nn.Parameter] = {}
         self.adapter: Any = None
         blocks = [_BlockParameters(model, parts, i) for i in self.layers]
-        kinds = [kind.strip() for kind in train.split(",") if kind.strip()]
+        kinds = [kind.strip() for kind in modules.split(",") if kind.strip()]
         if not kinds:
-            raise InputError(f"train={train!r} names nothing; expected one of {', '.join(KINDS)}")
+            raise InputError(
+                f"modules={modules!r} names nothing; expected one of {', '.join(KINDS)}"
+            )
         if self.lora is None:
             self._linears: list[str] = []
             _unpack(blocks, kinds)
@@ -222,7 +191,7 @@ class Trainable:
         """Return what is trained as plain data."""
         return {
             "layers": list(self.layers),
-            "train": self.train,
+            "modules": self.modules,
             "lora": None if self.lora is None else self.lora.to_dict(),
         }
 
@@ -260,7 +229,7 @@ class _BlockParameters:
         wrong = [kind for kind in kinds if kind in ("bias", "norm")]
         if wrong:
             raise InputError(
-                f"adapters go on linear layers, and train={wrong[0]!r} selects none; use "
+                f"adapters go on linear layers, and modules={wrong[0]!r} selects none; use "
                 "'full', 'attention' or 'mlp' with lora, or leave lora out"
             )
         inside = [
@@ -319,7 +288,7 @@ class _BlockParameters:
         }
         listed = ", ".join(sorted(held))
         return InputError(
-            f"train={kind!r}: {what} in {self.name} ({type(self.module).__name__}); use one of "
+            f"modules={kind!r}: {what} in {self.name} ({type(self.module).__name__}); use one of "
             f"{', '.join(KINDS)}, or a name inside the block: {listed}"
         )
 

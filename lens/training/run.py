@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lens.errors import DamagedError, InputError, MissingExtraError
+from lens.training.config import SUFFIX, RunOptions
 from lens.training.objective import BatchObjective, ValidationMonitor
 from lens.training.optimizer import DivergedError, Entry, Optimization
 from lens.utils.progress import progress, say
@@ -272,62 +273,22 @@ class RunFolder(WorkDir):
             self.discard()
 
 
-SUFFIX = ".unfinished"
+def check_running(running: RunOptions) -> None:
+    """Refuse what cannot work, before anything is computed.
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunOptions:
-    """How a run is carried out; no setting here changes its result.
-
-    Attributes
-    ----------
-    folder : Path or None
-        Working folder for checkpoints and the log so far; `TrainResult.save` removes it. None
-        keeps nothing on disk before the run is saved.
-    checkpoint_every : int or None
-        Steps from one checkpoint to the next. None writes one only when the run is stopped by
-        Ctrl-C or SIGTERM, and when it has ended.
-    resume : bool
-        Go on from the last checkpoint in ``folder``, if there is one, to the same result.
-    force : bool
-        Without ``resume``, discard an unfinished run in ``folder``.
-    gradient_checkpointing : bool
-        Compute the band's activations again in the backward pass instead of keeping them.
-    shard : bool
-        Divide gradients, master weights and moments among the processes that train together.
-    report_to : tuple of str
-        Trackers besides ``metrics.jsonl``: "tensorboard", "wandb", "trackio".
+    Raises
+    ------
+    InputError
+        If something needs a folder and there is none, or an unfinished run is in the way.
+    MissingExtraError
+        If the package of a tracker is not installed.
     """
-
-    folder: Path | None = None
-    checkpoint_every: int | None = None
-    resume: bool = False
-    force: bool = False
-    gradient_checkpointing: bool = False
-    shard: bool = False
-    report_to: tuple[str, ...] = ()
-
-    @classmethod
-    def beside(cls, out: Path) -> Path:
-        """Working folder of the run that will become ``out``."""
-        return out.with_name(out.name + SUFFIX)
-
-    def check(self) -> None:
-        """Refuse what cannot work, before anything is computed.
-
-        Raises
-        ------
-        InputError
-            If something needs a folder and there is none, or an unfinished run is in the way.
-        MissingExtraError
-            If the package of a tracker is not installed.
-        """
-        check(self.report_to)
-        if self.folder is None:
-            if self.checkpoint_every or self.resume or self.report_to:
-                raise InputError("checkpoints, resuming and trackers need a working folder")
-            return
-        RunFolder(self.folder).check(resume=self.resume, force=self.force)
+    check(running.report_to)
+    if running.folder is None:
+        if running.checkpoint_every or running.resume or running.report_to:
+            raise InputError("checkpoints, resuming and trackers need a working folder")
+        return
+    RunFolder(running.folder).check(resume=running.resume, force=running.force)
 
 
 class TrainingRun:
@@ -404,7 +365,7 @@ class TrainingRun:
 
     def _open(self) -> bool:
         """Begin, or go on from the last checkpoint; True when the steps are all done."""
-        self.running.check()
+        check_running(self.running)
         if self.folder is None:
             return False
         found = self.folder.last(self.identity) if self.running.resume else None

@@ -6,8 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -18,17 +17,17 @@ from lens.models.fingerprint import _sha256_of_parts, model_fingerprint, tokeniz
 from lens.models.layers import resolve_layers, resolve_sites
 from lens.models.offload import held_briefly, release, require_whole, set_aside, spill
 from lens.models.prefix_cache import PrefixCache
-from lens.models.tokenization import ChatOptions
 from lens.space.space import Space
-from lens.training.config import LensConfig, resolve
+from lens.training.config import LensConfig, RunOptions, TrainerSettings, TrainSettings, resolve
 from lens.training.data import CacheFiller, checked_prompts, held_out, memory_for_states
 from lens.training.losses import SiteGeometry
 from lens.training.objective import BatchObjective, ValidationMonitor, geometries
 from lens.training.optimizer import DivergedError, Optimization, draws, only_trainable
-from lens.training.parameters import Lora, Trainable
+from lens.training.parameters import Trainable
 from lens.training.processes import Processes
 from lens.training.result import State, TrainResult
-from lens.training.run import RunOptions, TrainingRun, recomputing
+from lens.training.run import TrainingRun, recomputing
+from lens.utils.settings import takes
 
 # What a run is given besides its settings and its rows.
 INPUTS = ("model", "dtype", "tokenizer", "subspaces", "processes")
@@ -45,39 +44,16 @@ class LensTrainer:
         Language space of this model.
     prompts : mapping of str to sequence of str, or of token id sequences
         Parallel user prompts: row i says the same in every language. Must hold the pivot.
-    layers : str
-        Blocks to train, such as ``"-2:"``, or a set of bands, ``"2:4,-2:"``; what is cached
-        enters the lowest, and blocks in between run but are not trained.
-    train : str
-        What of these blocks: ``"full"``, ``"attention"``, ``"mlp"``, ``"bias"``, ``"norm"`` or
-        a name inside them, see `lens.training.parameters.Trainable`.
-    lora : int or Lora, optional
-        Train adapters of this rank on their linear layers instead, through PEFT.
-    sites : sequence of str
-        Sites that any later run may read.
     texts : mapping of str to sequence of str, optional
         Plain text per language, for terms with ``rows="text"``.
     answers : mapping of str to sequence of str or None, optional
         Answers to the prompts for `LanguageModel` terms, one per prompt, in any of the languages;
         None where a prompt has none.
-    references : {"last", "all"}
-        Frozen states to keep of every prompt; "all" for losses that look at more than its last
-        token (`LensConfig.references`). The pivot's are kept whole in any case.
-    chat : ChatOptions, optional
-        Chat template flags for the prompts.
-    cache_batch : int
-        Rows per forward pass while the prefix is cached.
-    low_memory : bool
-        Keep the weights that training does not need (embedding, blocks below the band, output
-        head) in the checkpoint's file or a temporary one; each is in memory while it is used.
-    cache : str or Path, optional
-        Folder that keeps cached states; later runs over the same model and rows read them there.
-    max_memory : str or int, optional
-        Limit such as ``"12GB"`` for weights, optimizer and cached states together; states that
-        would pass it go to temporary files.
     validation : mapping of str to sequence of str, optional
         Held-out prompts in the same languages: the run's objective is measured on them, and the
         weights that do best are kept. `LanguageModel` terms on answers do not take part.
+    **options
+        Fields of `TrainerSettings`, or one such object as ``settings``.
 
     Raises
     ------
@@ -86,6 +62,7 @@ class LensTrainer:
         model's.
     """
 
+    @takes(TrainerSettings)
     def __init__(
         self,
         model: Any,
@@ -93,38 +70,35 @@ class LensTrainer:
         space: Space,
         prompts: Mapping[str, Sequence[str]],
         *,
-        layers: str = "-2:",
-        train: str = "full",
-        lora: int | Lora | None = None,
-        sites: Sequence[str] = ("final",),
         texts: Mapping[str, Sequence[str]] | None = None,
         answers: Mapping[str, Sequence[str | None]] | None = None,
-        references: Literal["last", "all"] = "last",
-        chat: ChatOptions | None = None,
-        cache_batch: int = 32,
-        low_memory: bool = False,
-        cache: str | Path | None = None,
-        max_memory: str | int | None = None,
         validation: Mapping[str, Sequence[str]] | None = None,
+        settings: TrainerSettings,
     ) -> None:
         space.check_model(model)
         self.fingerprint = model_fingerprint(model)  # now: later, weights may be in a file
         self.model, self.tokenizer, self.space = model, tokenizer, space
-        self.processes, self.references = Processes.current(), references
+        self.processes, self.references = Processes.current(), settings.references
+        low_memory = settings.low_memory
         rows = checked_prompts(prompts, space)
         require_whole(model)
         brief = partial(held_briefly, [model], active=low_memory)
         with brief():
             self.parts = parts = locate(model)
-        self.layers = resolve_layers(layers, len(parts.blocks))
-        self.trainable = Trainable(model, parts, self.layers, train=train, lora=lora)
+        self.layers = resolve_layers(settings.layers, len(parts.blocks))
+        self.trainable = Trainable(
+            model, parts, self.layers, modules=settings.modules, lora=settings.lora
+        )
         first = min(self.layers)
         unused = (parts.embedding, *parts.blocks[:first], parts.lm_head)
         self.idle = [module for module in unused if module is not None and low_memory]
         memory = memory_for_states(
-            model, trained_bytes=self.trainable.nbytes, idle=self.idle, max_memory=max_memory
+            model,
+            trained_bytes=self.trainable.nbytes,
+            idle=self.idle,
+            max_memory=settings.max_memory,
         )
-        places = resolve_sites(list(sites), len(parts.blocks))
+        places = resolve_sites(settings.sites, len(parts.blocks))
         spill(self.idle)
         with brief():
             prefix = PrefixCache(
@@ -132,7 +106,7 @@ class LensTrainer:
                 parts,
                 first_block=first,
                 sites=places,
-                folder=cache,
+                folder=settings.cache,
                 memory=memory,
                 low_memory=low_memory,
             )
@@ -140,9 +114,9 @@ class LensTrainer:
             prefix,
             tokenizer,
             pivot=space.pivot,
-            references=references,
-            chat=chat,
-            batch_size=cache_batch,
+            references=settings.references,
+            chat=settings.chat,
+            batch_size=settings.cache_batch,
             processes=self.processes,
         )
         with evaluating(model), brief():
@@ -363,29 +337,17 @@ def _geometry_sha256(geometry: Mapping[str, SiteGeometry]) -> str:
     return _sha256_of_parts(parts())
 
 
+@takes(TrainSettings)
 def train(
     model: Any,
     tokenizer: Any,
     space: Space,
     prompts: Mapping[str, Sequence[str]],
     *,
-    layers: str = "-2:",
-    train: str = "full",
-    lora: int | Lora | None = None,
-    losses: str | LensConfig | dict[str, Any] = "lens+kl",
-    strength: float | Mapping[str, float] = 1.0,
     texts: Mapping[str, Sequence[str]] | None = None,
     answers: Mapping[str, Sequence[str | None]] | None = None,
-    chat: ChatOptions | None = None,
-    steps: int | None = None,
-    learning_rate: float | None = None,
-    batch_size: int | None = None,
-    seed: int = 0,
-    low_memory: bool = False,
-    cache: str | Path | None = None,
-    max_memory: str | int | None = None,
     validation: Mapping[str, Sequence[str]] | None = None,
-    running: RunOptions | None = None,
+    settings: TrainSettings,
 ) -> TrainResult:
     """Train a band of blocks with Lens, from prompts alone.
 
@@ -397,39 +359,12 @@ def train(
         Language space of this model, from `lens.probe`.
     prompts : mapping of str to sequence of str
         Parallel prompts per language, the pivot among them; no answers.
-    layers : str
-        Blocks to train: half-open slices such as ``"-2:"`` or ``"2:4,-2:"``.
-    train : str
-        What of them: ``"full"``, ``"attention"``, ``"mlp"``, ``"bias"``, ``"norm"``, a name
-        inside them, or several separated by commas.
-    lora : int or Lora, optional
-        Train adapters of this rank on their linear layers instead; the result is saved as a PEFT
-        adapter.
-    losses : str, LensConfig or dict
-        ``"lens+kl"`` (our losses, with the pivot's predictions held), ``"lens"`` (without that),
-        ``"lens-paper"`` (as published) or settings of one's own.
-    strength : float or mapping
-        λ per language: length of the language step in units of m_l − m_c.
     texts : mapping, optional
         Plain text per language, for terms with ``rows="text"``.
     answers : mapping, optional
         Answers to the prompts, for `LanguageModel` terms; None where a prompt has none.
-    chat : ChatOptions, optional
-        Chat template flags.
-    steps, learning_rate, batch_size : optional
-        Override the config's.
-    seed : int
-        Decides the order of prompts.
-    low_memory : bool
-        Keep weights that training does not need in a temporary file, see `LensTrainer`.
-    cache : str or Path, optional
-        Folder that keeps cached states for later runs over the same model and prompts.
-    max_memory : str or int, optional
-        Limit such as ``"12GB"``; cached states that would pass it go to temporary files.
     validation : mapping of str to sequence of str, optional
         Held-out prompts in the same languages; the weights that do best on them are kept.
-    running : Running, optional
-        Checkpoints, resuming, activation checkpointing, trackers.
 
     Returns
     -------
@@ -445,29 +380,20 @@ def train(
     ----------
     Lens, arXiv 2410.04407.
     """
-    config = resolve(losses)
-    given = {"steps": steps, "learning_rate": learning_rate, "batch_size": batch_size}
-    changed = {key: value for key, value in given.items() if value is not None}
-    config = resolve(config.model_dump() | changed)
+    config = settings.losses
     trainer = LensTrainer(
         model,
         tokenizer,
         space,
         prompts,
-        layers=layers,
-        train=train,
-        lora=lora,
-        sites=config.sites,
         texts=texts,
         answers=answers,
-        references=config.references,
-        chat=chat,
-        low_memory=low_memory,
-        cache=cache,
-        max_memory=max_memory,
         validation=validation,
+        settings=settings.part(TrainerSettings, sites=config.sites, references=config.references),
     )
-    return trainer.run(config, strength=strength, seed=seed, running=running)
+    return trainer.run(
+        config, strength=settings.strength, seed=settings.seed, running=settings.running
+    )
 
 
 @dataclass(frozen=True, slots=True)

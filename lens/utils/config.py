@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lens.errors import InputError
 
-if TYPE_CHECKING:
-    from pydantic import BaseModel, ValidationError
+Model = TypeVar("Model", bound=BaseModel)
 
-Model = TypeVar("Model", bound="BaseModel")
+
+class FrozenModel(BaseModel):
+    """Base of settings: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 def read_yaml(path: str | Path) -> Any:
@@ -44,8 +49,6 @@ def read_as(path: str | Path, model: type[Model]) -> Model:
     InputError
         With one line per key that is unknown or out of range.
     """
-    from pydantic import ValidationError
-
     content = read_yaml(path)
     try:
         return model.model_validate(content)
@@ -64,28 +67,41 @@ def unknown(key: object, known: Iterable[str]) -> str:
     return f"unknown key '{key}'; {meant}"
 
 
-def problems(error: ValidationError, model: type[BaseModel], data: Any) -> list[str]:
+def problems(
+    errors: ValidationError | Sequence[Any],
+    model: type[BaseModel],
+    data: Any,
+    *,
+    spell: Callable[[tuple[str | int, ...]], tuple[str, str, int]] | None = None,
+) -> list[str]:
     """Say what pydantic found, one line per key, each with the path of the key.
 
     Parameters
     ----------
-    error : ValidationError
-        What was raised.
+    errors : ValidationError or list
+        What was raised, or the errors in it.
     model : type of BaseModel
         What ``data`` was validated against; an unknown key is told its nearest field.
     data : mapping
         What was validated.
+    spell : callable, optional
+        Takes a location; returns the name of an option, what separates it from the rest of the
+        location, and how many steps of the location it stands for.
     """
+    listed = errors if isinstance(errors, Sequence) else errors.errors(include_url=False)
     found: dict[str, list[str]] = {}
-    for one in error.errors(include_url=False):
+    for one in listed:
         location = one["loc"]
-        if one["type"] == "extra_forbidden":
-            path = _spoken(location[:-1], data)
-            found.setdefault(path, []).append(unknown(location[-1], _fields(model, location[:-1])))
-            continue
+        named, between, skipped = spell(location) if spell else ("", "", 0)
         missing = one["type"] == "missing"
-        path = _spoken(location, data, missing=missing)
-        message = one["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+        if one["type"] == "extra_forbidden":
+            path = _spoken(location[:-1], data, skipped=skipped)
+            message = unknown(location[-1], _fields(model, location[:-1]))
+        else:
+            path = _spoken(location, data, missing=missing, skipped=skipped)
+            message = one["msg"].removeprefix("Value error, ")
+        path = between.join(filter(None, (named, path)))
+        message = message.replace("Input should be", "expected")
         message = re.sub("^expected (greater|less)", r"expected a number \1", message)
         value = one["input"]
         if missing:
@@ -105,8 +121,10 @@ def problems(error: ValidationError, model: type[BaseModel], data: Any) -> list[
     ]
 
 
-def _spoken(location: Sequence[str | int], data: Any, *, missing: bool = False) -> str:
-    """Dotted path without the steps that name a member of a union."""
+def _spoken(
+    location: Sequence[str | int], data: Any, *, missing: bool = False, skipped: int = 0
+) -> str:
+    """Dotted path without the steps that name a member of a union, and without the first ones."""
     steps = []
     for number, step in enumerate(location, 1):
         inside = isinstance(data, Mapping) and step in data
@@ -115,7 +133,8 @@ def _spoken(location: Sequence[str | int], data: Any, *, missing: bool = False) 
             data = data[step]
         elif not missing or number < len(location):
             continue
-        steps.append(str(step))
+        if number > skipped:
+            steps.append(str(step))
     return ".".join(steps)
 
 

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import lens
-from lens.training.config import PRESETS
-from lens.training.parameters import Lora, attach
+from lens.training.config import PRESETS, Lora
+from lens.training.parameters import attach
 from tests.bench.lens_step_side import LANGUAGES, Published, make_space, peak
 
 CONFIG = LlamaConfig(

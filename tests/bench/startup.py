@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from tests.bench.common import Row, best_of
 
 _IMPORT = "import time; t = time.perf_counter(); import lens; print(time.perf_counter() - t)"
-_HELP = "import sys; sys.argv = ['lens', '--help']; from lens.cli import main; main()"
+_HELP = "import sys; sys.argv = ['lens', '--help']; from lens.cli.app import main; main()"
 
 
 def _import_seconds() -> float:

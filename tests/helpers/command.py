@@ -2,7 +2,7 @@
 
 from click.testing import CliRunner
 
-from lens.cli import main
+from lens.cli.app import main
 
 
 def run(*arguments):

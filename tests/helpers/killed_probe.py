@@ -25,7 +25,7 @@ def probe(folder, name, by_layer, *, resume=False):
     net, tokenizer = tiny.model("llama"), tiny.tokenizer()
     space = lens.probe(
         net, tokenizer, ROWS, pivot="en", batch_size=64, layer_by_layer=by_layer,
-        keep=folder / f"{name}.states", states_dtype="float32",
+        keep_states=folder / f"{name}.states", states_dtype="float32",
         work=folder / f"{name}.work", resume=resume,
     )  # fmt: skip
     space.save(folder / f"{name}.safetensors")

@@ -230,7 +230,7 @@ def test_help_does_not_load_torch() -> None:
     code = (
         "import sys\n"
         "sys.argv = ['lens', '--help']\n"
-        "from lens.cli import main\n"
+        "from lens.cli.app import main\n"
         "try:\n    main()\n"
         "except SystemExit as stop:\n    assert not stop.code\n"
     )

@@ -534,7 +534,7 @@ class Models:
         self._taught("located", how.located)
         for share in self.study.k1:
             self._extract(share)
-            beside = (PIVOT,) if how.keys.replay else ()
+            beside = (PIVOT,) if how.keys.replay_share else ()
             self._taught(f"keys-{share:g}", how.keys, keys=self._keys(share), general=beside)
         self._taught("replay", how.replay, general=(PIVOT,))
         for language in (PIVOT, *self.study.languages):

@@ -9,6 +9,7 @@ from lens.data.corpora import Source, read_found
 from lens.data.language_id import can_judge, foreign_languages, main_script, share_in_script
 from lens.data.languages import canonical, english_name
 from lens.data.quality.alignment import check_alignment
+from lens.data.quality.config import CheckSettings
 from lens.data.quality.report import Finding, LanguageText, TextReport, ordered
 from lens.data.quality.rows import (
     check_rows,
@@ -23,6 +24,7 @@ from lens.data.readers import ReadResult
 from lens.errors import InputError, MissingExtraError
 from lens.models.tokenization import ChatOptions, encode_prompts, uses_template
 from lens.utils.progress import progress
+from lens.utils.settings import takes
 
 _LETTERS = 10
 _LEAST_SHARE = 0.25
@@ -234,42 +236,27 @@ def check_template(tokenizer: Any, chat: ChatOptions | None = None) -> list[Find
 _FEW = 100
 
 
+@takes(CheckSettings)
 def check_text(
     source: Source,
     *,
-    languages: Sequence[str] | None = None,
-    pivot: str = "eng_Latn",
     tokenizer: Any = None,
-    max_tokens: int | None = None,
     longest: int | None = None,
-    chat: ChatOptions | None = None,
-    limit: int | None = None,
-    judge: int | None = None,
-    split: str | None = None,
-    column: str | None = None,
-    incomplete: str = "refuse",
+    settings: CheckSettings,
 ) -> TextReport:
     """Check parallel text: what it is, whether its rows fit together, and what a model reads.
 
+    Rows that `lens.data.read_parallel` refuses are findings here. With ``missing_rows="drop"`` rows
+    that are empty in some language will be left out: they are a note then, and left out here.
+
     Parameters
     ----------
-    source, languages, split, column, limit
-        As in `lens.data.read_parallel`; rows that it refuses are findings here.
-    pivot : str
-        Language the others are compared with; the first one where it is absent.
+    source
+        As in `lens.data.read_parallel`.
     tokenizer : transformers.PreTrainedTokenizerBase, optional
         Count tokens with it, and look at its chat template.
-    max_tokens : int, optional
-        Length that rows will be cut to.
     longest : int, optional
         Length that the model takes.
-    chat : ChatOptions, optional
-        Options of the chat template.
-    judge : int, optional
-        Judge the language of so many rows per language, evenly spread; all by default.
-    incomplete : str
-        ``"drop"`` when rows that are empty in some language will be left out: they are a note
-        then, and left out here.
 
     Returns
     -------
@@ -288,20 +275,21 @@ def check_text(
     A share of rows is a warning when its 95 % Wilson interval lies above the limit of the check,
     and a note below.
     """
-    for name, value in (("limit", limit), ("judge", judge), ("max_tokens", max_tokens)):
-        if value is not None and value < 1:
-            raise InputError(f"{name} is {value}; expected a number from 1")
-    found = read_found(source, languages=languages, split=split, column=column)
+    limit, judge, max_tokens = settings.limit, settings.judge, settings.max_tokens
+    missing_rows = settings.missing_rows
+    found = read_found(
+        source, languages=settings.languages, split=settings.split, column=settings.column
+    )
     findings = [_unreadable(problem) for problem in found.problems]
-    most = limit if incomplete == "refuse" else None
+    most = limit if missing_rows == "refuse" else None
     rows = {code: found.rows[code][:most] for code in found.typed if code in found.rows}
-    about = {"pivot": canonical(pivot), "judge": judge, "max_tokens": max_tokens}
+    about = {"pivot": canonical(settings.pivot), "judge": judge, "max_tokens": max_tokens}
     if not rows:
         return TextReport(found.source, (), tuple(findings), about)
     centre = about["pivot"] if about["pivot"] in rows else next(iter(rows))
-    findings += _counts(rows, incomplete)
+    findings += _counts(rows, missing_rows)
     empty = {code: len(empty_rows(texts)) for code, texts in rows.items()}
-    if incomplete == "drop":
+    if missing_rows == "drop":
         rows = _blanked(rows, limit)
         if not any(map(str.strip, rows[centre])):
             findings.append(_nothing_left(empty, found))
@@ -312,7 +300,7 @@ def check_text(
         for code, texts in rows.items():
             said = [text for text in texts if text.strip()]
             counted[code] = count_tokens(tokenizer, said, max_tokens=cap)
-        findings += check_template(tokenizer, chat)
+        findings += check_template(tokenizer, settings.chat)
         findings += check_tokens(counted, centre, max_tokens=cap, given=cap == max_tokens)
         for code, texts in rows.items():
             findings += check_special(tokenizer, code, texts)
@@ -361,7 +349,7 @@ def _each(
     return tuple(entries), findings
 
 
-def _counts(rows: Mapping[str, list[str]], incomplete: str) -> list[Finding]:
+def _counts(rows: Mapping[str, list[str]], missing_rows: str) -> list[Finding]:
     """Look at numbers of rows and rows without text."""
     found = []
     counts = {code: len(texts) for code, texts in rows.items()}
@@ -391,10 +379,10 @@ def _counts(rows: Mapping[str, list[str]], incomplete: str) -> list[Finding]:
         where = empty_rows(texts)
         if where:
             found.append(Finding(
-                "note" if incomplete == "drop" else "error", "empty", code,
+                "note" if missing_rows == "drop" else "error", "empty", code,
                 f"{len(where)} of {len(texts)} rows are empty",
-                "left out in every language" if incomplete == "drop" else
-                "fill them, or leave them out in every language: --incomplete drop",
+                "left out in every language" if missing_rows == "drop" else
+                "fill them, or leave them out in every language: --missing-rows drop",
                 sample(texts, where)[0],
             ))  # fmt: skip
     return found

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from lens.models.layers import FINAL, resolve_site
+from lens.utils.config import FrozenModel
 
 if TYPE_CHECKING:  # at run time too late: reading settings must not load torch
     from torch import Tensor
@@ -23,12 +24,6 @@ Weights = dict[str, Annotated[float, Field(ge=0)]]
 
 TERMS: dict[str, type[LossTerm]] = {}
 """Every term by its ``kind``: the only list of them, filled by defining a class."""
-
-
-class Frozen(BaseModel):
-    """Base of settings: immutable, and unknown keys are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +58,7 @@ class TermNeeds:
     whole_step: bool = False
 
 
-class LossTerm(Frozen, ABC):
+class LossTerm(FrozenModel, ABC):
     """One term of the loss.
 
     A term is a module of this package with one subclass: a ``kind`` of type ``Literal`` with its

@@ -49,7 +49,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def space(model, tokenizer, folder):
-    found = lens.probe(model, tokenizer, ROWS, pivot="en", keep=folder / "states",
+    found = lens.probe(model, tokenizer, ROWS, pivot="en", keep_states=folder / "states",
                        states_dtype="float32")  # fmt: skip
     found.save(folder / "space.safetensors")
     return found
@@ -289,14 +289,14 @@ def test_equal_languages_are_told_not_fitted(states):
 
 def test_states_of_another_probe_are_refused(space, tmp_path, model, tokenizer):
     lens.probe(model, tokenizer, {c: r[:9] for c, r in ROWS.items()}, pivot="en",
-               keep=tmp_path / "s")  # fmt: skip
+               keep_states=tmp_path / "s")  # fmt: skip
     with pytest.raises(InputError, match="not those of this space"):
         inspect_space(space, tmp_path / "s")
 
 
 def test_rows_that_are_not_parallel_get_no_alignment(model, tokenizer, tmp_path):
     uneven = {code: rows[: 20 + i] for i, (code, rows) in enumerate(ROWS.items())}
-    space = lens.probe(model, tokenizer, uneven, pivot="en", parallel=False, keep=tmp_path / "s",
+    space = lens.probe(model, tokenizer, uneven, pivot="en", parallel=False, keep_states=tmp_path / "s",
                        sites=1)  # fmt: skip
     found = inspect_space(space, tmp_path / "s", **QUICK)
     assert found.sites[0].angles is not None and found.sites[0].separation is not None

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lens.cli import main
-from lens.cli._config import _options, _plain, _validated
+from lens.cli.app import main
 from lens.training.config import PRESETS, LensConfig, resolve
 from tests.unit.cli.test_cli import place, refused, run
 
@@ -52,9 +51,9 @@ def write(path: Path, content: object) -> Path:
 def test_every_problem_is_told_at_once_one_line_a_key(tmp_path: Path) -> None:
     config = write(tmp_path / "train.yaml", {
         "steps": 2.5, "lr": -1, "lora": "many", "force": "maybe", "dtype": [1], "layer": "-2:",
-        "losses": {"preset": "lens", "rnk": 3, "steps": 0}, "strength": "much",
+        "losses": {"preset": "lens", "rnk": 3, "patience": 0}, "strength": "much",
         "tune": {"validation": {"prompt": "x"}, "trials": 0}, "batch-size": 4, "batch_size": 5,
-        "low-memory": True, "keep-in-memory": True, "warmup": None,
+        "low-memory": True, "keep-in-memory": True, "warmup-ratio": None,
     })  # fmt: skip
     lines = refused("train", "-C", config, words="train.yaml: steps: got 2.5").splitlines()
     told = [line.partition(f"{config}: ")[2] for line in lines]
@@ -63,7 +62,7 @@ def test_every_problem_is_told_at_once_one_line_a_key(tmp_path: Path) -> None:
         ("lora: ", "got 'many', expected a valid integer"),
         ("force: ", "got 'maybe', expected a valid boolean"),
         ("dtype: ", "got [1], expected a valid string"),
-        ("losses: steps: ", "got 0, expected a number greater than or equal to 1"),
+        ("losses: patience: ", "got 0, expected a number greater than or equal to 1"),
         ("losses: ", "unknown key 'rnk'; the nearest is 'rank'"),
         ("strength: ", "spa_Latn=1.5"),
         ("tune: validation.prompts: ", "missing"),
@@ -77,20 +76,32 @@ def test_every_problem_is_told_at_once_one_line_a_key(tmp_path: Path) -> None:
     assert not any("warmup" in line for line in told)  # nothing after the colon: not given
 
 
-@pytest.mark.parametrize(
-    "verb", [verb for verb in main.verbs if not hasattr(main.get_command(None, verb), "verbs")]
-)
-def test_the_defaults_of_every_option_are_good_yaml(verb: str) -> None:
-    command = main.get_command(None, verb)
-    with command.make_context(verb, [], resilient_parsing=True) as ctx:  # nothing is required
-        options = {k: p for k, p in _options(command).items() if f"--{k}" in p.opts}
-        defaults = {key: _plain(ctx.params.get(param.name)) for key, param in options.items()}
-        content = yaml.safe_load(yaml.safe_dump(defaults))
-        found, values = _validated(options, content, ctx)
-    assert found == [] and "json" in options
-    for key, value in content.items():
-        if isinstance(value, bool | int):
-            assert values[options[key].name] == value
+def commands(group=main, path=()) -> dict[str, object]:
+    """Every command that takes a config, by its words."""
+    found = {}
+    for name in group.verbs:
+        one = group.get_command(None, name)
+        words = (*path, name)
+        if hasattr(one, "verbs"):
+            found |= commands(one, words)
+        if any(param.name == "print_config" for param in one.params):
+            found[" ".join(words)] = one
+    return found
+
+
+@pytest.mark.parametrize("words", list(commands()))
+def test_the_defaults_of_every_option_are_good_yaml(words: str, tmp_path: Path) -> None:
+    """What --print-config prints without any option, uncommented, is taken and changes nothing."""
+    printed = run(*words.split(), *arguments(commands()[words]), "--print-config").stdout
+    config = tmp_path / "defaults.yaml"
+    config.write_text(printed.replace("# ", ""), encoding="utf-8")
+    again = run(*words.split(), *arguments(commands()[words]), "-C", config, "--print-config")
+    assert again.exit_code == 0, again.output
+    assert yaml.safe_load(again.stdout) == yaml.safe_load(printed.replace("# ", ""))
+
+
+def arguments(command) -> list[str]:
+    return ["x" for param in command.params if param.param_type_name == "argument"]
 
 
 def test_a_printed_config_repeats_the_call(place: Path, tmp_path: Path) -> None:

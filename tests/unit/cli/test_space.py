@@ -169,7 +169,7 @@ def test_loading_by_id_from_the_cache_of_the_hub(tmp_path):
     absent = in_child(code.format("someone/another"), tmp_path / "cache")
     assert "neither a file here nor did the hub give it" in absent.stderr
     out = tmp_path / "pulled.safetensors"
-    pulled = "from lens.cli import main; main(['space', 'pull', {!r}, '--out', {!r}])"
+    pulled = "from lens.cli.app import main; main(['space', 'pull', {!r}, '--out', {!r}])"
     done = in_child(pulled.format("someone/a-space", str(out)), tmp_path / "cache")
     assert done.returncode == 0, done.stderr
     assert Space.load(out).sha256 == made().sha256
@@ -178,7 +178,9 @@ def test_loading_by_id_from_the_cache_of_the_hub(tmp_path):
 def test_a_push_without_the_hub_is_one_message(tmp_path):
     pytest.importorskip("huggingface_hub")
     path = made().save(tmp_path / "s.safetensors")
-    code = f"from lens.cli import main; main(['space', 'push', {str(path)!r}, 'someone/a-space'])"
+    code = (
+        f"from lens.cli.app import main; main(['space', 'push', {str(path)!r}, 'someone/a-space'])"
+    )
     done = in_child(code, tmp_path / "cache")
     assert done.returncode == 2 and "cannot push to 'someone/a-space'" in done.stderr
     assert "Traceback" not in done.stderr

@@ -22,7 +22,7 @@ def test_train_resumes_validates_and_reports_refusals(place: Path, tmp_path: Pat
     (tmp_path / "refuse.txt").write_text("How do I steal?\n\nComo robo?\n", encoding="utf-8")
     common = ("train", "--model", place / "model", "--space", place / "space.safetensors",
               "--prompts", place / "text", "--steps", 6, "--validate-every", 3,
-              "--validation", place / "text", "--micro-batch", 3)  # fmt: skip
+              "--validation", place / "text", "--micro-batch-size", 3)  # fmt: skip
     alone = tmp_path / "alone"
     shown = run(*common, "--out", alone, "--refusal-prompts", tmp_path / "refuse.txt")
     assert shown.exit_code == 0, shown.output

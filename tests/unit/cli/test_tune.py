@@ -134,18 +134,20 @@ def test_where_no_trial_keeps_the_bound_nothing_is_saved(world: Path, tmp_path: 
 
 
 def test_adapters_and_parts_are_searched_too(world: Path, tmp_path: Path) -> None:
-    searched = {"search": {"lora": [2, 3], "train": ["attention", "mlp"]}, "trials": 3}
+    searched = {"search": {"lora": [2, 3], "modules": ["attention", "mlp"]}, "trials": 3}
     arguments = command(world, tmp_path / "out", **searched)
-    done = run(*arguments, "--lora", 2, "--train", "mlp", "--seed", 1, "--strength", 1.5, "--json")
+    done = run(
+        *arguments, "--lora", 2, "--modules", "mlp", "--seed", 1, "--strength", 1.5, "--json"
+    )
     assert done.exit_code == 0, done.output
     kept = json.loads(done.stdout)["tuning"]
     first, best = kept["trials"][0], kept["best"]["setting"]
-    assert (first["setting"]["lora"], first["setting"]["train"]) == (2, "mlp")
+    assert (first["setting"]["lora"], first["setting"]["modules"]) == (2, "mlp")
     assert first["strength"] == {"spa_Latn": 1.5, "swh_Latn": 1.5} and kept["search"]["seed"] == 1
     adapter = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert adapter["r"] == best["lora"]
     facts = json.loads((tmp_path / "out" / "reproduce.json").read_text())
-    assert facts["trained"]["train"] == best["train"]
+    assert facts["trained"]["modules"] == best["modules"]
 
 
 def test_what_does_not_fit_is_refused(world: Path, tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_good_text_gives_no_warning(world, prose):
              "pydocs-6/pydocs_parallel.open.jsonl.xz"],
 )  # fmt: skip
 def test_good_corpora_give_no_warning(shared, path):
-    report = check_text(shared / "data" / path, limit=200, judge=100, incomplete="drop")
+    report = check_text(shared / "data" / path, limit=200, judge=100, missing_rows="drop")
     assert report.of_level("warning") == report.of_level("error") == ()
 
 
@@ -202,10 +202,10 @@ def test_what_cannot_be_used_is_an_error_with_all_the_rest(prose, tmp_path):
     report = check_text(rows)
     assert sorted(checks(report, "error")) == ["counts", "empty"]
     assert said(report, "empty").rows == (1, 2) and not report.passes()
-    dropped = check_text({**rows, "es": prose["es"]}, incomplete="drop")
+    dropped = check_text({**rows, "es": prose["es"]}, missing_rows="drop")
     assert dropped.passes(strict=True) and said(dropped, "empty").level == "note"
     assert [entry.rows for entry in dropped.languages] == [N - 2] * 3
-    nothing = check_text({"en": ["a", ""], "es": ["", "b"]}, incomplete="drop")
+    nothing = check_text({"en": ["a", ""], "es": ["", "b"]}, missing_rows="drop")
     assert "no row has text in every language" in nothing.summary()
     (tmp_path / "en.txt").write_bytes(b"\xff\xfe\n")
     (tmp_path / "sw.txt.gz").write_bytes(b"\x1f\x8b\x08")
@@ -222,7 +222,7 @@ def test_what_cannot_be_used_is_an_error_with_all_the_rest(prose, tmp_path):
 def test_row_numbers_stay_those_of_the_source(prose):
     rows = {code: ["", *texts] for code, texts in prose.items()}
     rows["es"] = [*rows["es"][:-12], *rows["en"][-12:]]
-    assert said(check_text(rows, incomplete="drop"), "same text").rows[0] == N - 10
+    assert said(check_text(rows, missing_rows="drop"), "same text").rows[0] == N - 10
 
 
 # ---------------------------------------------------------------- under a tokenizer

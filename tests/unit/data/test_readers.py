@@ -172,13 +172,13 @@ def test_incomplete_rows_can_be_dropped(tmp_path):
     file = tmp_path / "rows.json"
     file.write_text(json.dumps({"en": ["a", "b", "c", "d"], "sw": ["e", "", "g", " "]}))
     text = problems(file)
-    assert "swh_Latn: 2 empty row(s): 2, 4" in text and "--incomplete drop" in text
-    corpus = read_parallel(file, incomplete="drop")
+    assert "swh_Latn: 2 empty row(s): 2, 4" in text and "--missing-rows drop" in text
+    corpus = read_parallel(file, missing_rows="drop")
     assert corpus.rows == {"eng_Latn": ["a", "c"], "swh_Latn": ["e", "g"]}
     assert corpus.dropped == 2
-    one = read_parallel(file, incomplete="drop", limit=1, min_rows=1)
+    one = read_parallel(file, missing_rows="drop", limit=1, min_rows=1)
     assert one.rows["eng_Latn"] == ["a"] and one.dropped == 0
-    assert "incomplete is 'skip'" in problems(file, incomplete="skip")
+    assert "missing_rows is 'skip'" in problems(file, missing_rows="skip")
 
 
 def test_rows_in_memory():
@@ -241,7 +241,7 @@ def test_translations_and_missing_cells(datasets):
     assert read_parallel(pairs).rows == READ
     holes = datasets.Dataset.from_dict({"en": ["a", "b", None], "sw": ["c", "d", "e"]})
     assert "eng_Latn: 1 empty row(s): 3" in problems(holes)
-    assert read_parallel(holes, incomplete="drop").rows["swh_Latn"] == ["c", "d"]
+    assert read_parallel(holes, missing_rows="drop").rows["swh_Latn"] == ["c", "d"]
 
 
 def test_damaged_and_streamed_datasets(datasets, tmp_path):

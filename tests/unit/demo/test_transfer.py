@@ -157,8 +157,8 @@ def settings(tmp_path, **changes):
         "corpora": {"rows": 60, "documents": 60, "held_out": 4},
         "training": {
             "ability": tuning, "direct": tuning, "located": tuning, "keys": tuning,
-            "replay": {**tuning, "replay": 0.25, "row_tokens": 32, "modules": "full"},
-            "mixture": {**tuning, "replay": 0.25, "row_tokens": 32},
+            "replay": {**tuning, "replay_share": 0.25, "row_tokens": 32, "modules": "full"},
+            "mixture": {**tuning, "replay_share": 0.25, "row_tokens": 32},
             "text": {**tuning, "row_tokens": 32},
         },
         "validation": 2, "test": 4, "test_from": 3, "trials": 2,

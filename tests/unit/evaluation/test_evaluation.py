@@ -301,7 +301,7 @@ def test_steering_is_entered_around_the_second_model_only(small) -> None:
     from lens.steering.policy import Rule
 
     model, tokenizer = small
-    rule = Rule(op="add", layers=-1, vector=np.full(32, 0.5), strength=1.0)
+    rule = Rule(method="add", layers=-1, vector=np.full(32, 0.5), strength=1.0)
     found = pivot_kl(model, model, tokenizer, PROMPTS, steered=lambda: steer(model, rule))
     assert found.mean > 1e-3
     assert pivot_kl(model, model, tokenizer, PROMPTS).mean == pytest.approx(0.0, abs=1e-9)

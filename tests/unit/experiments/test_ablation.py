@@ -8,7 +8,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from lens.cli import main
+from lens.cli.app import main
 from lens.errors import InputError
 from lens.experiments.ablation import ablate
 from lens.experiments.config import METHODS, Sweep, SweepRun, SweepSetting, fill, read_sweep
@@ -64,8 +64,8 @@ def test_settings_are_base_then_grid_then_runs(content):
         "base", "rank=1, strength=1", "rank=1, strength=2.5", "rank=full, strength=1",
         "rank=full, strength=2.5", "heavier", "none",
     ]  # fmt: skip
-    assert sweep.settings()["heavier"].config().terms[0].weight == 2.0
-    assert sweep.settings()["rank=1, strength=2.5"].config().rank == 1
+    assert sweep.settings()["heavier"].losses.terms[0].weight == 2.0
+    assert sweep.settings()["rank=1, strength=2.5"].losses.rank == 1
     runs = sweep.expand()
     assert len(runs) == 2 * 7 * 2
     assert [run.where["world"] for run in runs[:14]] == ["a"] * 14
@@ -83,9 +83,9 @@ def test_presets_can_be_changed_key_by_key(content):
             },
         }
     )
-    another = sweep.settings()["another preset"].config()
+    another = sweep.settings()["another preset"].losses
     assert another.steps == 7 and [term.kind for term in another.terms] == ["lm", "kl"]
-    config = sweep.settings()["pinned"].config()
+    config = sweep.settings()["pinned"].losses
     assert [term.kind for term in config.terms] == ["separate", "retain", "kl"]
     assert config.terms[1].weight == 3.0
 
@@ -141,11 +141,11 @@ def test_parts_and_adapters_are_settings_and_leave_nothing_behind(content):
         content
         | {
             "runs": {
-                "part": {"train": "mlp"},
+                "part": {"modules": "mlp"},
                 "adapter": {"lora": 2},
-                "same adapter": {"lora": 2, "lora_alpha": 4, "train": "full"},
+                "same adapter": {"lora": 2, "lora_alpha": 4, "modules": "full"},
                 "tuned adapter": {"lora": 2, "dora": True, "method": "finetune"},
-                "tuned part": {"train": "attention", "method": "finetune"},
+                "tuned part": {"modules": "attention", "method": "finetune"},
             }
         }
     )
@@ -167,7 +167,7 @@ def test_parts_and_adapters_are_settings_and_leave_nothing_behind(content):
     assert min(drifts.values()) > 0 and len(set(drifts.values())) == 5
     assert drifts["adapter"] == drifts["same adapter"]
     with pytest.raises(InputError, match=r"self_attn\.q_proj"):  # and what is inside the block
-        study.run(SweepRun("x", SweepSetting(train="ffn"), 0, {}), "validation")
+        study.run(SweepRun("x", SweepSetting(modules="ffn"), 0, {}), "validation")
 
 
 def test_every_method_runs(content, tmp_path):
@@ -300,7 +300,7 @@ def test_hierarchical_interval_covers_each_level():
         ({"grid": {"losses.rnk": [1]}}, None),
         ({"grid": {"losses.terms.4.weight": [1]}}, "no '4' here, expected one of 0"),
         ({"base": {"stride": 1}}, "stride"),
-        ({"base": {"dora": True}}, "give lora: RANK too"),
+        ({"base": {"dora": True}}, "lora: RANK"),
         ({"grid": {"lora": [0]}}, "greater than or equal to 1"),
         ({"runs": {"x": {"space": "other"}}}, "expected one of the readings default"),
         ({"seeds": []}, "at least one"),
@@ -376,7 +376,7 @@ def test_the_world_is_exported_as_a_users_files(tmp_path):
     from lens.evaluation.accuracy import read_references
 
     out = tmp_path / "world"
-    done = CliRunner().invoke(main, ["world", "export", "--out", str(out)])
+    done = CliRunner().invoke(main, ["demo", "export", "--out", str(out)])
     assert done.exit_code == 0, done.output
     rows = read_parallel(out / "prompts" / "validation.jsonl").rows
     assert rows["swh_Latn"] == [q.prompt for q in questions("validation", "swh_Latn")]
@@ -391,5 +391,5 @@ def test_the_world_is_exported_as_a_users_files(tmp_path):
     asked = questions("test", "spa_Latn")
     assert kinds == ["English only" if q.english_only else "shared" for q in asked]
     assert (out / "chat" / "config.json").exists() and len(rows["eng_Latn"]) == 200
-    refused = CliRunner().invoke(main, ["world", "export", "--out", str(out)])
+    refused = CliRunner().invoke(main, ["demo", "export", "--out", str(out)])
     assert refused.exit_code == 2 and "exists already" in refused.output

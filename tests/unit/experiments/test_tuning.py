@@ -81,12 +81,12 @@ def test_a_search_goes_on_where_it_stopped_and_gives_the_same(given, tmp_path):
 
 def test_training_the_best_repeats_its_trial(given):
     net, tokenizer, space, prompts, asked = given
-    tuning = settings(asked, trials=3, search={"lora": [2, 3], "train": ["mlp", "full"]})
+    tuning = settings(asked, trials=3, search={"lora": [2, 3], "modules": ["mlp", "full"]})
     original = copy.deepcopy(net)
     config = lens.training.PRESETS["lens"].model_copy(update={"steps": 2})
-    found = tune(net, tokenizer, space, prompts, tuning, losses=config, train="mlp", lora=2)
+    found = tune(net, tokenizer, space, prompts, tuning, losses=config, modules="mlp", lora=2)
     assert list(net.state_dict()) == list(original.state_dict())  # no adapter is left on
-    assert found.trials[0].setting["train"] == "mlp" and found.trials[0].setting["lora"] == 2
+    assert found.trials[0].setting["modules"] == "mlp" and found.trials[0].setting["lora"] == 2
     result = found.train()
     drift = lens.evaluation.pivot_kl(
         original, net, tokenizer, [f"what is {i}?" for i in range(3)], batch_size=64

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from lens.cli import main
+from lens.cli.app import main
 from lens.errors import InputError
 from lens.merging import tensors as cutting
 from lens.merging.diff import weight_diff
@@ -86,7 +86,7 @@ def test_the_page_and_the_table(models):
     assert page.count("<h2>") == 4 and "Cosine: m1 and m2" in page
     assert page.count("model.layers.2.mlp.up_proj.weight: cosine") == 1
     assert "http" not in page.replace("http-equiv", "")
-    done = CliRunner().invoke(main, ["delta", *map(str, models)])
+    done = CliRunner().invoke(main, ["diff", *map(str, models)])
     assert done.exit_code == 0 and "cosine of m1 and m2" in done.output, done.output
     assert "outside" in done.output
 
@@ -106,11 +106,11 @@ def test_models_of_one_name_are_told_apart(models, tmp_path):
 
 def test_command_line(models, tmp_path):
     for name in ("atlas.html", "atlas.json"):
-        done = CliRunner().invoke(main, ["delta", *map(str, models), "--out", str(tmp_path / name)])
+        done = CliRunner().invoke(main, ["diff", *map(str, models), "--out", str(tmp_path / name)])
         assert done.exit_code == 0, done.output
     kept = json.loads((tmp_path / "atlas.json").read_text())
     assert len(kept["tensors"]) == len(files.SHAPES)
-    done = CliRunner().invoke(main, ["delta", *map(str, models), "--out", str(tmp_path / "a.png")])
+    done = CliRunner().invoke(main, ["diff", *map(str, models), "--out", str(tmp_path / "a.png")])
     assert done.exit_code == 2 and "ends in .html or .json" in done.output
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from lens.cli import main
+from lens.cli.app import main
 from lens.errors import InputError
 from lens.merging import tensors as cutting
 from lens.merging.lora import to_adapter

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from lens.cli import main
+from lens.cli.app import main
 from lens.errors import InputError, VerificationError
 from lens.merging import output
 from lens.merging import tensors as cutting
@@ -133,7 +133,7 @@ def test_a_disk_that_fills_up_at_preallocation(three, tmp_path):
         "import resource, sys, signal\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))\n"
-        "from lens.cli import main\nmain()\n"
+        "from lens.cli.app import main\nmain()\n"
     )
     path = tmp_path / "merge.yaml"
     path.write_text(json.dumps(config(three)))

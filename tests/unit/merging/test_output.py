@@ -8,7 +8,7 @@ import shutil
 import pytest
 from click.testing import CliRunner
 
-from lens.cli import main
+from lens.cli.app import main
 from lens.errors import InputError, VerificationError
 from lens.merging import output
 from lens.merging import tensors as cutting

@@ -7,10 +7,11 @@ import torch
 import yaml
 from click.testing import CliRunner
 
-from lens.cli import main
+from lens.cli.app import main
 from lens.errors import InputError
+from lens.merging.config import read_recipe
 from lens.merging.operations import extract, merge
-from lens.merging.recipe import read_recipe, run_recipe
+from lens.merging.recipe import run_recipe
 from lens.merging.sources import read_key_neurons
 from lens.models.loading import load
 from lens.training.finetune import FinetuneSettings, examples, finetune_corpus, read_rows, read_text
@@ -137,7 +138,7 @@ def test_replay_is_the_stated_share_of_every_batch(monkeypatch):
 
     monkeypatch.setattr(finetune._Rows, "batch", noted)
     settings = FinetuneSettings(
-        steps=5, batch_size=8, replay=0.25, learning_rate=1e-3, row_tokens=16
+        steps=5, batch_size=8, replay_share=0.25, learning_rate=1e-3, row_tokens=16
     )
     general = examples(tokenizer, TEXT, row_tokens=16)
     rows = examples(tokenizer, ROWS)
@@ -156,7 +157,7 @@ def test_passes_of_a_batch_add_up_to_it():
         settings = FinetuneSettings(
             steps=4,
             batch_size=8,
-            replay=0.25,
+            replay_share=0.25,
             micro_batch_size=size,
             learning_rate=1e-2,
             row_tokens=16,
@@ -224,7 +225,7 @@ def recipe(**changes):
         "base_model": "base", "seed": 1,
         "training": {"steps": 3, "batch_size": 4, "learning_rate": 0.01, "row_tokens": 16},
         "ability": {
-            "rows": "rows.jsonl", "replay": "general.jsonl", "training": {"replay": 0.25},
+            "rows": "rows.jsonl", "replay": "general.jsonl", "training": {"replay_share": 0.25},
             "locate": {"steps": 2},
         },
         "pivot": {"text": "general.jsonl"},
@@ -334,9 +335,12 @@ def test_all_parameters_without_keys(folder):
         ({"languages": []}, "languages"),
         ({"languages": [{"name": "a/b", "text": "text.txt"}]}, "names of folders"),
         ({"ability": {"rows": "rows.jsonl", "text": "text.txt"}}, "exactly one of"),
-        ({"ability": {"rows": "rows.jsonl", "training": {"replay": 0.5}}}, "name it by replay"),
+        (
+            {"ability": {"rows": "rows.jsonl", "training": {"replay_share": 0.5}}},
+            "name it by replay",
+        ),
         ({"parameters": {}}, "k1 is 1"),
-        ({"training": {"batch_size": 4, "replay": 0.01}}, "at least one row of each"),
+        ({"training": {"batch_size": 4, "replay_share": 0.01}}, "at least one row of each"),
     ],
 )
 def test_a_bad_recipe_is_told_with_its_keys(folder, change, told):

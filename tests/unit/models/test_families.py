@@ -10,7 +10,7 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from lens.cli import main
+from lens.cli.app import main
 from lens.errors import InputError
 from lens.models.architecture import describe, locate, looks_ahead
 from lens.models.fingerprint import model_fingerprint

@@ -11,7 +11,7 @@ import torch
 from click.testing import CliRunner
 
 import lens
-from lens.cli import main
+from lens.cli.app import main
 from lens.errors import InputError
 from lens.models.architecture import locate
 from lens.models.fingerprint import model_fingerprint
@@ -85,7 +85,7 @@ def test_a_space_of_a_model_in_parts_is_that_of_the_whole(saved, tokenizer, tmp_
     whole, _ = load(saved("llama"))
     model, _ = load(saved("llama"), layer_by_layer=True)
     expected = probe(whole, tokenizer, LANGUAGES, pivot="en")
-    found = probe(model, tokenizer, LANGUAGES, pivot="en", keep=tmp_path / "states")
+    found = probe(model, tokenizer, LANGUAGES, pivot="en", keep_states=tmp_path / "states")
     assert found.sha256 == expected.sha256
     assert StateStore(tmp_path / "states").sites == found.sites
     found.check_model(whole)
@@ -179,7 +179,7 @@ def test_from_the_command_line(saved, tmp_path):
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     command = ["probe", "--model", str(saved("llama")), "--data", str(tmp_path / "rows.json")]
     extra = ["--layer-by-layer", "--max-memory", "1GB", "--sites", "block.1,final", "--resume"]
-    kept = ["--keep-states", str(tmp_path / "states"), "--choose-ranks"]
+    kept = ["--keep-states", str(tmp_path / "states"), "--select-rank"]
     for name, options in (("whole", []), ("layers", extra + kept)):
         out = str(tmp_path / f"{name}.safetensors")
         done = CliRunner().invoke(main, [*command, "--out", out, *options])

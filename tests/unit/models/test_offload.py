@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lens.models.offload import Heap, held_briefly, lying_in_files, own_bytes, release, spill
-from lens.training.parameters import Lora
+from lens.training.config import Lora
 from lens.training.trainer import LensTrainer
 from tests.helpers import tiny
 from tests.helpers.plain_loop import rows as prompts

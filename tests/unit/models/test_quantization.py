@@ -9,7 +9,7 @@ from torch import nn
 
 from lens.models.architecture import locate
 from lens.models.quantization import is_quantized
-from lens.training.parameters import Lora
+from lens.training.config import Lora
 from lens.training.trainer import LensTrainer
 from tests.helpers import tiny
 from tests.helpers.plain_loop import PlainLoop, space

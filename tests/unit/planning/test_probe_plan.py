@@ -164,7 +164,7 @@ def test_disk_is_what_is_written(model, tmp_path, monkeypatch, layer_by_layer):
     loaded, tokenizer = load(model, layer_by_layer=layer_by_layer)
     work = Path(uses["unfinished probe"].where)
     assert work == tmp_path / "space.safetensors.unfinished"
-    space = probe(loaded, tokenizer, ROWS, keep=kept, work=work)
+    space = probe(loaded, tokenizer, ROWS, keep_states=kept, work=work)
     space.save(out)
     states = sum(path.stat().st_size for path in kept.glob("*.safetensors"))
     assert uses["kept states"].nbytes == states and uses["kept states"].stays

@@ -11,6 +11,7 @@ import pytest
 from lens.errors import InputError
 from lens.models.hidden_states import CaptureJournal
 from lens.planning.plan import plan_probing
+from lens.utils.settings import options_of
 from tests.helpers import tiny
 from tests.helpers.command import run
 from tests.unit.planning.test_probe_plan import ROWS, save_llama
@@ -65,10 +66,10 @@ def test_everything_that_is_wrong_is_said_at_once(broken, tmp_path, quick):
         "architecture: the config says vocab_size 333", "reach outside the model",
         "rows: rows are not parallel, row counts are eng_Latn: 2, spa_Latn: 1",
         "rows: too few rows of spa_Latn", "rows: the pivot swh_Latn has no rows",
-        "no tokenizer beside the config", "batch_size is 0", "unknown pooling 'most'",
+        "no tokenizer beside the config", "batch_size: got 0", "pooling: got 'most'",
         "prompts: prompts belong to role assistant", "out: " + str(out) + " exists already",
         "an unfinished probe is in", "states: " + str(kept) + " exists already",
-        "memory: 'lots' is not a size",
+        "max_memory: 'lots' is not a size",
     ):  # fmt: skip
         assert words in text
     assert found.memory == () and "Traceback" not in text
@@ -99,7 +100,7 @@ def test_rows_of_another_role(model):
     assert problems(model, rows, role="assistant", prompts=prompts) == {}
     assert "(--prompts)" in problems(model, rows, role="assistant")["error", "prompts"]
     assert "row 0 has" in problems(model, rows, role="user", max_tokens=20)["error", "rows"]
-    assert "--keep-states" in problems(model, rows, choose_ranks=True)["error", "states"]
+    assert "--keep-states" in problems(model, rows, select_rank=True)["error", "states"]
 
 
 def test_packed_weights_layer_by_layer(model, tmp_path):
@@ -129,6 +130,7 @@ def test_seventy_billion_parameters_are_planned_without_being_read(tmp_path):
 import json, sys
 from pathlib import Path
 from lens.planning.plan import plan_probing
+
 rows = {"en": [[3] * 90] * 500, "es": [[3] * 120] * 500}
 read = lambda: int(Path("/proc/self/io").read_text().split()[1])
 def plan(**given):
@@ -196,14 +198,15 @@ def test_command_gives_json_and_an_exit_code(model, text):
 
 
 def test_every_option_of_a_probe_can_be_planned():
-    from lens.cli import plan_probe
-    from lens.cli import probe as verb
+    from lens.cli import plan, probe
 
     def options(command):
         return {name for param in command.params for name in (*param.opts, *param.secondary_opts)}
 
-    assert options(verb.command) < options(plan_probe.command)
-    assert not any(param.required for param in plan_probe.command.params)
+    assert options(probe.probe) < options(plan.probe)
+    assert not any(
+        option.field.is_required() for option in options_of(plan.PlanProbeCommand).values()
+    )
 
 
 def test_an_unknown_dtype_is_refused(model):

@@ -21,9 +21,9 @@ from lens.planning.model import (
 )
 from lens.planning.plan import plan_training
 from lens.planning.resources import Rates, StepBatch, TrainSizing, forward_cost, step_cost
-from lens.training.config import resolve
+from lens.training.config import Lora, resolve
 from lens.training.data import memory_for_states
-from lens.training.parameters import Lora, Trainable
+from lens.training.parameters import Trainable
 from tests.helpers import tiny
 from tests.helpers.observed import observed
 
@@ -67,17 +67,17 @@ def test_counts_from_headers_and_from_the_config_are_those_of_the_model(saved, t
 
 
 @pytest.mark.parametrize("family", [f for f in tiny.FAMILIES if f != "mixtral"])
-@pytest.mark.parametrize("train", ["full", "attention", "mlp", "norm", "bias", "attention,norm"])
-def test_what_is_trained_is_what_training_takes(saved, family, train):
+@pytest.mark.parametrize("modules", ["full", "attention", "mlp", "norm", "bias", "attention,norm"])
+def test_what_is_trained_is_what_training_takes(saved, family, modules):
     model = tiny.model(family)
     structure = structure_of(read_checkpoint(saved(family)))
     try:
-        real = Trainable(model, locate(model), (1, 2), train=train)
+        real = Trainable(model, locate(model), (1, 2), modules=modules)
     except InputError:
         with pytest.raises(InputError, match="selects nothing"):
-            structure.chosen((1, 2), train)
+            structure.chosen((1, 2), modules)
         return
-    assert count(structure.chosen((1, 2), train)) * 4 == real.nbytes
+    assert count(structure.chosen((1, 2), modules)) * 4 == real.nbytes
 
 
 @pytest.mark.parametrize("family", [f for f in tiny.FAMILIES if f != "mixtral"])

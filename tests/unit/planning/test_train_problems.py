@@ -14,13 +14,14 @@ import pytest
 from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
-from lens.cli import main
+from lens.cli.app import main
 from lens.errors import InputError
 from lens.models.checkpoint import read_checkpoint
 from lens.planning.checks import DiskUse, of_disk
 from lens.planning.plan import plan_training
 from lens.space.space import Space
-from lens.training.parameters import Lora
+from lens.training.config import Lora
+from lens.utils.settings import options_of
 from tests.helpers import tiny
 
 PROMPTS = {"en": [[3] * 9] * 5, "es": [[3] * 12] * 5}
@@ -183,8 +184,8 @@ def test_other_weights_and_none(folder, tmp_path):
 
 
 def test_adapters_on_nothing(folder):
-    assert "selects none" in problems(folder, PROMPTS, lora=2, train="norm")["error", "lora"]
-    assert "selects nothing" in problems(folder, PROMPTS, train="wings")["error", "layers"]
+    assert "selects none" in problems(folder, PROMPTS, lora=2, modules="norm")["error", "lora"]
+    assert "selects nothing" in problems(folder, PROMPTS, modules="wings")["error", "layers"]
     assert ("error", "lora") not in problems(folder, PROMPTS, lora=Lora(2))
 
 
@@ -306,14 +307,14 @@ def test_command_gives_json_and_an_exit_code(folder, text):
 
 
 def test_every_option_of_training_can_be_planned():
-    from lens.cli import plan_train, train
+    from lens.cli import plan, train
 
     def options(command):
         return {name for param in command.params for name in (*param.opts, *param.secondary_opts)}
 
-    assert options(train.command) < options(plan_train.command)
-    required = {param.name for param in plan_train.command.params if param.required}
-    assert required == {"model", "prompts"}
+    assert options(train.train) < options(plan.train)
+    found = options_of(plan.PlanTrainCommand)
+    assert {name for name, one in found.items() if one.field.is_required()} == {"model", "prompts"}
 
 
 def test_a_quick_plan_does_without_torch(folder):

@@ -120,7 +120,9 @@ def test_every_way_to_give_states():
     assert resample.gram(x).languages == ("language 0", "language 1", "language 2")
     torch = pytest.importorskip("torch")
     for far in (torch.empty(2, 3, 4, device="meta"), [torch.empty(3, 4, device="meta")] * 2):
-        with pytest.raises(InputError, match=r"(states|language 0): .* move it to the CPU with .cpu"):
+        with pytest.raises(
+            InputError, match=r"(states|language 0): .* move it to the CPU with .cpu"
+        ):
             resample.gram(far)
     half = torch.tensor(x).bfloat16()
     raw = half.view(torch.uint16).numpy()

@@ -31,13 +31,13 @@ TOLERANCE = {"float16": 2**-11, "bfloat16": 2**-8, "float32": 2**-23}
 @pytest.fixture(scope="module")
 def kept(llama, tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("kept") / "states"
-    space = probe(llama, tokenizer, ROWS, pivot="en", keep=folder, states_dtype="float32")
+    space = probe(llama, tokenizer, ROWS, pivot="en", keep_states=folder, states_dtype="float32")
     return space, StateStore(folder)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_kept_states_are_those_of_the_rows(llama, tokenizer, tmp_path, dtype):
-    probe(llama, tokenizer, ROWS, pivot="en", keep=tmp_path / "s", states_dtype=dtype)
+    probe(llama, tokenizer, ROWS, pivot="en", keep_states=tmp_path / "s", states_dtype=dtype)
     states = StateStore(tmp_path / "s")
     assert states.languages == CODES
     assert states.sites == ("block.0", "block.1", "block.2", "final")
@@ -102,11 +102,11 @@ def test_the_space_keeps_the_chosen_ranks_and_why(kept, tmp_path):
 
 def test_probe_chooses_ranks_when_asked(llama, tokenizer, tmp_path):
     space = probe(
-        llama, tokenizer, ROWS, pivot="en", sites=-1, keep=tmp_path / "s", choose_ranks=True
+        llama, tokenizer, ROWS, pivot="en", sites=-1, keep_states=tmp_path / "s", select_rank=True
     )
     assert set(space.about.ranks) == {"block.2"}
-    with pytest.raises(InputError, match="name a folder with keep="):
-        probe(llama, tokenizer, ROWS, pivot="en", choose_ranks=True)
+    with pytest.raises(InputError, match="name a folder with keep_states"):
+        probe(llama, tokenizer, ROWS, pivot="en", select_rank=True)
 
 
 def test_states_of_another_space_are_refused(kept, llama, tokenizer):
@@ -131,7 +131,7 @@ def test_a_value_beyond_the_dtype_names_the_row(tmp_path):
 
 def test_rows_that_are_not_parallel(llama, tokenizer, tmp_path):
     rows = {"en": ROWS["en"], "es": ROWS["es"][:9]}
-    probe(llama, tokenizer, rows, pivot="en", parallel=False, keep=tmp_path / "s")
+    probe(llama, tokenizer, rows, pivot="en", parallel=False, keep_states=tmp_path / "s")
     states = StateStore(tmp_path / "s")
     assert not states.parallel
     assert states.raw(0, "es").shape == (9, 32)
@@ -144,9 +144,9 @@ def test_bad_folders(tmp_path, kept, llama, tokenizer):
     with pytest.raises(InputError, match=r"no states\.json; make them with lens probe"):
         StateStore(tmp_path)
     with pytest.raises(InputError, match="exists already"):
-        probe(llama, tokenizer, ROWS, pivot="en", keep=states.folder)
-    with pytest.raises(InputError, match="unknown dtype of states 'int8'"):
-        probe(llama, tokenizer, ROWS, pivot="en", keep=tmp_path / "n", states_dtype="int8")
+        probe(llama, tokenizer, ROWS, pivot="en", keep_states=states.folder)
+    with pytest.raises(InputError, match="states_dtype: got 'int8'"):
+        probe(llama, tokenizer, ROWS, pivot="en", keep_states=tmp_path / "n", states_dtype="int8")
     copy = tmp_path / "copy"
     copy.mkdir()
     for file in states.folder.iterdir():

@@ -114,11 +114,11 @@ def test_strength_zero_is_the_identity_to_the_bit(vector, dtype, keep):
     assert torch.equal(outputs(model, rules)[0], plain)
 
 
-@pytest.mark.parametrize("op", ["add", "project"])
-def test_norms_can_be_preserved(llama, vector, op):
-    array = {"vector": vector} if op == "add" else {"basis": random_basis(32, 8, seed=2)}
+@pytest.mark.parametrize("method", ["add", "project"])
+def test_norms_can_be_preserved(llama, vector, method):
+    array = {"vector": vector} if method == "add" else {"basis": random_basis(32, 8, seed=2)}
     _, before = outputs(llama)
-    _, after = outputs(llama, Rule(op, 1, strength=0.7, preserve_norm=True, **array))
+    _, after = outputs(llama, Rule(method, 1, strength=0.7, preserve_norm=True, **array))
     torch.testing.assert_close(after[1].norm(dim=-1), before[1].norm(dim=-1))
     assert not torch.allclose(after[1], before[1])
 
@@ -145,7 +145,7 @@ def hooks_of(model):
 
 def test_everything_is_restored_after_the_block_and_after_errors(llama, vector):
     plain, _ = outputs(llama)
-    rule = Rule("add", "all", vector=vector, apply="generation")
+    rule = Rule("add", "all", vector=vector, tokens="generation")
     with steer(llama, rule):
         assert hooks_of(llama)
     assert hooks_of(llama) == []
@@ -193,9 +193,9 @@ def test_generation_with_and_without_a_cache_is_the_same(family, vector):
     assert not torch.equal(cached, generate(model, []))
 
 
-@pytest.mark.parametrize(("apply", "touched"), [("prompt", [6]), ("generation", [1] * 5)])
+@pytest.mark.parametrize(("tokens", "touched"), [("prompt", [6]), ("generation", [1] * 5)])
 @pytest.mark.parametrize("prompt", [6, 1])
-def test_prompt_and_generation_are_told_apart(llama, vector, apply, touched, prompt):
+def test_prompt_and_generation_are_told_apart(llama, vector, tokens, touched, prompt):
     lengths = []
     changed = []
 
@@ -211,13 +211,13 @@ def test_prompt_and_generation_are_told_apart(llama, vector, apply, touched, pro
         block.register_forward_pre_hook(before),
         block.register_forward_hook(lambda _m, _a, out: raw.append(out)),
     ]
-    with steer(llama, Rule("add", 1, vector=vector, apply=apply)):
+    with steer(llama, Rule("add", 1, vector=vector, tokens=tokens)):
         hooks.append(block.register_forward_hook(after))
         llama.generate(IDS[:, :prompt], max_new_tokens=6, min_new_tokens=6, do_sample=False)
     for hook in hooks:
         hook.remove()
     assert lengths == [prompt, 1, 1, 1, 1, 1]
-    first, rest = (True, False) if apply == "prompt" else (False, True)
+    first, rest = (True, False) if tokens == "prompt" else (False, True)
     assert changed == [first] + [rest] * 5
     assert sum(changed) == len(touched)
 
@@ -225,7 +225,7 @@ def test_prompt_and_generation_are_told_apart(llama, vector, apply, touched, pro
 def test_phases_are_seen_through_an_adapter(vector):
     model = tiny.model("llama")
     wrapped = get_peft_model(model, LoraConfig(target_modules=["q_proj"], r=2))
-    rule = Rule("add", 1, strength=3.0, vector=vector, apply="generation")
+    rule = Rule("add", 1, strength=3.0, vector=vector, tokens="generation")
     expected = generate(tiny.model("llama"), rule)
     with steer(wrapped, rule):
         found = wrapped.generate(input_ids=IDS, max_new_tokens=6, min_new_tokens=6, do_sample=False)
@@ -234,7 +234,7 @@ def test_phases_are_seen_through_an_adapter(vector):
 
 
 def test_prompt_and_generation_together_are_all(llama, vector):
-    parts = [Rule("add", 1, vector=vector, apply=apply) for apply in ("prompt", "generation")]
+    parts = [Rule("add", 1, vector=vector, tokens=tokens) for tokens in ("prompt", "generation")]
     assert torch.equal(generate(llama, parts), generate(llama, Rule("add", 1, vector=vector)))
 
 

@@ -25,19 +25,19 @@ def space():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"op": "multiply"}, "op is 'multiply'; expected one of: add, project"),
-        ({"apply": "sometimes"}, "apply is 'sometimes'"),
+        ({"method": "multiply"}, "method is 'multiply'; expected one of: add, project"),
+        ({"tokens": "sometimes"}, "tokens is 'sometimes'"),
         ({"strength": float("nan")}, "strength is nan"),
         ({"strength": "much"}, "strength is 'much'"),
-        ({"vector": None}, "op 'add' needs vector="),
+        ({"vector": None}, "method 'add' needs vector="),
         ({"basis": np.eye(3)}, "and no basis="),
         ({"vector": np.ones((2, 2))}, r"shape \(2, 2\); expected \(d,\)"),
         ({"vector": np.array([1, np.inf])}, "NaN or infinite"),
-        ({"op": "project", "vector": None, "basis": np.ones((4, 2))}, "not orthonormal"),
+        ({"method": "project", "vector": None, "basis": np.ones((4, 2))}, "not orthonormal"),
     ],
 )
 def test_rules_that_make_no_sense(arguments, message):
-    values = {"op": "add", "layers": 0, "vector": np.ones(4), **arguments}
+    values = {"method": "add", "layers": 0, "vector": np.ones(4), **arguments}
     with pytest.raises(InputError, match=message):
         Rule(**values)
 
@@ -45,9 +45,9 @@ def test_rules_that_make_no_sense(arguments, message):
 def test_a_policy_keeps_its_meaning_on_disk(space, tmp_path):
     policy = Policy(
         (
-            PolicyRule("Swahili", "1:3", strength=1.5, apply="generation"),
+            PolicyRule("Swahili", "1:3", strength=1.5, tokens="generation"),
             PolicyRule("tr", [0, 2], preserve_norm=True),
-            PolicyRule("*", -1, op="project", strength=-0.5, rank=2),
+            PolicyRule("*", -1, method="project", strength=-0.5, rank=2),
         ),
         space_sha256=space.sha256,
     )
@@ -55,7 +55,11 @@ def test_a_policy_keeps_its_meaning_on_disk(space, tmp_path):
     assert Policy.load(path) == policy
     assert space.sha256 in path.read_text()
     rules = policy.resolve(space, language="sw")
-    assert [(rule.op, rule.layers) for rule in rules] == [("add", 1), ("add", 2), ("project", 2)]
+    assert [(rule.method, rule.layers) for rule in rules] == [
+        ("add", 1),
+        ("add", 2),
+        ("project", 2),
+    ]
     np.testing.assert_array_equal(rules[1].vector, space.delta(2, "sw"))
     fitted = space.fit(2, rank=2, agnostic="complement").basis
     np.testing.assert_array_equal(rules[2].basis, fitted)
@@ -70,7 +74,7 @@ def test_a_policy_of_another_space_or_language(space):
     with pytest.raises(InputError, match="not in this space"):
         Policy((PolicyRule("ru", 0),)).resolve(space)
     assert len(Policy(rules[:1]).resolve(space)) == 1
-    assert Policy((PolicyRule("*", 0, op="project"),)).resolve(space)[0].op == "project"
+    assert Policy((PolicyRule("*", 0, method="project"),)).resolve(space)[0].method == "project"
 
 
 def test_every_problem_of_a_policy_file_is_listed(tmp_path):
@@ -78,7 +82,7 @@ def test_every_problem_of_a_policy_file_is_listed(tmp_path):
     path.write_text(
         "schema: lens.policy/1\nspaec: abc\nrules:\n"
         "- {language: sw, layers: 1, strenght: 2}\n"
-        "- {layers: 1, op: add}\n"
+        "- {layers: 1, method: add}\n"
         "- {language: Gibberish, layers: 1}\n"
         "- {language: sw, layers: 1, rank: 0}\n"
         "- text\n"

@@ -138,7 +138,7 @@ def test_two_processes_give_what_one_gives(place, tmp_path):
 def test_shards_give_what_whole_copies_give(place, tmp_path):
     found = []
     for out, shard in ((tmp_path / "whole", ()), (tmp_path / "parts", ("--shard",))):
-        given = (*shard, "--clip", "1e9", "--checkpoint-every", "3")
+        given = (*shard, "--max-grad-norm", "1e9", "--checkpoint-every", "3")
         done = train(place, out, *given, processes=2)
         assert done.returncode == 0, done.stderr
         found.append(load_file(out / "model.safetensors"))
@@ -150,7 +150,7 @@ def test_shards_give_what_whole_copies_give(place, tmp_path):
 
 def test_a_sharded_run_that_is_stopped_goes_on_to_the_same_bits(place, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    given = ("--shard", "--micro-batch", "1", "--checkpoint-every", "3", "--steps", "40")
+    given = ("--shard", "--micro-batch-size", "1", "--checkpoint-every", "3", "--steps", "40")
     assert train(place, whole, *given, processes=2).returncode == 0
     stop_after_a_checkpoint(place, parts, *given)
     assert not parts.exists()
@@ -174,7 +174,7 @@ def stop_after_a_checkpoint(place, out, *more):
 
 
 def test_a_divergence_ends_all_processes(place, tmp_path):
-    done = train(place, tmp_path / "out", "--lr", "1e30", "--clip", "1e30", processes=2)
+    done = train(place, tmp_path / "out", "--lr", "1e30", "--max-grad-norm", "1e30", processes=2)
     assert done.returncode != 0
     assert "weights were put back" in done.stderr
     assert not (tmp_path / "out").exists()

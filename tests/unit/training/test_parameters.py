@@ -11,7 +11,8 @@ from torch import nn
 from lens.errors import InputError, MissingExtraError
 from lens.models.architecture import insides, locate
 from lens.models.quantization import is_quantized, unpack
-from lens.training.parameters import Lora, Trainable
+from lens.training.config import Lora
+from lens.training.parameters import Trainable
 from lens.training.trainer import LensTrainer
 from tests.helpers import tiny
 from tests.helpers.plain_loop import rows as prompts
@@ -47,8 +48,8 @@ def test_attention_is_told_from_the_rest_in_every_block(family):
 
 def test_names_and_kinds_add_up():
     net = tiny.model("llama")
-    several = set(trainable(net, train="attention, norm,mlp.down_proj").activate())
-    apart = [set(trainable(net, train=t).activate()) for t in ("attention", "norm")]
+    several = set(trainable(net, modules="attention, norm,mlp.down_proj").activate())
+    apart = [set(trainable(net, modules=t).activate()) for t in ("attention", "norm")]
     assert several == apart[0] | apart[1] | {
         f"model.layers.{i}.mlp.down_proj.weight" for i in (1, 2)
     }
@@ -58,7 +59,7 @@ def test_names_and_kinds_add_up():
 
 
 @pytest.mark.parametrize(
-    ("family", "train", "words"),
+    ("family", "modules", "words"),
     [
         ("llama", "attn", r"'attn': no such name in model\.layers\.1.*self_attn\.q_proj"),
         ("llama", "bias", r"'bias': no parameter in model\.layers\.1 \(LlamaDecoderLayer\)"),
@@ -66,9 +67,9 @@ def test_names_and_kinds_add_up():
         ("gpt2", "q_proj", r"use one of full, attention, mlp, bias, norm.*attn\.c_attn"),
     ],
 )
-def test_what_selects_nothing_is_refused_with_the_candidates(family, train, words):
+def test_what_selects_nothing_is_refused_with_the_candidates(family, modules, words):
     with pytest.raises(InputError, match=words):
-        trainable(tiny.model(family), train=train)
+        trainable(tiny.model(family), modules=modules)
 
 
 class Unsplit(nn.Module):
@@ -85,10 +86,10 @@ class Unsplit(nn.Module):
 def test_a_block_that_cannot_be_taken_apart_says_so():
     net = tiny.model("llama")
     net.model.layers = nn.ModuleList(Unsplit(block) for block in net.model.layers)
-    assert len(trainable(net, train="attention").activate()) == 18  # inner mixes tokens
+    assert len(trainable(net, modules="attention").activate()) == 18  # inner mixes tokens
     with pytest.raises(InputError, match=r"no part that works as mlp.*inner\.mlp\.up_proj"):
-        trainable(net, train="mlp")
-    assert len(trainable(net, train="inner.mlp").activate()) == 6
+        trainable(net, modules="mlp")
+    assert len(trainable(net, modules="inner.mlp").activate()) == 6
 
 
 @pytest.mark.parametrize("layers", ["3", "-4:", "1:9", "-1:-2"])
@@ -132,7 +133,7 @@ def test_a_saved_adapter_goes_onto_the_original_model(family, dora, tmp_path):
 
 def test_adapters_sit_on_the_wanted_linear_layers_alone():
     net = tiny.model("llama")
-    chosen = trainable(net, train="attention", lora=Lora(3, alpha=5))
+    chosen = trainable(net, modules="attention", lora=Lora(3, alpha=5))
     expected = chosen.nbytes
     found = chosen.activate()
     assert len(found) == 2 * 4 * 2 and all(".self_attn." in name for name in found)
@@ -140,7 +141,7 @@ def test_adapters_sit_on_the_wanted_linear_layers_alone():
     layer = net.model.layers[1].self_attn.q_proj
     assert layer.scaling["default"] == 5 / 3
     assert not hasattr(net.model.layers[0].self_attn.q_proj, "base_layer")
-    again = trainable(tiny.model("llama"), train="attention", lora=Lora(3))
+    again = trainable(tiny.model("llama"), modules="attention", lora=Lora(3))
     torch.manual_seed(99)  # initial weights come from a seed of their own
     assert all(torch.equal(p, found[n]) for n, p in again.activate().items())
 
@@ -155,12 +156,12 @@ def test_adapters_of_16_bit_models_are_trained_in_32_bit():
 
 def test_adapters_that_cannot_be_are_refused(monkeypatch):
     net = tiny.model("llama")
-    with pytest.raises(InputError, match="adapters go on linear layers, and train='norm'"):
-        trainable(net, train="norm", lora=4)
+    with pytest.raises(InputError, match="adapters go on linear layers, and modules='norm'"):
+        trainable(net, modules="norm", lora=4)
     with pytest.raises(InputError, match=r"'mlp': no linear layer in model\.layers\.1"):
-        trainable(tiny.model("mixtral"), train="mlp", lora=4)  # experts are stacked, not linear
+        trainable(tiny.model("mixtral"), modules="mlp", lora=4)  # experts are stacked, not linear
     for rank in (0, -1, 1.5):
-        with pytest.raises(InputError, match="rank of a LoRA adapter"):
+        with pytest.raises(InputError, match="Lora: rank: got"):
             Lora(rank)
     trainer = LensTrainer(net, None, space(), prompts(), lora=2)
     with pytest.raises(InputError, match="carries adapters already"):
@@ -230,12 +231,12 @@ def test_packed_layers_of_the_band_are_unpacked_and_the_prefix_stays(old_names):
 
 def test_only_what_is_trained_is_unpacked():
     net = packed_model()
-    trainable(net, train="attention")
+    trainable(net, modules="attention")
     block = locate(net).blocks[2]
     assert type(block.self_attn.q_proj) is nn.Linear
     assert is_quantized(block.mlp.up_proj)
     other = packed_model()
-    names = trainable(other, train="norm,bias").activate()
+    names = trainable(other, modules="norm,bias").activate()
     assert is_quantized(locate(other).blocks[2].self_attn.q_proj)
     assert names and all(n.endswith("bias") or "norm" in n for n in names)
 
@@ -262,7 +263,7 @@ def test_packed_layers_that_stop_gradients_are_unpacked_and_said(capsys):
     for block in locate(net).blocks:
         block.mlp.up_proj = InferenceOnly(block.mlp.up_proj)
         block.mlp.down_proj = PackedLinear(block.mlp.down_proj)
-    trainer = LensTrainer(net, None, space(), prompts(), layers="1", train="norm")
+    trainer = LensTrainer(net, None, space(), prompts(), layers="1", modules="norm")
     assert "2 packed layers from block 1 on pass no gradient" in capsys.readouterr().err
     blocks = locate(net).blocks
     assert is_quantized(blocks[0].mlp.up_proj) and is_quantized(blocks[2].mlp.down_proj)

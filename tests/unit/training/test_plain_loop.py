@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from lens.models.architecture import locate
-from lens.training.config import PRESETS
-from lens.training.parameters import Lora, attach
+from lens.training.config import PRESETS, Lora
+from lens.training.parameters import attach
 from lens.training.trainer import LensTrainer
 from tests.helpers import tiny
 from tests.helpers.plain_loop import PlainLoop, rows, space
@@ -121,13 +121,13 @@ def test_a_set_of_bands_bit_for_bit(family, options):
 
 @pytest.mark.parametrize("family", ["qwen2", "gpt_neox", "opt", "bloom", "gpt2", "falcon"])
 def test_biases_alone_bit_for_bit(family):
-    result = compare(tiny.model(family), rows(), config_of("lens"), train="bias")
+    result = compare(tiny.model(family), rows(), config_of("lens"), modules="bias")
     assert all(name.endswith("bias") for name in result.band)
 
 
 @pytest.mark.parametrize("family", sorted(tiny.FAMILIES))
-@pytest.mark.parametrize("train", ["attention", "mlp", "norm"])
-def test_parts_of_blocks_bit_for_bit(family, train):
-    result = compare(tiny.model(family), prompts_of(family), config_of("lens"), train=train)
-    names = {"attention": "attn|attention", "mlp": r"mlp|\.fc\d", "norm": "norm|ln_"}[train]
+@pytest.mark.parametrize("modules", ["attention", "mlp", "norm"])
+def test_parts_of_blocks_bit_for_bit(family, modules):
+    result = compare(tiny.model(family), prompts_of(family), config_of("lens"), modules=modules)
+    names = {"attention": "attn|attention", "mlp": r"mlp|\.fc\d", "norm": "norm|ln_"}[modules]
     assert all(re.search(names, name) for name in result.band)

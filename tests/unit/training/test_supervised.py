@@ -25,7 +25,7 @@ def test_finetuning_trains_a_part_or_adapters_and_takes_them_off():
     net, tokenizer = tiny.model(), tiny.tokenizer()
     answers = {lang: ["red", "me", "here", "now"] for lang in PROMPTS}
     before = copy.deepcopy(net.state_dict())
-    done = finetune(net, tokenizer, PROMPTS, answers, train="mlp", config=short(steps=2))
+    done = finetune(net, tokenizer, PROMPTS, answers, modules="mlp", config=short(steps=2))
     moved = {name for name, w in net.state_dict().items() if not torch.equal(w, before[name])}
     assert moved == set(done.trainable.parameters) and all(".mlp." in name for name in moved)
     net.load_state_dict(before)

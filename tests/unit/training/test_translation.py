@@ -102,34 +102,35 @@ def test_what_does_not_fit_is_refused(world):
 def test_the_command_refuses_what_does_not_go_together(tmp_path):
     from click.testing import CliRunner
 
-    from lens.cli import main
+    from lens.cli.app import main
 
     def run(*options):
         needed = ("--model", "x", "--space", "s", "--prompts", "p", "--out", str(tmp_path / "o"))
         return CliRunner().invoke(main, ["train", *needed, *options])
 
     assert run("--losses", "lens", "--texts", "t").exit_code == 2
-    from lens.cli._answers import RowOptions
-    from lens.training.config import resolve
+    from lens.cli.train import TrainCommand
 
-    lens_only, taught = resolve("lens"), resolve("self-translation")
-    on_text = resolve({"terms": [{"kind": "separate"}, {"kind": "lm", "rows": "text"}]})
+    def check(losses, **given):
+        needed = {"model": "x", "space": "s", "prompts": "p", "out": "o"}
+        TrainCommand(losses=losses, **needed, **given).check_rows()
+
+    on_text = {"terms": [{"kind": "separate"}, {"kind": "lm", "rows": "text"}]}
     with pytest.raises(InputError, match="--texts: not for these losses"):
-        RowOptions(None, None, tmp_path, None).check(lens_only)
+        check("lens", texts=tmp_path)
     with pytest.raises(InputError, match="--answers: not for these losses"):
-        RowOptions(None, tmp_path, tmp_path, None).check(on_text)
+        check(on_text, answers=tmp_path, texts=tmp_path)
     with pytest.raises(InputError, match="give --answers, or --texts"):
-        RowOptions(None, None, None, None).check(taught)
+        check("self-translation")
     with pytest.raises(InputError, match="read plain text in the languages trained"):
-        RowOptions(None, None, None, None).check(on_text)
-    RowOptions(None, tmp_path, None, None).check(taught)
-    RowOptions(None, None, tmp_path, None).check(taught)
-    RowOptions(None, None, tmp_path, None).check(on_text)
-    RowOptions(None, None, None, None).check(lens_only)
-    exercises = RowOptions("question-translation", None, None, None)
-    exercises.check(resolve("question-translation"))
+        check(on_text)
+    check("self-translation", answers=tmp_path)
+    check("self-translation", texts=tmp_path)
+    check(on_text, texts=tmp_path)
+    check("lens")
+    check("question-translation")
     with pytest.raises(InputError, match="--texts: not for these losses"):
-        RowOptions("question-translation", None, tmp_path, None).check(taught)
+        check("question-translation", texts=tmp_path)
 
 
 def test_question_translation_is_trained_from_the_command_line(tmp_path):
@@ -137,7 +138,7 @@ def test_question_translation_is_trained_from_the_command_line(tmp_path):
 
     from click.testing import CliRunner
 
-    from lens.cli import main
+    from lens.cli.app import main
     from lens.demo.models import checkpoint_path
 
     rows = {code: [q.prompt for q in questions("train", code, 6)] for code in LANGS}

@@ -1,0 +1,337 @@
+"""From a settings model to a command: its options, ``--config``, ``--print-config``, its errors.
+
+A verb declares one model and takes one object::
+
+    @command(TrainCommand)
+    def train(settings: TrainCommand) -> None: ...
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from annotated_types import Ge, Gt, Le, Lt
+
+from lens.cli.app import VERBOSE
+from lens.errors import InputError
+from lens.utils.config import read_yaml, unknown
+from lens.utils.settings import Option, Settings, option, options_of, plain, read_file, validated
+
+V = TypeVar("V", bound="Verb")
+
+_BOUNDS = ((Ge, "ge", ">="), (Gt, "gt", ">"), (Le, "le", "<="), (Lt, "lt", "<"))
+
+
+class Verb(Settings):
+    """What every command takes."""
+
+    as_json: bool = option(False, "Print the result as JSON.", key="json", record=False)
+
+
+def command(
+    model: type[V], name: str | None = None, *, config: bool = True
+) -> Callable[[Callable[[V], None]], click.Command]:
+    """Make a command of a function that takes the settings.
+
+    Parameters
+    ----------
+    model : type of Verb
+        Its fields are arguments and options.
+    name : str, optional
+        Name of the command; that of the function by default.
+    config : bool
+        Offer ``--config`` and ``--print-config``.
+    """
+
+    def decorate(function: Callable[[V], None]) -> click.Command:
+        def run(**_values: Any) -> None:
+            context = click.get_current_context()
+            given, spelled = _given(context, model)
+            file = context.params.get("config_file")
+            found: list[str] = []
+            if file is not None:
+                held, names, found = _held(file, model)
+                given, spelled = _joined(model, held, given), {**names, **spelled}
+            if context.params.get("print_config"):
+                _refuse(found)
+                print_config(model, given, spelled)
+                return
+            function(_settings(model, given, spelled, found))
+
+        shown = (one for one in options_of(model).values() if one.info.typed)
+        made = [_parameter(one) for one in shown if not one.info.hidden]
+        made.sort(key=lambda one: (isinstance(one, click.Option), one.name in Verb.model_fields))
+        params = [*made, *_talking(), *(_config() if config else [])]
+        return click.Command(
+            name or function.__name__, callback=run, params=params, help=function.__doc__
+        )
+
+    return decorate
+
+
+# --- parameters --------------------------------------------------------------------------------
+
+
+class _Option(click.Option):
+    """An option whose value stays as it was typed: the settings model reads it.
+
+    Help shows ``--no-x`` only where ``--x`` is not what happens when nothing is said.
+    """
+
+    brief = False
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Row of the help, without the spelling that changes nothing."""
+        record = super().get_help_record(ctx)
+        if record is None or not self.brief:
+            return record
+        return record[0].split(" / ")[0], record[1]
+
+
+class _AsTyped(click.ParamType[Any]):
+    """Text that is read later; choices are offered to completion."""
+
+    def __init__(self, name: str, choices: tuple[str, ...]) -> None:
+        self.name, self.choices = name, choices
+
+    def shell_complete(self, ctx: Any, param: Any, incomplete: str) -> list[Any]:
+        """Choices, or files where a path is expected."""
+        from click.shell_completion import CompletionItem
+
+        if self.name == "path":
+            return [CompletionItem(incomplete, type="file")]
+        return [CompletionItem(one) for one in self.choices if one.startswith(incomplete)]
+
+
+def _parameter(spec: Option) -> click.Parameter:
+    info, kind = spec.info, spec.field.annotation
+    metavar = info.metavar or _metavar(spec)
+    if info.argument:
+        many = "tuple" in str(kind)
+        required = spec.field.is_required()
+        shown = spec.key.upper().replace("-", "_") + ("..." if many else "")
+        return click.Argument(
+            [spec.name],
+            type=_AsTyped(_word(spec), spec.choices),
+            required=required,
+            nargs=-1 if many else 1,
+            metavar=shown if required else f"[{shown}]",
+        )
+    names = [f"--{key}" for key in spec.spellings]
+    if spec.is_flag:
+        names[0] += f"/--{spec.off}"
+    names += [f"-{info.short}"] if info.short else []
+    made = _Option(
+        [*names, spec.name],
+        help=_help(spec),
+        is_flag=spec.is_flag or None,
+        default=None,
+        type=None if spec.is_flag else _AsTyped(_word(spec), spec.choices),
+        multiple=spec.info.many,
+        metavar=None if spec.is_flag else metavar,
+    )
+    made.brief = spec.default is False and info.off is None
+    return made
+
+
+def _word(spec: Option) -> str:
+    names = str(spec.field.annotation)
+    return next((word for word in ("path", "float", "int") if word in names.lower()), "text")
+
+
+def _metavar(spec: Option) -> str:
+    if spec.choices:
+        return f"[{'|'.join(spec.choices)}]"
+    return {"path": "PATH", "float": "FLOAT", "int": "INTEGER", "text": "TEXT"}[_word(spec)]
+
+
+def _help(spec: Option) -> str:
+    """Return description, default and bounds."""
+    default, told = spec.default, []
+    if default not in (None, False, "", [], {}):
+        listed = ",".join(map(str, default)) if isinstance(default, list) else default
+        told.append(f"default: {spec.key if default is True else listed}")
+    limits = [
+        f"x{sign}{getattr(one, name):g}"
+        for one in spec.field.metadata
+        for kind, name, sign in _BOUNDS
+        if isinstance(one, kind)
+    ]
+    told += [" and ".join(limits)] if limits else []
+    told += ["required"] if spec.field.is_required() and len(spec.path) == 1 else []
+    text = spec.field.description or ""
+    return f"{text}  [{'; '.join(told)}]" if told else text
+
+
+def _talking() -> list[click.Parameter]:
+    return [
+        click.Option(
+            ["--quiet"],
+            is_flag=True,
+            expose_value=False,
+            callback=_silence,
+            help="No progress, only the result.",
+        ),
+        click.Option(
+            ["-v", "--verbose"],
+            count=True,
+            expose_value=False,
+            is_eager=True,
+            callback=_remember_verbose,
+            help="Show the traceback of an error.",
+        ),
+    ]
+
+
+def _config() -> list[click.Parameter]:
+    return [
+        click.Option(
+            ["--config", "-C", "config_file"],
+            type=click.Path(path_type=Path),
+            metavar="FILE",
+            help="YAML file with these options as keys; the command line wins.",
+        ),
+        click.Option(
+            ["--print-config"],
+            is_flag=True,
+            help="Print the options of this call as such a file, and stop.",
+        ),
+    ]
+
+
+def _remember_verbose(ctx: click.Context, _param: click.Parameter, value: int) -> None:
+    ctx.meta[VERBOSE] = value
+
+
+def _silence(_ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    from lens.utils.progress import set_quiet
+
+    set_quiet(value)
+
+
+# --- values ------------------------------------------------------------------------------------
+
+
+def _given(ctx: click.Context, model: type[Settings]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return what was typed, by name, and how it is called in messages."""
+    values, spelled = {}, {}
+    for name, one in options_of(model).items():
+        value = ctx.params.get(name)
+        if value is None or value == ():
+            continue
+        values[name] = value
+        spelled[name] = one.key.upper() if one.info.argument else f"--{one.key}"
+    return values, spelled
+
+
+def _held(path: Path, model: type[Settings]) -> tuple[dict[str, Any], dict[str, str], list[str]]:
+    """Return what a config holds, by name, its name in messages, and what is wrong with it."""
+    content = read_yaml(path)
+    if content is None:
+        return {}, {}, []
+    if not isinstance(content, dict):
+        raise InputError(
+            f"{path} holds a {type(content).__name__}; expected keys with values, one per option, "
+            "such as 'layers: \"-2:\"'"
+        )
+    keys = {
+        key.replace("_", "-"): (one, key == one.off)
+        for one in options_of(model).values()
+        if not one.info.argument and not one.info.hidden
+        for key in (*one.spellings, *([one.off] if one.off else []))
+    }
+    values: dict[str, Any] = {}
+    spelled: dict[str, str] = {}
+    found: list[str] = []
+    taken: dict[str, Any] = {}
+    for key, value in content.items():
+        if str(key).replace("_", "-") not in keys:
+            shown = [known for known, (_, is_off) in keys.items() if not is_off]
+            found.append(f"{path}: {unknown(key, shown)}")
+            continue
+        one, is_off = keys[str(key).replace("_", "-")]
+        if one.name in taken:
+            found.append(
+                f"{path}: '{taken[one.name]}' and '{key}' are one option; expected one of them"
+            )
+        taken[one.name] = key
+        if value is not None:  # nothing after the colon: not given
+            values[one.name] = (not value) if is_off and isinstance(value, bool) else value
+            spelled[one.name] = f"{path}: {key}"
+    return values, spelled, found
+
+
+def _joined(
+    model: type[Settings], held: Mapping[str, Any], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Put what was typed above, or beside, what the config holds."""
+    values = {**held, **given}
+    for name, one in options_of(model).items():
+        if one.info.adds and name in held and name in given:
+            values[name] = [held[name], *given[name]]
+    return values
+
+
+def _settings(
+    model: type[V], given: Mapping[str, Any], spelled: Mapping[str, str], found: list[str]
+) -> V:
+    try:
+        settings = validated(
+            model,
+            given,
+            spelled=spelled,
+            unsaid=lambda one: f"--{one.key}" if one.info.typed else one.key,
+        )
+    except InputError as error:
+        raise InputError("\n".join([*found, str(error)])) from None
+    _refuse(found)
+    return settings
+
+
+def _refuse(found: list[str]) -> None:
+    if found:
+        raise InputError("\n".join(found))
+
+
+def print_config(
+    model: type[Settings], given: Mapping[str, Any], spelled: Mapping[str, str]
+) -> None:
+    """Print options as YAML that ``--config`` takes: what was given, and defaults as comments."""
+    import yaml
+
+    settings = validated(_only(model, given), given, spelled=spelled)
+    for name, one in options_of(model).items():
+        if one.info.argument or one.info.hidden or not one.info.record:
+            continue
+        value = one.default
+        if name in given and one.info.group:
+            raw, held = read_file(one, given[name])[0], getattr(settings, name)
+            value = plain(raw if isinstance(raw, Mapping) else getattr(held, one.info.base, raw))
+        elif name in given:
+            value = one.value(settings)
+        if value is None:
+            continue
+        text = yaml.safe_dump({one.key: value}, sort_keys=False, allow_unicode=True)
+        lines = text.splitlines(keepends=True)
+        click.echo(text if name in given else "".join(f"# {line}" for line in lines), nl=False)
+
+
+def _only(model: type[Settings], names: Collection[str]) -> type[Settings]:
+    """Return a model that has the optional fields and those that are named, each by itself."""
+    from pydantic import create_model
+
+    fields: dict[str, Any] = {
+        name: (field.annotation, field)
+        for name, field in model.model_fields.items()
+        if not field.is_required() or name in names
+    }
+    return create_model(model.__name__, __base__=Settings, **fields)
+
+
+def print_json(data: Any) -> None:
+    """Print one JSON value on stdout."""
+    click.echo(json.dumps(data, indent=1, ensure_ascii=False, default=str))
