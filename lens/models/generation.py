@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lens.errors import InputError
-from lens.utils.progress import shown
+from lens.utils.progress import bar
 
 if TYPE_CHECKING:
     from lens.models.tokenization import Batch, ChatOptions
@@ -43,7 +43,7 @@ def generate(
     label : str
         Label of the progress bar, for example ``"Answering spa_Latn"``.
     quiet : bool
-        No progress bar (there is none either where stderr is not a terminal).
+        No progress bar; without a terminal or notebook there is none anyway.
 
     Returns
     -------
@@ -62,7 +62,6 @@ def generate(
     changes an answer no more than float rounding does.
     """
     import torch
-    from tqdm.auto import tqdm
 
     from lens.models.tokenization import encode_prompts
 
@@ -76,7 +75,7 @@ def generate(
     try:
         with (
             torch.inference_mode(),
-            tqdm(total=len(rows), desc=label, unit="row", disable=quiet or not shown()) as bar,
+            bar(len(rows), label, unit="row", drawn=False if quiet else None) as shown,
         ):
             for batch in length_batches([len(row) for row in rows], batch_size):
                 padded = left_batch([rows[i] for i in batch], settings.pad_token_id)
@@ -88,7 +87,7 @@ def generate(
                 start = padded.input_ids.shape[1]
                 for i, new in zip(batch, output[:, start:].tolist(), strict=True):
                     answers[i] = _decode(tokenizer, rows[i], _until(new, settings.eos_token_id))
-                bar.update(len(batch))
+                shown.update(len(batch))
     finally:
         model.train(was_training)
     return answers

@@ -17,25 +17,21 @@ from lens import __version__
 from lens.data.languages import canonical
 from lens.errors import InputError
 from lens.models.layers import FINAL, block_index, resolve_site
-from lens.pooling import StreamingMoments
+from lens.pooling import Moments, StreamingMoments
 from lens.space import hub, io
 from lens.space.provenance import Provenance, require_same_source
 from lens.space.statistics import MomentsTable, check_table, combine, from_states, restrict
 from lens.utils.files import new_folder, write_text
 
 if TYPE_CHECKING:
-    from lens.pooling import Moments
     from lens.space.state_store import StateStore
     from lens.steering.policy import Policy
     from lens.subspace import SubspaceResult
-
 
 Agnostic: TypeAlias = Literal["mean", "complement"]
 Rank: TypeAlias = int | Literal["auto", "full"]
 
 _HEAD = ("site", "rank", "singular values", "why")
-
-
 _SITE = re.compile(r"block\.\d+")
 
 
