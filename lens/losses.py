@@ -208,14 +208,10 @@ def align(
     basis : array (d, r), optional
         Form "complement": an orthonormal M_s; everything outside it is agnostic.
         Exactly one of ``direction`` and ``basis`` is given.
-    weights : array (B,), optional
-        Weight of each row, default 1/B. A row of weight 0 is not read.
     two_sided : bool
         Return the gradient with respect to ``pivot`` too.
-    n_threads : int
-        Threads to use; any number gives the same bits.
-    dtype : {"bfloat16"}, optional
-        Needed when h is raw uint16.
+    weights, n_threads, dtype
+        As in `separate`.
 
     Returns
     -------
@@ -285,10 +281,8 @@ def retain(
         1 for a real token, 0 for padding, which is not read.
     form : {"token", "token_mean"}
         "token" (ours) compares every token, "token_mean" (published) the means over tokens.
-    n_threads : int
-        Threads to use; any number gives the same bits.
-    dtype : {"bfloat16"}, optional
-        Needed when h is raw uint16.
+    n_threads, dtype
+        As in `separate`.
 
     Returns
     -------

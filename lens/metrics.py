@@ -319,10 +319,8 @@ def separability(
     folds : int
         Row i is held out with all rows of the same i mod folds, in every language, so that no
         translation of a held-out sentence is learned from.
-    n_threads : int, optional
-        Threads to use, None for the CPUs of this process; any number gives the same bits.
-    dtype : {"bfloat16"}, optional
-        Needed when states are raw uint16.
+    n_threads, dtype
+        As in `mexa`.
 
     Returns
     -------

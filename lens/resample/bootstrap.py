@@ -324,11 +324,9 @@ def stability_curve(
 
     Parameters
     ----------
-    gram : Gram
-        From `lens.resample.gram`.
     sizes : sequence of int
         Rows of each language in a refit.
-    rank, n_resamples, joint, seed, interval, n_threads
+    gram, rank, n_resamples, joint, seed, interval, n_threads
         As in `bootstrap`, for each size.
 
     Returns

@@ -51,17 +51,13 @@ def permutation_spectrum(
 
     Parameters
     ----------
-    gram : Gram
-        From `lens.resample.gram`.
     n_permutations : int
         Shuffles.
     joint : bool
         Whether rows are parallel: labels are then shuffled among the languages of each row, else
         over all rows.
-    seed : int
-        Seed of the shuffles.
-    n_threads : int, optional
-        Threads to use, by default the CPUs of this process; any number gives the same bits.
+    gram, seed, n_threads
+        As in `lens.resample.bootstrap`; any number of threads gives the same bits.
 
     Returns
     -------

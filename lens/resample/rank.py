@@ -62,20 +62,14 @@ def choose_rank(
 
     Parameters
     ----------
-    gram : Gram
-        From `lens.resample.gram`.
     n_splits : int
         Random splits of the rows into halves; each half is fitted once and held out once.
     n_resamples : int
         Bootstrap refits.
     n_permutations : int
         Shuffles of the language labels; at least 19, or nothing could pass at 5 %.
-    joint : bool
-        Whether rows are parallel, as in `lens.resample.bootstrap`.
-    seed : int
-        Seed of splits, refits and shuffles.
-    n_threads : int, optional
-        Threads to use, by default the CPUs of this process.
+    gram, joint, seed, n_threads
+        As in `lens.resample.bootstrap`.
 
     Returns
     -------
