@@ -376,8 +376,9 @@ def parse_config(values: Any, *, where: str = "the merge config") -> MergeConfig
     """
     if isinstance(values, MergeConfig):
         return values
-    if not isinstance(values, dict):
+    if not isinstance(values, Mapping):
         raise InputError(f"{where} holds a {type(values).__name__}; expected keys with values")
+    values = dict(values)
     try:
         return MergeConfig.model_validate(values)
     except ValidationError as error:

@@ -319,7 +319,7 @@ def to_adapter(
         raise InputError(f"energy: got {energy}, expected a share above 0 and up to 1")
     out = Path(out)
     refuse_existing(out, force=force)
-    config = parse_config(dict(config) if isinstance(config, Mapping) else config)
+    config = parse_config(config)
     config = config.model_copy(update={"out_dtype": "float32"})
     with plan_merge(config, max_memory=max_memory, fetch=True) as plan:
         plan.check()

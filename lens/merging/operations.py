@@ -300,7 +300,7 @@ def extract(
     ----------
     MAEC, arXiv:2410.07825.
     """
-    config, out = parse_config(dict(config) if isinstance(config, Mapping) else config), Path(out)
+    config, out = parse_config(config), Path(out)
     refuse_existing(out, force=force)
     if out.is_dir():
         raise InputError(f"{out} is a folder; expected the name of a file")

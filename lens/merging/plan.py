@@ -560,7 +560,7 @@ def plan_merge(
     InputError
         If the config itself cannot be read.
     """
-    config = parse_config(dict(config) if isinstance(config, Mapping) else config)
+    config = parse_config(config)
     name, unknown = config.merge_method, []
     if name not in METHODS:
         unknown = [f"unknown merge_method '{name}'; {nearest(name, METHODS)}"]

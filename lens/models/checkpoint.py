@@ -186,9 +186,9 @@ def _check_places(path: Path, tensors: dict[str, Stored], data: int, total: int)
 
 # === weights that torch.save wrote ================================================================
 # Not torch.load(weights_only=True, mmap=True), which would break three promises of a merge: torch
-# takes 200 MB before it reads anything, more than some merges are allowed; a mapped file that is cut
-# short while it is read ends the process with a bus error, where `Files.read` raises; and merging
-# works where torch is not installed.
+# takes 200 MB before it reads anything, more than some merges are allowed; a mapped file that is
+# cut short while it is read ends the process with a bus error, where `Files.read` raises; and
+# merging works where torch is not installed.
 
 _STORAGES = {
     "DoubleStorage": "F64",
