@@ -54,6 +54,11 @@ def lines(path):
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
+def last_step(work):
+    """Steps of the last checkpoint; 0 without one."""
+    return max((int(item.name[5:]) for item in work.glob("step-*")), default=0)
+
+
 def killed_once(child, progress, *, within):
     """Kill a child up to ``within`` seconds after its progress changed; False if it has ended."""
     seen, moment = progress(), random.random() * within
@@ -80,7 +85,12 @@ def main(folder, kills):
     left = []
     while len(left) < kills:
         child = forked(lambda: keep("killed", running))
-        if not killed_once(child, lambda: lines(work / "metrics.jsonl"), within=0.06):
+        if not left:  # before its first checkpoint, the others some checkpoints later
+            begun = killed_once(child, lambda: lines(work / "metrics.jsonl"), within=0.02)
+        else:
+            wanted = last_step(work) + len(left)
+            begun = killed_once(child, lambda n=wanted: last_step(work) >= n, within=0.06)
+        if not begun:
             break
         left.append(sorted(item.name for item in work.iterdir()))
     assert os.waitpid(forked(lambda: keep("killed", running)), 0)[1] == 0

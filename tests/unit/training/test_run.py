@@ -37,6 +37,7 @@ def test_killed_at_any_moment_and_resumed_gives_the_same_bits(tmp_path):
     found = json.loads(done.stdout)
     assert found["left"], "the run was always faster than the kill"
     assert any("workdir.json" in names for names in found["left"])
+    assert any(name.startswith("step-") for names in found["left"] for name in names)
     assert found["same_log"] and found["same_band"] and found["steps"] == 14
 
 
