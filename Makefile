@@ -60,8 +60,10 @@ report: $(VENV)/.installed ## write the report of the last demonstration again
 
 test: test-c test-py ## C tests, then Python tests
 
-test-py: $(VENV)/.extra-test ## Python tests; choose with PYTEST_ARGS='-k name'
-	$(PY) -m pytest $(PYTEST_ARGS)
+# Tests use one thread each (tests/conftest.py), so two cores run two processes.
+WORKERS ?= 2
+test-py: $(VENV)/.extra-test ## Python tests; choose with PYTEST_ARGS='-k name', WORKERS=0 for one process
+	$(PY) -m pytest --numprocesses=$(WORKERS) --dist=worksteal $(PYTEST_ARGS)
 
 VARIANT ?= plain
 C_DIR := build/c-$(VARIANT)
@@ -149,7 +151,7 @@ ALONE := import_outside_the_checkout the_blas_that_is_loaded_is_the_one_carried_
 test-py-asan: build/py-asan/.built ## Python tests on a core with both sanitizers
 	@cd $(<D) && LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) \
 	$$($(CC) -print-file-name=libubsan.so)" $(SANITIZED) $(abspath $(PY)) -m pytest \
-	$(ALONE:%=--deselect tests/unit/test_packaging.py::test_%) $(PYTEST_ARGS)
+	--numprocesses=$(WORKERS) --dist=worksteal $(ALONE:%=--deselect tests/unit/test_packaging.py::test_%) $(PYTEST_ARGS)
 
 # Tests of the numerics and of the glue, without models; seconds, also under a sanitizer.
 NUMERICS := $(addprefix tests/unit/,$(addprefix core/test_,core.py core_rules.py ops_bits.py ops_hold.py ops_refuse.py \
@@ -167,8 +169,10 @@ coverage: coverage-c coverage-py ## both
 bench: $(VENV)/.extra-test ## every benchmark as a table, and bench.json
 	$(PY) -m tests.bench
 
+# Two at a time, each on one thread: that is what two cores do fastest.
 notebooks: $(VENV)/.extra-notebook ## execute every notebook from top to bottom
-	$(VENV)/bin/jupyter-execute --timeout=900 $(sort $(wildcard notebooks/*.ipynb))
+	@printf '%s\n' $(sort $(wildcard notebooks/*.ipynb)) | OMP_NUM_THREADS=1 xargs -P 2 -n 1 \
+		$(VENV)/bin/jupyter-execute --timeout=900
 
 # --- style ------------------------------------------------------------------------------------
 

@@ -68,7 +68,7 @@ def _model(name: str, models: str | Path | None) -> Path:
     path = Path(models) / name
     if not (path / "config.json").is_file():
         raise InputError(
-            f"'{path}' holds no model; expected a folder of docs/studies/sample_world/train_world.py "
+            f"'{path}' holds no model; expected a folder of train_world.py "
             f"with {', '.join(CHECKPOINTS)}"
         )
     return path

@@ -126,10 +126,37 @@ class Judge:
 
 
 LAYERS = "-2:"
-GRID = (1.0, 1.5, 2.0, 2.5, 3.0)
 STEER_STRENGTHS = (1.0, 2.0, 3.0)
 PAIRS = 100  # parallel sentences that show how to translate
-SCREENING = 60  # validation questions per language for the coarse steering grid
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How much of the demo is computed; the parts and what they are compared by stay the same.
+
+    Attributes
+    ----------
+    grid : tuple of float
+        Strengths λ that are tried on validation questions.
+    validation : int or None
+        Validation questions per language that choose λ; None for all.
+    steering : int
+        Validation questions per language that choose block and strength of steering.
+    test : int
+        Test questions per language.
+    ability : int
+        Test questions per language of the second act.
+    """
+
+    grid: tuple[float, ...]
+    validation: int | None
+    steering: int
+    test: int
+    ability: int
+
+
+QUICK = Budget(grid=(1.0, 2.0, 3.0), validation=60, steering=30, test=200, ability=100)
+FULL = Budget(grid=(1.0, 1.5, 2.0, 2.5, 3.0), validation=None, steering=60, test=500, ability=200)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +201,7 @@ def tune(
     config: LensConfig,
     judge: Judge,
     *,
-    grid: Sequence[float] = GRID,
+    grid: Sequence[float] = FULL.grid,
     random_subspace: bool = False,
     seed: int = 0,
 ) -> TunedSystem:
@@ -220,14 +247,16 @@ def tune(
     )
 
 
-def choose_steering(model: Any, space: Space, judge: Judge, blocks: Sequence[int]) -> Steering:
+def choose_steering(
+    model: Any, space: Space, judge: Judge, blocks: Sequence[int], *, limit: int = FULL.steering
+) -> Steering:
     """Choose block and strength of DiffMean steering per language on validation."""
     setting: dict[str, tuple[int, float]] = {}
     best = dict.fromkeys(OTHERS, (-1.0, -1.0))
     for block in blocks:
         for strength in STEER_STRENGTHS:
             tried = Steering(model, space, dict.fromkeys(OTHERS, (block, strength)))
-            said = judge.ask(model, languages=OTHERS, around=tried.around, limit=SCREENING)
+            said = judge.ask(model, languages=OTHERS, around=tried.around, limit=limit)
             for lang in OTHERS:
                 score = (said.share("accuracy_in_language", lang), said.share("fidelity", lang))
                 if score > best[lang]:
@@ -282,13 +311,13 @@ SYSTEMS = (
 class _Demo:
     """State of one demo run: models, judges and what was measured so far."""
 
-    def __init__(self, *, limit: int, seed: int) -> None:
-        self.seed = seed
+    def __init__(self, budget: Budget, *, seed: int) -> None:
+        self.budget, self.seed = budget, seed
         self.model, self.tokenizer = models.load("chat")
         reference, _ = models.load("chat")
         common = {"reference": reference, "tokenizer": self.tokenizer, "seed": seed}
-        self.validation = Judge("validation", **common)
-        self.test = Judge("test", limit=limit, **common)
+        self.validation = Judge("validation", limit=budget.validation, **common)
+        self.test = Judge("test", limit=budget.test, **common)
         self.rows: list[ResultRow] = []
         self.answers: dict[str, Answers] = {}
         self.seconds: dict[str, float] = {}
@@ -334,6 +363,7 @@ class _Demo:
                     trainer,
                     PRESETS[preset],
                     self.validation,
+                    grid=self.budget.grid,
                     random_subspace=random_subspace,
                     seed=self.seed,
                 )
@@ -346,7 +376,9 @@ class _Demo:
         self.measure("unchanged", self.model)
         with self.timed("choose diffmean"):
             blocks = range(self.model.config.num_hidden_layers)
-            steering = choose_steering(self.model, self.space, self.validation, blocks)
+            steering = choose_steering(
+                self.model, self.space, self.validation, blocks, limit=self.budget.steering
+            )
         self.measure("diffmean", self.model, steering.around)
         mixed, _ = models.load("mixed")
         self.measure("possible", mixed)
@@ -358,7 +390,7 @@ class _Demo:
             same_budget(self.model, self.tokenizer, PRESETS["lens+kl"], seed=self.seed)
         self.measure("sft-same-budget", self.model)
 
-    def record(self, tuned: TunedSystem, *, limit: int) -> RunRecord:
+    def record(self, tuned: TunedSystem) -> RunRecord:
         """Put everything into the record the report is made from."""
         before, after = self.answers["unchanged"], self.answers["lens"]
         names = [f"loss_{term.kind}" for term in tuned.result.config.active]
@@ -369,7 +401,7 @@ class _Demo:
             losses=tuple(_curve(name, tuned) for name in dict.fromkeys(["loss", *names])),
             grid=tuple(_grid(tuned, len(self.validation.questions[PIVOT]))),
             examples=tuple(_examples(before, after)),
-            about=_about(self, tuned, limit),
+            about=_about(self, tuned),
             comparisons=tuple(compare(before.outcomes, after.outcomes, pivot=PIVOT)),
             systems=SYSTEMS,
             pivot=PIVOT,
@@ -377,25 +409,28 @@ class _Demo:
         )
 
 
-def run(*, limit: int = 500, seed: int = 0) -> RunRecord:
+def run(*, limit: int | None = None, seed: int = 0, full: bool = False) -> RunRecord:
     """Run the demo and return its record.
 
     Parameters
     ----------
-    limit : int
-        Test questions per language, at most 1,000.
+    limit : int, optional
+        Test questions per language, at most 1,000; 200, or 500 with ``full``, by default.
     seed : int
         Of training, the random subspace and bootstrap intervals.
+    full : bool
+        Choose settings on all validation questions and from the finer grid (see `FULL`).
 
     Returns
     -------
     RunRecord
-        Rows, figures' data, examples and how it was made.
+        Rows, figures' data, examples and how it was computed.
     """
-    demo = _Demo(limit=limit, seed=seed)
+    budget = FULL if full else QUICK
+    demo = _Demo(replace(budget, test=limit or budget.test), seed=seed)
     tuned = demo.lens_runs()
     demo.controls()
-    return demo.record(tuned["lens"], limit=limit)
+    return demo.record(tuned["lens"])
 
 
 def _spectra(space: Space, other: Space) -> Iterator[SpectrumCurve]:
@@ -437,10 +472,11 @@ def _examples(before: Answers, after: Answers) -> Iterator[Example]:
             yield Example(question.language, question.prompt, old, new, question.answer)
 
 
-def _about(demo: _Demo, tuned: TunedSystem, limit: int) -> dict[str, Any]:
+def _about(demo: _Demo, tuned: TunedSystem) -> dict[str, Any]:
     judge = demo.test.identifier
     return {
-        "command": f"lens demo --limit {limit} --seed {demo.seed}",
+        "command": f"lens demo{' --full' if demo.budget.grid == FULL.grid else ''} "
+        f"--limit {demo.budget.test} --seed {demo.seed}",
         "seed": demo.seed,
         "versions": versions(),
         "language identifier": f"{judge.name} {judge.version}",
