@@ -104,3 +104,26 @@ def child(module: str, *arguments: str) -> dict[str, float]:
         raise RuntimeError(f"{module} {' '.join(arguments)} failed:\n{done.stderr[-2000:]}")
     found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
     return found
+
+
+# Starts a command from a process of a few megabytes: a child's peak memory, as the kernel counts it,
+# includes the pages of the process that forked it.
+_LAUNCH = """
+import json, os, subprocess, sys, time
+started = time.perf_counter()
+run = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
+_, status, used = os.wait4(run.pid, 0)
+seconds = time.perf_counter() - started
+print(json.dumps([os.waitstatus_to_exitcode(status), seconds, used.ru_maxrss / 1024]))
+"""
+
+
+def timed(command: list[str]) -> tuple[float, float]:
+    """Seconds and peak resident MB (2**20 bytes) of a command, started from a small process."""
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", _LAUNCH, *command], stdout=subprocess.PIPE, check=True
+    )
+    code, seconds, peak = json.loads(done.stdout)
+    if code:
+        raise RuntimeError(f"{' '.join(command)} failed with exit code {code}")
+    return seconds, peak

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from tests.bench.common import Row
+from tests.bench.common import Row, timed
 
 ROOT = Path(__file__).parents[2]
 WIDTH, INNER, VOCABULARY, BLOCKS = 1024, 4096, 32_000, 14
@@ -51,7 +50,7 @@ def checkpoint(folder: Path, *, seed: int, blocks: int = BLOCKS, sparse: bool = 
     """Write a checkpoint in bfloat16: random weights, or a file of holes."""
     folder.mkdir(parents=True)
     for name in ("tokenizer.json", "tokenizer_config.json"):  # any will do; both programs copy them
-        shutil.copyfile(ROOT / "lens" / "world" / "checkpoints" / "base" / name, folder / name)
+        shutil.copyfile(ROOT / "lens" / "demo" / "checkpoints" / "base" / name, folder / name)
     (folder / "config.json").write_text(json.dumps({**CONFIG, "num_hidden_layers": blocks}))
     header, end = {}, 0
     for name, shape in shapes(blocks).items():
@@ -77,17 +76,6 @@ def recipe(at: Path, method: str = "task_arithmetic") -> dict[str, object]:
     ]
     return {"merge_method": method, "base_model": str(at / "m0"), "models": models,
             "dtype": "float32", "out_dtype": "bfloat16"}  # fmt: skip
-
-
-def timed(command: list[str], *, env: dict[str, str] | None = None) -> tuple[float, float]:
-    """Seconds and peak resident MB of a process."""
-    started = time.perf_counter()
-    child = subprocess.Popen(command, env=env or dict(os.environ), stdout=subprocess.DEVNULL)
-    _, status, used = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed")
-    return time.perf_counter() - started, used.ru_maxrss / 1024
 
 
 def ours(at: Path) -> tuple[float, float]:
