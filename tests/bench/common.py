@@ -106,7 +106,7 @@ def child(module: str, *arguments: str) -> dict[str, float]:
     return found
 
 
-# Starts a command from a process of a few megabytes: a child's peak memory, as the kernel counts it,
+# Starts a command from a small process: the peak memory of a child, as the kernel counts it,
 # includes the pages of the process that forked it.
 _LAUNCH = """
 import json, os, subprocess, sys, time
