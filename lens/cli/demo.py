@@ -14,7 +14,12 @@ class DemoCommand(Verb):
     """Options of ``lens demo``."""
 
     out: Path = option(Path("lens-demo"), "Folder for report.html, results.json and record.json.")
-    limit: int = option(500, "Test questions per language.", ge=1, le=1000)
+    full: bool = option(
+        False, "More questions and a finer grid of strengths: the figures of the README."
+    )
+    limit: int | None = option(
+        None, "Test questions per language; 200 by default, 500 with --full.", ge=1, le=1000
+    )
     seed: int = option(0, "Seed of the draws.")
     second_act: bool = option(
         True, "Carry an ability from English to other languages by merging, too."
@@ -28,19 +33,22 @@ def demo(settings: DemoCommand) -> None:
 
     The second act teaches an ability in English and carries it to Spanish and Swahili by merging
     weights (MAEC); its report is in OUT/merging. Needs no download and a few minutes on two CPU
-    cores. An earlier demo in --out is replaced; anything else there is kept unless --force.
+    cores; --full takes about twice as long. An earlier demo in --out is replaced; anything else
+    there is kept unless --force.
     """
     from lens.demo import ability, run
     from lens.report.console import print_table
     from lens.report.io import MERGING, is_run, write_run
     from lens.utils.files import new_folder, refuse_existing
 
-    out, limit, seed = settings.out, settings.limit, settings.seed
+    out, seed, full = settings.out, settings.seed, settings.full
+    budget = run.FULL if full else run.QUICK
+    limit = settings.limit or budget.test
     force = settings.force or is_run(out)
     refuse_existing(out, force=force)
-    acts = {"": run.run(limit=limit, seed=seed)}
+    acts = {"": run.run(limit=limit, seed=seed, full=full)}
     if settings.second_act:
-        acts[MERGING] = ability.run_ability(limit=min(limit, ability.LIMIT), seed=seed)
+        acts[MERGING] = ability.run_ability(limit=min(limit, budget.ability), seed=seed)
     with new_folder(out, force=force) as folder:
         for name, record in acts.items():
             write_run(record, folder / name)

@@ -217,8 +217,8 @@ def test_report_renders_again(tmp_path: Path) -> None:
 def test_demo_writes_table_rows_and_page(tmp_path: Path, monkeypatch) -> None:
     asked = {}
 
-    def instead(*, limit, seed):  # the run itself takes minutes
-        asked.update(limit=limit, seed=seed)
+    def instead(*, limit, seed, full):  # the run itself takes minutes
+        asked.update(limit=limit, seed=seed, full=full)
         return make_record(n=limit)
 
     monkeypatch.setattr("lens.demo.run.run", instead)
@@ -231,13 +231,16 @@ def test_demo_writes_table_rows_and_page(tmp_path: Path, monkeypatch) -> None:
     assert (out / "merging" / "report.html").is_file() and "merging/report.html" in shown.stdout
     shown = run("demo", "--out", out, "--limit", 40, "--seed", 3, "--no-second-act")
     assert shown.exit_code == 0, shown.output
-    assert asked == {"limit": 40, "seed": 3}
+    assert asked == {"limit": 40, "seed": 3, "full": False}
     assert "DiffMean steering" in shown.stdout and "report.html" in shown.stdout
     assert {item.name for item in out.iterdir()} == {"report.html", "results.json", "record.json"}
     rows = json.loads((out / "results.json").read_text())["rows"]
     fields = {"system", "language", "split", "metric", "value", "n", "low", "high", "seed"}
     assert all(set(row) == fields for row in rows)
     assert json.loads(run("demo", "--out", out, "--limit", 30, "--json").stdout)["rows"]
+    for more, limit in (([], 200), (["--full"], 500)):
+        assert run("demo", "--out", out, "--no-second-act", *more).exit_code == 0
+        assert asked == {"limit": limit, "seed": 0, "full": bool(more)}
     (out / "mine.txt").write_text("keep")
     refused("demo", "--out", out, words="--force")
     assert (out / "mine.txt").exists()
