@@ -31,7 +31,7 @@ from lens.training.finetune import finetune
 from lens.training.objective import geometries
 from lens.training.result import TrainResult
 from lens.training.trainer import LensTrainer, StrengthChoice, StrengthTrial, choose_strengths
-from lens.training.translation import SelfAnswers, self_translate
+from lens.training.translation import SelfAnswers, TranslationOptions, self_translate
 from lens.utils.progress import say
 from lens.utils.versions import versions
 
@@ -273,9 +273,14 @@ def self_translation(
     """
     prompts = train_prompts()
     made = self_translate(
-        model, tokenizer, prompts, {lang: text(lang, PAIRS) for lang in LANGUAGES}, pivot=PIVOT,
-        translator=load("base")[0], neutral=PEOPLE, max_new_tokens=32, batch_size=256,
-    )  # fmt: skip
+        model,
+        tokenizer,
+        prompts,
+        {lang: text(lang, PAIRS) for lang in LANGUAGES},
+        pivot=PIVOT,
+        translator=load("base")[0],
+        options=TranslationOptions(neutral=PEOPLE, max_new_tokens=32, batch_size=256),
+    )
     trainer = LensTrainer(model, tokenizer, space, prompts, layers=LAYERS, answers=made.answers)
     trainer.run("self-translation", seed=seed)
     return trainer, made

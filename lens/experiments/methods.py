@@ -62,8 +62,6 @@ class MethodInputs:
         Judges the model on the validation questions, inside a context for each language.
     checkpoint : callable
         The model that the setting names.
-    max_new_tokens, batch_size : int
-        Of generated answers.
     """
 
     model: Any
@@ -82,8 +80,6 @@ class MethodInputs:
     translator: Callable[[], Translator]
     judge: Callable[[Around], dict[str, Any]]
     checkpoint: Callable[[], Any]
-    max_new_tokens: int
-    batch_size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +132,6 @@ def _translate_first(given: MethodInputs) -> Prepared:
             language=language,
             translator=translator,
             pivot=given.pivot,
-            max_new_tokens=given.max_new_tokens,
-            batch_size=given.batch_size,
         )
 
     return Prepared(respond=respond)

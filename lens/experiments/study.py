@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from lens.data.corpora import read_parallel
@@ -19,7 +20,12 @@ from lens.space.space import Space
 from lens.training.config import TrainerSettings
 from lens.training.finetune import finetune
 from lens.training.trainer import LensTrainer
-from lens.training.translation import Translator, question_translation, self_translate
+from lens.training.translation import (
+    TranslationOptions,
+    Translator,
+    question_translation,
+    self_translate,
+)
 
 StudyRows = dict[str, list[str]]
 StudyAnswers = Mapping[str, Sequence[str | None]]
@@ -90,8 +96,6 @@ class Study:
             translator=self.translator,
             judge=lambda around: self.asked("validation").judge(self.model, around),
             checkpoint=lambda: self._load(str(setting.checkpoint))[0],
-            max_new_tokens=how.max_new_tokens,
-            batch_size=how.batch_size,
         )
 
     def asked(self, split: str) -> QuestionSet:
@@ -200,29 +204,46 @@ class Study:
         if ("translator",) not in self._made:
             path = self.sweep.translator
             model = self.model if path is None else self._load(path)[0]
-            how = self.sweep.validation
             self._made[("translator",)] = Translator(
-                model, self.tokenizer, self._optional("texts"), languages=list(self.prompts),
-                max_new_tokens=how.max_new_tokens, batch_size=how.batch_size,
-            )  # fmt: skip
+                model,
+                self.tokenizer,
+                self._optional("texts"),
+                languages=list(self.prompts),
+                options=self._translation,
+            )
         found: Translator = self._made[("translator",)]
         return found
 
     def _self_made(self, recipe: str) -> tuple[StudyRows, StudyAnswers]:
-        how = self.sweep.validation
         if recipe == "questions":
             made = question_translation(
-                self.model, self.tokenizer, self.prompts, pivot=self.pivot,
-                max_new_tokens=how.max_new_tokens, batch_size=how.batch_size,
-            )  # fmt: skip
+                self.model,
+                self.tokenizer,
+                self.prompts,
+                pivot=self.pivot,
+                options=self._translation,
+            )
             return made.prompts, made.answers
         by = self.translator()
         said = self_translate(
-            self.model, self.tokenizer, self.prompts, by.pool, pivot=self.pivot,
-            translator=by.model, neutral=self.asked("validation").neutral, name=how.identifier,
-            max_new_tokens=how.max_new_tokens, batch_size=how.batch_size,
-        )  # fmt: skip
+            self.model,
+            self.tokenizer,
+            self.prompts,
+            by.pool,
+            pivot=self.pivot,
+            translator=by.model,
+            options=replace(self._translation, neutral=self.asked("validation").neutral),
+        )
         return self.prompts, said.answers
+
+    @property
+    def _translation(self) -> TranslationOptions:
+        how = self.sweep.validation
+        return TranslationOptions(
+            max_new_tokens=how.max_new_tokens,
+            batch_size=how.batch_size,
+            identifier=how.identifier,
+        )
 
     def _probe(self, setting: SweepSetting, rows: StudyRows) -> Space:
         reading = self.sweep.readings[setting.space]

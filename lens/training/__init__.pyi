@@ -26,6 +26,7 @@ from .trainer import choose_strengths as choose_strengths
 from .trainer import train as train
 from .translation import Exercises as Exercises
 from .translation import SelfAnswers as SelfAnswers
+from .translation import TranslationOptions as TranslationOptions
 from .translation import Translator as Translator
 from .translation import question_translation as question_translation
 from .translation import self_translate as self_translate

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lens.data.language_id import identifier
@@ -15,6 +15,35 @@ from lens.models.generation import generate
 from lens.models.tokenization import ChatOptions
 
 _END = re.compile(r"[.!?。！？]+|\n")
+INSTRUCTION = "Translate into English: {prompt}"
+
+
+@dataclass(frozen=True, slots=True)
+class TranslationOptions:
+    """How a model is shown what to translate, and how its translations are generated and judged.
+
+    Attributes
+    ----------
+    examples : int
+        Sentence pairs before each sentence: those whose source shares most words with it.
+    pair, between : str
+        How a pair is written, with ``{source}`` and ``{target}``, and what stands between pairs.
+    max_new_tokens, batch_size : int
+        As in `lens.models.generation.generate`.
+    seed : int
+        Breaks ties between examples.
+    identifier, neutral
+        Language identifier, and words it ignores, as in `lens.data.language_id.identifier`.
+    """
+
+    examples: int = 2
+    pair: str = "{source} = {target}"
+    between: str = " "
+    max_new_tokens: int = 64
+    batch_size: int = 32
+    seed: int = 0
+    identifier: str = "default"
+    neutral: Sequence[str] = field(default=())
 
 
 class Translator:
@@ -28,14 +57,8 @@ class Translator:
         Parallel plain sentences: the examples of how to translate.
     languages : sequence of str
         Those needed; each must be in ``texts``.
-    examples : int
-        Sentence pairs before each sentence: those whose source shares most words with it.
-    pair, between : str
-        How a pair is written, with ``{source}`` and ``{target}``, and what stands between pairs.
-    max_new_tokens, batch_size : int
-        As in `lens.models.generation.generate`.
-    seed : int
-        Breaks ties between examples.
+    options : TranslationOptions
+        Examples and generation.
 
     Raises
     ------
@@ -51,17 +74,11 @@ class Translator:
         texts: Mapping[str, Sequence[str]],
         *,
         languages: Sequence[str],
-        examples: int = 2,
-        pair: str = "{source} = {target}",
-        between: str = " ",
-        max_new_tokens: int = 64,
-        batch_size: int = 32,
-        seed: int = 0,
+        options: TranslationOptions | None = None,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
-        self.pool = _checked(texts, [canonical(code) for code in languages], examples, pair)
-        self.examples, self.pair, self.between = examples, pair, between
-        self.max_new_tokens, self.batch_size, self.seed = max_new_tokens, batch_size, seed
+        self.options = options or TranslationOptions()
+        self.pool = _checked(texts, [canonical(code) for code in languages], self.options)
 
     def translate(self, rows: Sequence[str], *, source: str, target: str) -> list[str]:
         """Translate sentences; each translation ends with its first sentence.
@@ -71,18 +88,22 @@ class Translator:
         InputError
             If there are no texts in a language.
         """
-        shown, wanted = self._examples(source), self._examples(target)
-        nearest = _nearest(rows, shown, self.examples, self.seed)
+        shown, wanted, options = self._examples(source), self._examples(target), self.options
+        nearest = _nearest(rows, shown, options.examples, options.seed)
         contexts = [
-            _context(row, near, shown, wanted, self.pair, self.between)
+            _context(row, near, shown, wanted, options.pair, options.between)
             for row, near in zip(rows, nearest, strict=True)
         ]
-        made = generate(
-            self.model, self.tokenizer, contexts, max_new_tokens=self.max_new_tokens,
-            batch_size=self.batch_size, chat=ChatOptions(template=False),
+        translated = generate(
+            self.model,
+            self.tokenizer,
+            contexts,
+            max_new_tokens=options.max_new_tokens,
+            batch_size=options.batch_size,
+            chat=ChatOptions(template=False),
             label=f"Translating to {canonical(target)}",
-        )  # fmt: skip
-        return [_first_sentence(text) for text in made]
+        )
+        return [_first_sentence(text) for text in translated]
 
     def _examples(self, language: str) -> list[str]:
         code = canonical(language)
@@ -92,7 +113,7 @@ class Translator:
 
 
 def _checked(
-    texts: Mapping[str, Sequence[str]], languages: list[str], examples: int, pair: str
+    texts: Mapping[str, Sequence[str]], languages: list[str], options: TranslationOptions
 ) -> dict[str, list[str]]:
     pool = {canonical(code): list(rows) for code, rows in texts.items()}
     missing = [code for code in languages if code not in pool]
@@ -101,10 +122,12 @@ def _checked(
     counts = {code: len(pool[code]) for code in languages}
     if len(set(counts.values())) > 1:
         raise InputError(f"texts are not parallel, row counts are {counts}")
-    if not 1 <= examples <= min(counts.values()):
+    if not 1 <= options.examples <= min(counts.values()):
         raise InputError(
-            f"examples: got {examples}, expected 1 to {min(counts.values())}, the rows of texts"
+            f"examples: got {options.examples}, expected 1 to {min(counts.values())}, the rows of "
+            "texts"
         )
+    pair = options.pair
     if "{source}" not in pair or not pair.endswith("{target}"):
         raise InputError(f"pair: got {pair!r}, expected '{{source}}' and, at its end, '{{target}}'")
     return pool
@@ -150,7 +173,7 @@ def _first_sentence(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class SelfAnswers:
-    """What a model said, in its own translation.
+    """A model's answers, in its own translation.
 
     Attributes
     ----------
@@ -158,7 +181,7 @@ class SelfAnswers:
         Per language one answer a prompt, the pivot's own among them; None where the translation
         was not in the language. Made for ``answers=`` of `lens.train`.
     kept : dict of str to float
-        Share of the translations that were kept, per language.
+        Share of the translations that were accepted, per language.
     """
 
     answers: dict[str, list[str | None]]
@@ -173,15 +196,8 @@ def self_translate(
     *,
     pivot: str = "eng_Latn",
     translator: Any = None,
-    examples: int = 2,
-    pair: str = "{source} = {target}",
-    between: str = " ",
-    name: str = "default",
-    neutral: Sequence[str] = (),
     chat: ChatOptions | None = None,
-    max_new_tokens: int = 64,
-    batch_size: int = 32,
-    seed: int = 0,
+    options: TranslationOptions | None = None,
 ) -> SelfAnswers:
     """Answer the pivot's prompts and translate the answers into the other languages.
 
@@ -190,7 +206,7 @@ def self_translate(
     model, tokenizer
         A chat model and its tokenizer; it answers the pivot's prompts greedily.
     prompts : mapping of str to sequence of str
-        Parallel prompts; only the pivot's are asked, the others say which languages are wanted.
+        Parallel prompts; only the pivot's are asked, the others name the languages.
     texts : mapping of str to sequence of str
         Parallel plain sentences in all these languages: the examples of how to translate.
     pivot : str
@@ -198,18 +214,10 @@ def self_translate(
     translator : PreTrainedModel, optional
         Model that translates, with the same tokenizer, such as the base model; by default the
         model itself. It continues plain text, without a template.
-    examples : int
-        Sentence pairs before each answer: those whose pivot side shares most words with it.
-    pair, between : str
-        How a pair is written, with ``{source}`` and ``{target}``, and what stands between pairs.
-    name, neutral
-        Language identifier, and words it shall not see, as in `lens.data.language_id.identifier`.
     chat : ChatOptions, optional
         Chat template flags for the pivot's prompts.
-    max_new_tokens, batch_size : int
-        As in `lens.models.generation.generate`.
-    seed : int
-        Breaks ties between examples.
+    options : TranslationOptions, optional
+        Examples, generation, and how the language of a translation is identified.
 
     Returns
     -------
@@ -223,7 +231,7 @@ def self_translate(
 
     Notes
     -----
-    A translation ends with its first sentence, and is kept if the identifier takes it for the
+    A translation ends with its first sentence, and is accepted if the identifier takes it for the
     language. What the translator does not know in a language it tends to recall wrongly instead of
     translating it: see ``docs/results.md``.
 
@@ -231,41 +239,33 @@ def self_translate(
     ----------
     Lens, arXiv 2410.04407.
     """
-    main = canonical(pivot)
-    asked = {canonical(code): list(rows) for code, rows in prompts.items()}
+    options = options or TranslationOptions()
+    asked, main = _with_pivot(prompts, pivot)
     languages = [code for code in asked if code != main]
     if main not in asked or not languages:
         raise InputError(
             f"prompts: languages {', '.join(asked)}; expected the pivot {main} and at least one "
             "other"
         )
-    by = Translator(
-        translator or model, tokenizer, texts, languages=list(asked), examples=examples, pair=pair,
-        between=between, max_new_tokens=max_new_tokens, batch_size=batch_size, seed=seed,
-    )  # fmt: skip
-    judge = identifier(name, [main, *languages], neutral=neutral)
-    said = generate(
-        model, tokenizer, asked[main], max_new_tokens=max_new_tokens, batch_size=batch_size,
-        chat=chat, label=f"Answering {main}",
-    )  # fmt: skip
-    answers: dict[str, list[str | None]] = {main: list(said)}
+    by = Translator(translator or model, tokenizer, texts, languages=list(asked), options=options)
+    judge = identifier(options.identifier, [main, *languages], neutral=options.neutral)
+    given = _answered(model, tokenizer, asked[main], main, chat, options)
+    answers: dict[str, list[str | None]] = {main: list(given)}
     kept = {}
     for code in languages:
-        made = by.translate(said, source=main, target=code)
-        found = judge.identify(made)
+        translated = by.translate(given, source=main, target=code)
+        found = judge.identify(translated)
         answers[code] = [
-            text if text and lang == code else None for text, lang in zip(made, found, strict=True)
+            text if text and lang == code else None
+            for text, lang in zip(translated, found, strict=True)
         ]
-        kept[code] = sum(text is not None for text in answers[code]) / len(made)
+        kept[code] = sum(text is not None for text in answers[code]) / len(translated)
     return SelfAnswers(answers, kept)
-
-
-INSTRUCTION = "Translate into English: {prompt}"
 
 
 @dataclass(frozen=True, slots=True)
 class Exercises:
-    """Prompts and what to answer to them, for ``prompts`` and ``answers=`` of `lens.train`."""
+    """Prompts and the answers to them, for ``prompts`` and ``answers=`` of `lens.train`."""
 
     prompts: dict[str, list[str]]
     answers: dict[str, list[str | None]]
@@ -279,8 +279,7 @@ def question_translation(
     pivot: str = "eng_Latn",
     instruction: str = INSTRUCTION,
     chat: ChatOptions | None = None,
-    max_new_tokens: int = 64,
-    batch_size: int = 32,
+    options: TranslationOptions | None = None,
 ) -> Exercises:
     """Ask for every prompt's version in the pivot.
 
@@ -297,14 +296,14 @@ def question_translation(
         What surrounds a prompt in another language, with ``{prompt}``.
     chat : ChatOptions, optional
         Chat template flags for the pivot's prompts.
-    max_new_tokens, batch_size : int
-        As in `lens.models.generation.generate`.
+    options : TranslationOptions, optional
+        Its generation settings.
 
     Returns
     -------
     Exercises
-        Instructed prompts, with the pivot's version as answer; the pivot's prompts with what the
-        model says to them.
+        Instructed prompts, with the pivot's version as answer; the pivot's prompts with the
+        model's answers.
 
     Raises
     ------
@@ -315,8 +314,7 @@ def question_translation(
     ----------
     Zhu et al., "Question Translation Training for Better Multilingual Reasoning", arXiv 2401.07817.
     """
-    asked = {canonical(code): list(rows) for code, rows in prompts.items()}
-    main = canonical(pivot)
+    asked, main = _with_pivot(prompts, pivot)
     if main not in asked:
         raise InputError(f"prompts: languages {', '.join(asked)}; expected the pivot {main}")
     counts = {code: len(rows) for code, rows in asked.items()}
@@ -324,16 +322,13 @@ def question_translation(
         raise InputError(f"prompts are not parallel, row counts are {counts}")
     if "{prompt}" not in instruction:
         raise InputError(f"instruction: got {instruction!r}, expected '{{prompt}}' in it")
-    said = generate(
-        model, tokenizer, asked[main], max_new_tokens=max_new_tokens, batch_size=batch_size,
-        chat=chat, label=f"Answering {main}",
-    )  # fmt: skip
+    given = _answered(model, tokenizer, asked[main], main, chat, options or TranslationOptions())
     instructed = {
         code: rows if code == main else [instruction.replace("{prompt}", row) for row in rows]
         for code, rows in asked.items()
     }
     answers: dict[str, list[str | None]] = {code: list(asked[main]) for code in asked}
-    answers[main] = list(said)
+    answers[main] = list(given)
     return Exercises(instructed, answers)
 
 
@@ -346,8 +341,6 @@ def translate_first(
     translator: Translator,
     pivot: str = "eng_Latn",
     chat: ChatOptions | None = None,
-    max_new_tokens: int = 64,
-    batch_size: int = 32,
 ) -> list[str]:
     """Answer prompts by way of the pivot language.
 
@@ -360,11 +353,9 @@ def translate_first(
     language, pivot : str
         Language of the prompts and of the answers; the pivot's prompts are answered directly.
     translator : Translator
-        Translates both ways.
+        Translates both ways; its generation settings are those of the answers too.
     chat : ChatOptions, optional
         Chat template flags.
-    max_new_tokens, batch_size : int
-        As in `lens.models.generation.generate`.
 
     Returns
     -------
@@ -376,9 +367,32 @@ def translate_first(
     if source != main:
         asked = translator.translate(asked, source=source, target=main)
         # A prompt whose translation came out empty is asked as it is.
-        asked = [made or given for made, given in zip(asked, prompts, strict=True)]
-    said = generate(
-        model, tokenizer, asked, max_new_tokens=max_new_tokens, batch_size=batch_size, chat=chat,
-        label=f"Answering {main}",
-    )  # fmt: skip
-    return said if source == main else translator.translate(said, source=main, target=source)
+        asked = [done or given for done, given in zip(asked, prompts, strict=True)]
+    answers = _answered(model, tokenizer, asked, main, chat, translator.options)
+    return answers if source == main else translator.translate(answers, source=main, target=source)
+
+
+def _with_pivot(
+    prompts: Mapping[str, Sequence[str]], pivot: str
+) -> tuple[dict[str, list[str]], str]:
+    return {canonical(code): list(rows) for code, rows in prompts.items()}, canonical(pivot)
+
+
+def _answered(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    pivot: str,
+    chat: ChatOptions | None,
+    options: TranslationOptions,
+) -> list[str]:
+    """Answers of a model to the pivot's prompts, greedily."""
+    return generate(
+        model,
+        tokenizer,
+        prompts,
+        max_new_tokens=options.max_new_tokens,
+        batch_size=options.batch_size,
+        chat=chat,
+        label=f"Answering {pivot}",
+    )

@@ -8,7 +8,7 @@ from lens.demo.models import load
 from lens.demo.questions import questions, text
 from lens.errors import InputError
 from lens.training import translation as module
-from lens.training.translation import self_translate
+from lens.training.translation import TranslationOptions, self_translate
 
 LANGS = (PIVOT, "spa_Latn", "zho_Hans")
 
@@ -25,9 +25,13 @@ def world():
 def made(world):
     model, tokenizer, prompts, texts = world
     return self_translate(
-        model, tokenizer, prompts, texts, translator=load("base")[0], batch_size=64,
-        max_new_tokens=24,
-    )  # fmt: skip
+        model,
+        tokenizer,
+        prompts,
+        texts,
+        translator=load("base")[0],
+        options=TranslationOptions(batch_size=64, max_new_tokens=24),
+    )
 
 
 def test_a_model_translates_its_own_answers(world, made):
@@ -96,7 +100,7 @@ def test_what_does_not_fit_is_refused(world):
     ]
     for args, options, message in cases:
         with pytest.raises(InputError, match=message):
-            self_translate(model, tokenizer, *args, **options)
+            self_translate(model, tokenizer, *args, options=TranslationOptions(**options))
 
 
 def test_the_command_refuses_what_does_not_go_together(tmp_path):
