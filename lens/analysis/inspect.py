@@ -284,7 +284,8 @@ def inspect_space(
     Returns
     -------
     Inspection
-        With `to_dict`, `summary`, `figures`, `save` and a table in notebooks.
+        With `to_dict` and a short table in notebooks; `lens.report` has figures, `print_inspection` and
+        `save_inspection`.
 
     Raises
     ------

@@ -1,11 +1,11 @@
-"""What an inspection found: plain data, with the figures that show it."""
+"""Results of an inspection as plain data; `lens.report` draws them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from html import escape
+from typing import Any
 
 import numpy as np
 
@@ -14,9 +14,6 @@ from lens.analysis.layer_band import LayerBand
 from lens.analysis.readings import ReadingComparison
 from lens.arrays import Float64
 from lens.errors import InputError
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 COLLAPSED = 0.1  # of the pivot's variance between sentences: below it alignment says little
 
@@ -274,72 +271,6 @@ class Inspection:
         out: dict[str, Any] = {f.name: plain(getattr(self, f.name)) for f in fields(self)}
         return out | {"sites": {site["site"]: site for site in out["sites"]}}
 
-    def plot_spectra(self, site: str | int | None = None) -> list[Figure]:
-        """Draw singular values over the sites, and those of one beside shuffled labels."""
-        from lens.report import inspection
-
-        return inspection.plot_spectra(self, site)
-
-    def plot_certainty(self, site: str | int | None = None) -> list[Figure]:
-        """Draw bootstrap angles over the sites, and against the number of rows at one."""
-        from lens.report import inspection
-
-        return inspection.plot_certainty(self, site)
-
-    def plot_geometry(self, site: str | int | None = None) -> list[Figure]:
-        """Draw angles between languages at one site as a heat map, and their tree."""
-        from lens.report import inspection
-
-        return inspection.plot_geometry(self, site)
-
-    def plot_alignment(self) -> list[Figure]:
-        """Draw alignment of each language, and alignment against separability with the band."""
-        from lens.report import inspection
-
-        return inspection.plot_alignment(self)
-
-    def plot_readings(self) -> list[Figure]:
-        """Draw what other ways of reading the states would have changed."""
-        from lens.report import inspection
-
-        return inspection.plot_readings(self)
-
-    def figures(self) -> dict[str, list[Figure]]:
-        """Every figure there is data for, by section."""
-        drawn = {
-            "spectra": self.plot_spectra(),
-            "certainty": self.plot_certainty(),
-            "geometry": self.plot_geometry(),
-            "alignment": self.plot_alignment(),
-            "readings": self.plot_readings(),
-        }
-        return {name: panels for name, panels in drawn.items() if panels}
-
-    def save(self, folder: str | Path, *, force: bool = False) -> Path:
-        """Write ``report.html`` and ``inspection.json`` into a new folder; return the page.
-
-        Parameters
-        ----------
-        folder : str or Path
-            Appears complete or not at all.
-        force : bool
-            Replace it.
-
-        Raises
-        ------
-        InputError
-            If the folder is there already.
-        """
-        from lens.report.inspection import save
-
-        return save(self, Path(folder), force=force)
-
-    def summary(self) -> str:
-        """Return a table as text, and what follows from it."""
-        from lens.report.console import summary
-
-        return summary(self)
-
     def __repr__(self) -> str:
         """Name languages, sites, and what there was to look at."""
         return (
@@ -348,9 +279,35 @@ class Inspection:
         )
 
     def _repr_html_(self) -> str:
-        from lens.report.inspection import table_html
+        """Short table of the sites; `lens.report` draws figures and writes the full page."""
+        heads = "".join(
+            f"<th>{escape(name)}</th>" for name in ("site", *_OVERVIEW, "why this rank")
+        )
+        lines = []
+        for site in self.sites:
+            cells = ["–" if x is None or x != x else f"{x:.3g}" for x in _overview(site)]
+            texts = "".join(f"<td>{escape(cell)}</td>" for cell in (*cells, site.rank_reason))
+            lines.append(f"<tr><th>{escape(site.site)}</th>{texts}</tr>")
+        notes = "".join(f"<p>{escape(text)}</p>" for text in self.missing.values())
+        return (
+            f"<p><b>{len(self.languages)} languages</b>, pivot {escape(self.pivot)}</p>"
+            f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table>{notes}"
+        )
 
-        return table_html(self)
+
+_OVERVIEW = ("rank", "p, shuffled", "angle, degrees", "rows enough", "MEXA", "told apart")
+
+
+def _overview(site: SiteInspection) -> tuple[float | None, ...]:
+    """Numbers of a notebook's table; what was not measured is None or NaN."""
+    return (
+        site.rank,
+        None if site.spectrum is None else site.spectrum.p_value,
+        None if site.angles is None else site.angles.median,
+        None if site.curve is None else site.curve.enough,
+        site.mexa,
+        None if site.separation is None else site.separation.accuracy,
+    )
 
 
 def plain(value: Any) -> Any:

@@ -186,6 +186,7 @@ def inspect(settings: InspectCommand) -> None:
     from lens.analysis.inspect import inspect_space
     from lens.data.corpora import read_parallel
     from lens.report.console import print_inspection
+    from lens.report.inspection import save_inspection
     from lens.space.space import Space
     from lens.space.state_store import StateStore as KeptStates
     from lens.utils.files import refuse_existing
@@ -201,7 +202,7 @@ def inspect(settings: InspectCommand) -> None:
         given["rows"] = read_parallel(settings.data, **{**settings.how_to_read, **reading}).rows
         given["model"], given["tokenizer"] = settings.load()
     found = inspect_space(space, kept, settings=settings, **given)
-    page = None if out is None else found.save(out, force=settings.force)
+    page = None if out is None else save_inspection(found, out, force=settings.force)
     if settings.as_json:
         print_json({**space.to_dict(), **found.to_dict(), "out": None if out is None else str(out)})
         return

@@ -12,8 +12,16 @@ from lens.evaluation.results import AVERAGE, ResultRow
 from lens.planning.plan import Plan
 from lens.planning.resources import CostEstimate, Rates
 from lens.report import inspection
+from lens.report import tables as report_tables
 from lens.report.record import RunRecord
-from lens.report.tables import METRIC_LABELS, cell, finding, language_name, main_table
+from lens.report.tables import (
+    METRIC_LABELS,
+    N_BESIDE,
+    cell,
+    finding,
+    language_name,
+    main_table,
+)
 from lens.utils.files import said
 
 if TYPE_CHECKING:
@@ -22,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def print_table(record: RunRecord, *, file: IO[str] | None = None) -> None:
-    """Print the opening paragraph and the main table.
+    """Print the main table and the opening paragraph of a run.
 
     Parameters
     ----------
@@ -31,25 +39,8 @@ def print_table(record: RunRecord, *, file: IO[str] | None = None) -> None:
     file : text file, optional
         Where to print; stdout by default. Colour only where it is a terminal.
     """
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = main_table(record)
-    shown = Table(
-        box=box.SIMPLE_HEAD, title=record.title, title_justify="left", pad_edge=False, padding=0
-    )
-    shown.add_column("System", no_wrap=True)
-    for i, column in enumerate(table.columns):
-        heading = [column.group, column.label, f"n = {column.n}" if column.n else ""]
-        # never cut an interval: headings wrap instead, and all fits a terminal of 80 columns
-        width = 1 + max(len(cells[i].interval) for _, cells in table.lines)
-        shown.add_column("\n".join(filter(None, heading)), justify="right", min_width=width)
-    for system, cells in table.lines:
-        texts = ["\n".join(filter(None, (c.value, c.interval))) for c in cells]
-        shown.add_row(system.label, *texts, style="bold" if system.name == record.main else None)
-    console = Console(file=file, highlight=False, soft_wrap=False)
-    console.print(shown)
+    console = console_for(file)
+    console.print(stacked_table(main_table(record), title=record.title))
     text = finding(record)
     if text:
         console.print(text)
@@ -57,69 +48,92 @@ def print_table(record: RunRecord, *, file: IO[str] | None = None) -> None:
 
 def print_rows(rows: Iterable[ResultRow], *, title: str = "", file: IO[str] | None = None) -> None:
     """Print rows one per line: language, metric, value, interval and n."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
-    for name, side in (("Language", "left"), ("Metric", "left"), ("Value", "right"),
-                       ("95 % interval", "right"), ("n", "right")):  # fmt: skip
-        table.add_column(name, justify=side)  # type: ignore[arg-type]
+    heads = ("Language", "Metric", "Value", "95 % interval", "n")
+    table = rich_table(*heads, title=title, left=2)
     for row in rows:
         shown = cell(row, with_n=True)
         name = "Average" if row.language == AVERAGE else language_name(row.language)
         label = METRIC_LABELS.get(row.metric, row.metric)
         table.add_row(name, label, shown.value, shown.interval, shown.n)
-    Console(file=file, highlight=False).print(table)
+    console_for(file).print(table)
 
 
 def print_inspection(found: Inspection, *, file: IO[str] | None = None) -> None:
     """Print a table of the sites and what follows from it; colour only on terminals."""
-    from rich.console import Console
-
-    console = Console(file=file, highlight=False)
-    _print(found, console)
+    _print_inspection(found, console_for(file))
 
 
-def summary(found: Inspection) -> str:
+def inspection_summary(found: Inspection) -> str:
     """Return what `print_inspection` prints, 100 columns wide."""
-    from rich.console import Console
-
     out = io.StringIO()
-    _print(found, Console(file=out, highlight=False, width=100))
+    _print_inspection(found, console_for(out, width=100))
     return out.getvalue()
 
 
-def _print(found: Inspection, console: Console) -> None:
+def stacked_table(shown: report_tables.Table, *, title: str = "") -> Table:
+    """Lay out a table for 80 columns: intervals below their values, headings wrap instead."""
+    table = rich_table(title=title, padding=0)
+    table.add_column(shown.stub, no_wrap=True)
+    for i, column in enumerate(shown.columns):
+        shared = "" if column.below == N_BESIDE else column.below
+        heading = "\n".join(filter(None, (column.group, column.label, shared)))
+        width = 1 + max((len(row.cells[i].interval) for row in shown.rows), default=0)
+        side = "left" if column.css else "right"
+        table.add_column(heading, justify=side, min_width=width)  # type: ignore[arg-type]
+    for row in shown.rows:
+        texts = ["\n".join(filter(None, (c.value, c.interval))) for c in row.cells]
+        table.add_row(row.label, *texts, style="bold" if row.strong else None)
+    return table
+
+
+def console_for(file: IO[str] | None = None, width: int | None = None) -> Console:
+    """Return a console on a file, stdout by default; colour only where it is a terminal."""
+    from rich.console import Console
+
+    return Console(file=file, highlight=False, soft_wrap=False, width=width)
+
+
+def rich_table(*columns: str, title: str = "", left: int = 1, padding: int | None = None) -> Table:
+    """Return an empty table; the first ``left`` columns are aligned left, the others right."""
     from rich import box
     from rich.table import Table
 
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title=title or None,
+        title_justify="left",
+        pad_edge=False,
+        padding=(0, 1) if padding is None else padding,
+    )
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i < left else "right")
+    return table
+
+
+def _print_inspection(found: Inspection, console: Console) -> None:
     console.print(f"{inspection.name_of_space(found)}, pivot {found.pivot}")
     counts = ", ".join(f"{code} {n}" for code, n in found.counts.items())
     console.print(f"rows: {counts}", markup=False)
-    with_states = found.rows is not None
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("Site")
-    if with_states:
-        for column in inspection.INSPECTION_COLUMNS:
-            table.add_column(column.label, justify="right")
+    if found.rows is not None:
+        table = rich_table("Site", *(column.label for column in inspection.INSPECTION_COLUMNS))
     else:
-        table.add_column("Rank", justify="right")
-        table.add_column("Noise", justify="right")
+        table = rich_table("Site", "Rank", "Noise")
         table.add_column("Singular values")
         table.add_column("Why this rank")
     for site in found.sites:
-        table.add_row(site.site, *(_with_states(site) if with_states else _without(site)))
+        cells = _without_states(site) if found.rows is None else _with_states(site)
+        table.add_row(site.site, *cells)
     console.print(table)
     for text in (inspection.inspection_finding(found), inspection.band_text(found)):
         if text:
             console.print(text, markup=False)
     for text in inspection.readings_text(found):
         console.print(f"- {text}", markup=False)
-    watch = inspection.watched(found)
-    if watch:
+    collapsed = inspection.collapsed_sites(found)
+    if collapsed:
+        listed = "; ".join(collapsed)
         console.print(
-            f"States hardly differ between sentences (alignment says little): {'; '.join(watch)}",
+            f"States hardly differ between sentences (alignment says little): {listed}",
             markup=False,
         )
     for text in found.missing.values():
@@ -127,14 +141,18 @@ def _print(found: Inspection, console: Console) -> None:
 
 
 def _with_states(site: SiteInspection) -> list[str]:
-    """Cells of a line; intervals stand behind their value."""
+    """Cells of a row; intervals stand behind their value."""
     pairs = zip(inspection.inspection_cells(site), inspection.INSPECTION_COLUMNS, strict=True)
-    return [f"{value} ({below})" if below and column.below == "95 %" else value
-            for (value, below), column in pairs]  # fmt: skip
+    return [
+        f"{cell.value} ({cell.interval})"
+        if cell.interval and column.below == "95 %"
+        else cell.value
+        for cell, column in pairs
+    ]
 
 
-def _without(site: SiteInspection) -> list[str]:
-    """Cells of a line where there are no kept states."""
+def _without_states(site: SiteInspection) -> list[str]:
+    """Cells of a row where there are no stored states."""
     values = " ".join(f"{value:.3g}" for value in site.singular_values[:5])
     noise = "–" if math.isnan(site.noise_share) else f"{site.noise_share:.0%}"
     return ["–" if site.rank is None else str(site.rank), noise, values, site.rank_reason]

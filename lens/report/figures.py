@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from lens.errors import MissingExtraError
 from lens.evaluation.results import AVERAGE, ResultRow
-from lens.report.record import GridCell, RunRecord
+from lens.report.record import GridCell, LossCurve, RunRecord
 from lens.report.tables import METRIC_LABELS, language_name
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def plot_languages(record: RunRecord, *, palette: Palette = SCREEN) -> list[Figu
     return [_language_panel(record, metric, palette) for metric in shown]
 
 
-def plot_spectra(record: RunRecord, *, palette: Palette = SCREEN) -> list[Figure]:
+def plot_site_spectra(record: RunRecord, *, palette: Palette = SCREEN) -> list[Figure]:
     """Singular values (log scale) and principal angles over the sites."""
     if not record.spectra:
         return []
@@ -70,8 +70,13 @@ def plot_spectra(record: RunRecord, *, palette: Palette = SCREEN) -> list[Figure
 
 def plot_losses(record: RunRecord, *, palette: Palette = SCREEN) -> list[Figure]:
     """One small panel per loss, each with its own scale."""
+    return plot_curves(record.losses, palette=palette)
+
+
+def plot_curves(curves: Iterable[LossCurve], *, palette: Palette = SCREEN) -> list[Figure]:
+    """One small panel per curve over optimizer steps, each with its own scale."""
     panels = []
-    for curve in record.losses:
+    for curve in curves:
         with styled_axes(2.35, 1.6, palette) as (figure, ax):
             ax.plot(curve.steps, curve.values, color=palette.after, linewidth=1.1)
             ax.set_title(curve.name, color=palette.ink)

@@ -5,75 +5,94 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from html import escape
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lens.analysis.results import Inspection, SiteInspection
-from lens.errors import MissingExtraError
 from lens.report.figures import PAGE, SCREEN, Palette, inline_panels, site_ticks, styled_axes
-from lens.report.html import flat
-from lens.report.tables import language_name
+from lens.report.html import fragment, page, rank_table
+from lens.report.tables import Cell, Column, Table, TableRow, language_name
 from lens.utils.files import new_folder
 
 if TYPE_CHECKING:
+    from markupsafe import Markup
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 NONE = "–"
-
-
-@dataclass(frozen=True, slots=True)
-class InspectionColumn:
-    """A column of the overview: heading, the line under it, and what it means."""
-
-    label: str
-    below: str
-    meaning: str
+INSPECTION = "inspection.json"
 
 
 INSPECTION_COLUMNS = (
-    InspectionColumn("Rank", "of L−1", "directions worth keeping, chosen on held-out rows"),
-    InspectionColumn("p", "shuffled", "how often shuffled language labels vary as much"),
-    InspectionColumn(
-        "Angle", "95 %", "between the fit and refits to resampled rows, the largest, degrees"
+    Column("Rank", below="of L−1", meaning="directions worth keeping, chosen on held-out rows"),
+    Column("p", below="shuffled", meaning="how often shuffled language labels vary as much"),
+    Column(
+        "Angle",
+        below="95 %",
+        meaning="between the fit and refits to resampled rows, the largest, degrees",
     ),
-    InspectionColumn(
-        "Enough", "rows", "rows of each language from which that angle stays below the bound"
+    Column(
+        "Enough",
+        below="rows",
+        meaning="rows of each language from which that angle stays below the bound",
     ),
-    InspectionColumn(
-        "MEXA", "mean", "sentences nearest to their own translation, mean over languages"
+    Column(
+        "MEXA",
+        below="mean",
+        meaning="sentences nearest to their own translation, mean over languages",
     ),
-    InspectionColumn("Told apart", "95 %", "held-out states whose language the nearest mean names"),
+    Column(
+        "Told apart",
+        below="95 %",
+        meaning="held-out states whose language the nearest mean names",
+    ),
 )
 
 
-def inspection_cells(site: SiteInspection) -> list[tuple[str, str]]:
-    """Value and smaller text of each column of `COLUMNS`; the share of noise without states."""
+def inspection_cells(site: SiteInspection) -> list[Cell]:
+    """Return the cells of `INSPECTION_COLUMNS` for one site; dashes for what was not measured."""
     if site.rank is None:
-        return [(NONE, "")] * len(INSPECTION_COLUMNS)
-    L = len(site.singular_values)
-    row = [(str(site.rank), f"of {L}")]
-    row.append((NONE if site.spectrum is None else probability(site.spectrum.p_value), ""))
-    if site.angles is None or site.curve is None:
-        row += [(NONE, "")] * 2
+        return [Cell(NONE)] * len(INSPECTION_COLUMNS)
+    spectrum, angles, found = site.spectrum, site.angles, site.separation
+    measured = angles is not None and site.curve is not None
+    return [
+        Cell(str(site.rank), f"of {len(site.singular_values)}"),
+        Cell(NONE if spectrum is None else probability(spectrum.p_value)),
+        Cell(f"{angles.median:.1f}°", f"{angles.low:.1f}–{angles.high:.1f}")
+        if angles is not None and measured
+        else Cell(NONE),
+        Cell(rows_text(site) if measured else NONE),
+        Cell(share_text(site.mexa) if site.alignment else NONE),
+        Cell(NONE)
+        if found is None
+        else Cell(share_text(found.accuracy), f"{share_text(found.low)}–{share_text(found.high)}"),
+    ]
+
+
+def overview(found: Inspection) -> Table:
+    """One row for each site; ranks and their reasons alone where there are no states."""
+    chosen = found.at().site if any(s.rank is not None for s in found.sites) else None
+    if any(s.separation is not None for s in found.sites if s.rank is not None):
+        columns: Sequence[Column] = INSPECTION_COLUMNS
+        cells = [inspection_cells(site) for site in found.sites]
     else:
-        span = f"{site.angles.low:.1f}–{site.angles.high:.1f}"
-        row.append((f"{site.angles.median:.1f}°", span))
-        row.append((rows_text(site), ""))
-    row.append((share_text(site.mexa), "") if site.alignment else (NONE, ""))
-    if site.separation is None:
-        row.append((NONE, ""))
-    else:
-        found = site.separation
-        row.append(
-            (share_text(found.accuracy), f"{share_text(found.low)}–{share_text(found.high)}")
-        )
-    return row
+        columns = [Column("Rank"), Column("Noise"), Column("Why this rank", css="why")]
+        cells = [
+            [Cell(NONE if s.rank is None else str(s.rank)), Cell(noise(s)), Cell(s.rank_reason)]
+            for s in found.sites
+        ]
+    rows = [
+        TableRow(site.site, line, site.site == chosen)
+        for site, line in zip(found.sites, cells, strict=True)
+    ]
+    return Table(columns, rows, "Site")
+
+
+def noise(site: SiteInspection) -> str:
+    """Share of the variance between the means that chance alone would give."""
+    return NONE if math.isnan(site.noise_share) else f"{100 * site.noise_share:.0f} %"
 
 
 def rows_text(site: SiteInspection) -> str:
@@ -188,8 +207,8 @@ def from_to(values: Sequence[float], unit: str) -> str:
     return f"{low}{unit}" if low == high else f"{low} to {high}{unit}"
 
 
-def watched(found: Inspection) -> list[str]:
-    """List where the variance guard speaks up."""
+def collapsed_sites(found: Inspection) -> list[str]:
+    """List sites, with languages, at which states hardly differ between sentences."""
     out = []
     for site in found.sites:
         low = [a for a in site.alignment if a.collapsed]
@@ -425,6 +444,32 @@ def plot_readings(found: Inspection, *, palette: Palette = SCREEN) -> list[Figur
     return panels
 
 
+def plot_inspection(found: Inspection, *, palette: Palette = SCREEN) -> dict[str, list[Figure]]:
+    """Draw every figure there is data for, by section.
+
+    Parameters
+    ----------
+    found : Inspection
+        From `lens.inspect_space`.
+    palette : Palette
+        Colours by role.
+
+    Returns
+    -------
+    dict of str to list of matplotlib.figure.Figure
+        ``spectra``, ``certainty``, ``geometry``, ``alignment`` and ``readings``; a section without
+        data is left out.
+    """
+    drawn = {
+        "spectra": plot_spectra(found, palette=palette),
+        "certainty": plot_certainty(found, palette=palette),
+        "geometry": plot_geometry(found, palette=palette),
+        "alignment": plot_alignment(found, palette=palette),
+        "readings": plot_readings(found, palette=palette),
+    }
+    return {name: panels for name, panels in drawn.items() if panels}
+
+
 def _bar(
     ax: Axes, x: float, low: float, middle: float, high: float, role: str, palette: Palette
 ) -> None:
@@ -466,22 +511,6 @@ def _whole_ticks(ax: Axes, n: int) -> None:
     ax.set_xticks(list(range(1, n + 1, step)))
 
 
-_STYLE = """
-table.heat { width: auto; }
-table.heat td { padding: 0 .3rem; min-width: 2.1rem; height: 1.5rem; text-align: center;
-  border: 1px solid var(--paper); font-size: .75rem; vertical-align: middle; }
-table.heat th { font-weight: 400; padding: .1rem .35rem; font-size: .75rem; }
-table.heat th[scope="row"] { max-width: none; min-width: 0; white-space: nowrap; }
-table.heat thead th { text-align: center; }
-.missing { border-left: 3px solid var(--rule); padding-left: .9rem; font: .875rem/1.45 var(--sans);
-  color: var(--muted); overflow-wrap: anywhere; max-width: 46rem; }
-.lead { font-style: italic; }
-td.why { white-space: normal; text-align: left; min-width: 8rem; }
-th.narrow small { white-space: normal; }
-summary { font: .875rem/1.45 var(--sans); cursor: pointer; margin-top: .6rem; }
-"""
-
-
 def render_inspection(found: Inspection) -> str:
     """Render an inspection as one HTML page.
 
@@ -500,104 +529,137 @@ def render_inspection(found: Inspection) -> str:
     MissingExtraError
         If jinja2 or matplotlib is not installed.
     """
-    try:
-        from jinja2 import Environment, StrictUndefined
-    except ImportError:
-        raise MissingExtraError("jinja2", "report", "rendering a report") from None
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-                              lstrip_blocks=True)  # fmt: skip
-    environment.filters["language_name"] = language_name
-    environment.filters["flat"] = flat
-    environment.filters["percent"] = lambda value: 100 * value
-    folder = files("lens.report") / "templates"
-    template = environment.from_string((folder / "inspection.html.j2").read_text(encoding="utf-8"))
-    style = (folder / "report.css").read_text(encoding="utf-8") + _STYLE
-    return template.render(found=found, style=style, told=_TOLD, **_content(found))
+    name = name_of_space(found)
+    return page([(name, inspection_body(found))], title=f"Language space: {name}")
 
 
-# What the template calls.
-_TOLD = {
-    "NONE": NONE,
-    "COLUMNS": INSPECTION_COLUMNS,
-    "name_of_space": name_of_space,
-    "finding": inspection_finding,
-    "cells": inspection_cells,
-    "watched": watched,
-    "band_text": band_text,
-    "from_to": from_to,
-}
+def save_inspection(found: Inspection, folder: str | Path, *, force: bool = False) -> Path:
+    """Write ``report.html`` and ``inspection.json`` into a new folder.
 
+    Parameters
+    ----------
+    found : Inspection
+        From `lens.inspect_space`.
+    folder : str or Path
+        Appears complete or not at all.
+    force : bool
+        Replace it.
 
-def save(found: Inspection, folder: Path, *, force: bool = False) -> Path:
-    """Write the page and the numbers; see `Inspection.save`."""
-    page = render_inspection(found)  # before anything is written
+    Returns
+    -------
+    Path
+        The page.
+
+    Raises
+    ------
+    InputError
+        If the folder exists already.
+    MissingExtraError
+        If jinja2 or matplotlib is not installed.
+    """
+    content = render_inspection(found)  # before anything is written
     with new_folder(folder, force=force) as unfinished:
-        (unfinished / "report.html").write_text(page, encoding="utf-8")
+        (unfinished / "report.html").write_text(content, encoding="utf-8")
         numbers = json.dumps(found.to_dict(), indent=1, ensure_ascii=False, default=str)
-        (unfinished / "inspection.json").write_text(numbers + "\n", encoding="utf-8")
-    return folder / "report.html"
+        (unfinished / INSPECTION).write_text(numbers + "\n", encoding="utf-8")
+    return Path(folder) / "report.html"
 
 
-def table_html(found: Inspection) -> str:
-    """Return the overview as HTML for notebooks."""
-    heads = "".join(f"<th>{escape(c.label)}</th>" for c in INSPECTION_COLUMNS)
-    lines = []
-    for site in found.sites:
-        cells = "".join(
-            f"<td>{escape(value)}{f' ({escape(below)})' if below else ''}</td>"
-            for value, below in inspection_cells(site)
-        )
-        lines.append(f"<tr><th>{escape(site.site)}</th>{cells}</tr>")
-    told = [inspection_finding(found), band_text(found), *found.missing.values()]
-    said = "".join(f"<p>{escape(text)}</p>" for text in told if text)
-    return (
-        f"<p><b>{escape(name_of_space(found))}</b>, pivot {escape(found.pivot)}</p>"
-        f"<table><thead><tr><th>site</th>{heads}</tr></thead><tbody>{''.join(lines)}</tbody>"
-        f"</table>{said}"
-    )
+def inspection_body(found: Inspection, prefix: str = "") -> Markup:
+    """Render an inspection as the content of a page.
 
-
-def _content(found: Inspection) -> dict[str, Any]:
+    Parameters
+    ----------
+    found : Inspection
+    prefix : str
+        Of every id in the drawings, so that several runs can stand on one page.
+    """
     fitted = [site for site in found.sites if site.rank is not None]
     detail = found.at() if fitted else None
     seen = [site for site in fitted if site.separation is not None]
-    one_reason = len({site.rank_reason for site in fitted}) == 1
-    return {
-        "fitted": fitted,
-        "detail": detail,
-        "with_states": bool(seen),
-        "aligned": any(site.alignment for site in seen),
-        "one_reason": one_reason,
-        "spectra_svg": inline_panels(plot_spectra(found, palette=PAGE), "spectra"),
-        "certainty_svg": inline_panels(plot_certainty(found, palette=PAGE), "certainty"),
-        "tree_svg": inline_panels(_tree(detail), "tree"),
-        "alignment_svg": inline_panels(plot_alignment(found, palette=PAGE), "alignment"),
-        "readings_svg": inline_panels(plot_readings(found, palette=PAGE), "readings"),
-        "angles": _angle_rows(detail),
-        "angles_even": math.degrees(math.acos(-1 / max(1, len(found.languages) - 1))),
-        "mexa": _mexa_rows(found, seen),
-        "mexa_heads": [site.site.removeprefix("block.") for site in seen if site.alignment],
-        "disjoint": [site for site in seen if site.disjoint is not None],
+    drawn = {
+        "spectra": plot_spectra(found, palette=PAGE),
+        "certainty": plot_certainty(found, palette=PAGE),
+        "tree": _tree(detail),
+        "alignment": plot_alignment(found, palette=PAGE),
+        "readings": plot_readings(found, palette=PAGE),
     }
+    return fragment(
+        "inspection.html.j2",
+        found=found,
+        title=name_of_space(found),
+        finding=inspection_finding(found),
+        band=band_text(found),
+        collapsed=bool(collapsed_sites(found)),
+        overview=overview(found),
+        meanings=[(column.label, column.meaning) for column in INSPECTION_COLUMNS],
+        fitted=fitted,
+        detail=detail,
+        with_states=bool(seen),
+        aligned=any(site.alignment for site in seen),
+        one_reason=len({site.rank_reason for site in fitted}) == 1,
+        ranks=rank_table([(s.site, s.rank, s.rank_reason) for s in fitted], "Why"),
+        angles=_angle_rows(detail),
+        angles_even=math.degrees(math.acos(-1 / max(1, len(found.languages) - 1))),
+        mexa=_mexa_rows(found, seen),
+        mexa_heads=[site.site.removeprefix("block.") for site in seen if site.alignment],
+        readings=_readings_table(found),
+        disjoint=_disjoint_table(seen),
+        **{f"{key}_svg": inline_panels(panels, prefix + key) for key, panels in drawn.items()},
+    )
+
+
+def _readings_table(found: Inspection) -> Table:
+    columns = [
+        Column("Against", css="why"),
+        Column("Rows", css="why"),
+        Column("Angle", below="by site"),
+        Column("Variance kept", below="by site"),
+    ]
+    rows = []
+    for r in found.readings:
+        kept = from_to([100 * share for share in r.kept], " %")
+        rows.append(
+            TableRow(r.name, [*map(Cell, (r.against, r.note, from_to(r.largest, "°"), kept))])
+        )
+    return Table(columns, rows, "Reading")
+
+
+def _disjoint_table(seen: Sequence[SiteInspection]) -> Table | None:
+    """Angles of fits to rows that are not parallel, and to as many parallel ones."""
+    rows = [
+        TableRow(
+            site.site,
+            [
+                Cell(f"{a.median:.1f}°", f"{a.low:.1f}–{a.high:.1f}")
+                for a in (site.disjoint, site.matched)
+                if a is not None
+            ],
+        )
+        for site in seen
+        if site.disjoint is not None
+    ]
+    return Table([Column("Not parallel"), Column("Parallel")], rows, "Site") if rows else None
 
 
 def _tree(detail: SiteInspection | None) -> list[Figure]:
-    if detail is None or detail.geometry is None:
-        return []
-    return [plot_tree(detail, palette=PAGE)]
+    drawable = detail is not None and detail.geometry is not None
+    return [plot_tree(detail, palette=PAGE)] if detail is not None and drawable else []
 
 
-Row = tuple[str, list[tuple[str, float, str]]]
-"""Heading, and for each cell its text, its depth of colour from 0 to 1, and what it tells."""
+HeatRow = tuple[str, list[tuple[str, float, str]]]
+"""Heading, and for each cell its text, its depth of colour from 0 to 1, and its tooltip."""
 
 
-def _angle_rows(detail: SiteInspection | None) -> tuple[list[str], list[Row], list[float]] | None:
+def _angle_rows(
+    detail: SiteInspection | None,
+) -> tuple[list[str], list[HeatRow], list[float]] | None:
     """Angles between languages at the site in detail, in the order of the tree."""
     if detail is None or detail.geometry is None:
         return None
     shape = detail.geometry
     heads = [shape.languages[i].partition("_")[0] for i in shape.order]
-    rows: list[Row] = []
+    rows: list[HeatRow] = []
     angles = shape.angles
     for i in shape.order:
         name = language_name(shape.languages[i])
@@ -611,9 +673,9 @@ def _angle_rows(detail: SiteInspection | None) -> tuple[list[str], list[Row], li
     return heads, rows, [float(shape.norms[i]) for i in shape.order]
 
 
-def _mexa_rows(found: Inspection, seen: list[SiteInspection]) -> list[Row]:
+def _mexa_rows(found: Inspection, seen: list[SiteInspection]) -> list[HeatRow]:
     """Scores by language and site."""
-    rows: list[Row] = []
+    rows: list[HeatRow] = []
     for place, code in enumerate(code for code in found.languages if code != found.pivot):
         line = []
         for site in seen:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lens.errors import InputError
 from lens.evaluation.results import read_text, write_rows
+from lens.report.html import render
 from lens.report.record import RunRecord
 from lens.utils.files import write_text
 
@@ -28,11 +29,7 @@ def write_run(record: RunRecord, folder: str | Path) -> Path:
     Path
         The page.
     """
-    from lens.report.html import render
-
-    page = render(
-        record
-    )  # before anything is written: a record that cannot be shown writes nothing
+    page = render(record)  # first: a record that cannot be shown writes nothing
     target = Path(folder)
     write_rows(target / RESULTS, record.rows)
     write_text(target / RECORD, record.to_json())

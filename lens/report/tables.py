@@ -1,11 +1,14 @@
-"""Rows to table cells and to the opening paragraph; shared by the page and the terminal."""
+"""Tables as plain data, for pages and terminals alike, and the opening paragraph of a run."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lens.data.languages import english_name
+from lens.errors import InputError
 from lens.evaluation.results import AVERAGE, ResultRow
-from lens.report.record import RunRecord, System
+from lens.report.record import RunRecord
 
 METRIC_LABELS = {
     "fidelity": "In the language asked",
@@ -13,6 +16,8 @@ METRIC_LABELS = {
     "accuracy_any": "Correct, in any language",
     "kl": "KL drift",
 }
+
+N_BESIDE = "n beside each"  # below a column whose rows have different n
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,27 +31,45 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """Heading of a column: a label, the group it stands under, and n where all rows share it."""
+    """Heading of a column.
+
+    Parameters
+    ----------
+    label, group, below : str
+        The heading, the group it stands under, and the smaller line below it.
+    css : {"", "text", "why"}
+        Of the page: ``text`` and ``why`` hold prose, aligned left.
+    meaning : str
+        One sentence for the notes below the table.
+    """
 
     label: str
     group: str = ""
-    n: str = ""
-    code: str = ""
+    below: str = ""
+    css: str = ""
+    meaning: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TableRow:
+    """A row: its heading, a cell for each column, and whether it is emphasised."""
+
+    label: str
+    cells: Sequence[Cell]
+    strong: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table of systems (lines) by measures or languages (columns)."""
+    """A table for a page or a terminal; ``stub`` is the heading of the row labels."""
 
-    columns: list[Column]
-    lines: list[tuple[System, list[Cell]]]
+    columns: Sequence[Column]
+    rows: Sequence[TableRow]
+    stub: str = "System"
 
 
 def language_name(code: str) -> str:
     """English name of a FLORES code, or the code itself."""
-    from lens.data.languages import english_name
-    from lens.errors import InputError
-
     try:
         return english_name(code)
     except InputError:
@@ -99,22 +122,16 @@ def language_table(record: RunRecord, metric: str) -> Table:
 def _table(record: RunRecord, wanted: list[tuple[tuple[str, str], str, str]]) -> Table:
     """Put n into the heading where a whole column shares it, else into each cell."""
     systems = record.ordered_systems()
-    columns, shared = [], []
-    for (language, metric), label, group in wanted:
-        rows = [record.find(system.name, language, metric) for system in systems]
+    columns, by_column = [], []
+    for pair, label, group in wanted:
+        rows = [record.find(system.name, *pair) for system in systems]
         counts = {row.n for row in rows if row is not None}
-        shared.append(len(counts) == 1)
-        n = f"{counts.pop():,}" if len(counts) == 1 else ""
-        columns.append(Column(label, group, n, language))
+        shared = len(counts) == 1
+        columns.append(Column(label, group, f"n = {counts.pop():,}" if shared else N_BESIDE))
+        by_column.append([cell(row, with_n=not shared) for row in rows])
     lines = [
-        (
-            system,
-            [
-                cell(record.find(system.name, *pair), with_n=not same)
-                for (pair, _, _), same in zip(wanted, shared, strict=True)
-            ],
-        )
-        for system in systems
+        TableRow(system.label, [cells[i] for cells in by_column], system.name == record.main)
+        for i, system in enumerate(systems)
     ]
     return Table(columns, lines)
 

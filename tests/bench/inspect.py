@@ -11,6 +11,7 @@ import numpy as np
 
 from lens.analysis.inspect import inspect_space
 from lens.pooling import StreamingMoments
+from lens.report.inspection import save_inspection
 from lens.space.provenance import Provenance, SpaceShard
 from lens.space.space import Space
 from lens.space.state_store import StateStore as KeptStates
@@ -76,7 +77,7 @@ def run() -> Iterator[Row]:
         started = time.perf_counter()
         found = inspect_space(space, states, n_resamples=REFITS)
         measured = time.perf_counter() - started
-        found.save(folder / "out")
+        save_inspection(found, folder / "out")
         total = time.perf_counter() - started
         after = [_naive(states, f"block.{i}", NAIVE) for i in (20, 31)]
         each = float(np.median([*before, *after]))

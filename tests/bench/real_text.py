@@ -19,6 +19,7 @@ from lens.analysis.inspect import inspect_space
 from lens.analysis.readings import ReadingComparison, directions, share_inside
 from lens.analysis.results import Inspection
 from lens.data.languages import canonical
+from lens.report.console import inspection_summary
 from lens.stats import mean_interval, wilson
 from lens.subspace import principal_angles
 from tests.bench.real_states import READ, UNREAD, Read, read, readings
@@ -297,7 +298,7 @@ def show(made: Study, found: dict[str, Read]) -> None:
         [[r.name, r.against, r.note, " ".join(f"{angle:.0f}" for angle in r.largest) + "°",
           " ".join(f"{kept:.2f}" for kept in r.kept)] for r in made.readings],
     )  # fmt: skip
-    print("\n" + made.seen.summary())
+    print("\n" + inspection_summary(made.seen))
 
 
 def show_parts(made: Study, found: dict[str, Read]) -> None:

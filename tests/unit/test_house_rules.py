@@ -45,14 +45,7 @@ TORCH_FREE |= {name for name, level in LEVEL.items() if level < LEVEL["torch_ops
 FIELD_WORDS = {"training", "steering", "merging", "planning", "pooling", "loading", "batching"}
 FIELD_WORDS |= {"tuning", "hashing"}
 # Still to be opened; nothing may be added.
-CIRCLES: set[str] = {
-    "analysis -> report",
-    "lens.analysis",
-    "lens.analysis.results",
-    "lens.report",
-    "lens.report.console",
-    "lens.report.inspection",
-}
+CIRCLES: set[str] = set()
 TWICE: set[str] = {"_Frozen"}
 
 

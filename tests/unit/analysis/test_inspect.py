@@ -18,7 +18,8 @@ from lens.analysis.readings import compare_readings, directions, share_inside
 from lens.analysis.results import Inspection
 from lens.errors import InputError, LensError, ShapeError
 from lens.models.hidden_states import capture
-from lens.report.inspection import render_inspection
+from lens.report.console import inspection_summary
+from lens.report.inspection import plot_inspection, render_inspection
 from lens.space.state_store import StateStore as KeptStates
 from tests.helpers import tiny
 from tests.helpers.command import run
@@ -272,8 +273,8 @@ def test_moments_alone_show_what_they_can_and_say_the_rest(space, folder):
         assert 0 < site.noise_share <= 1
         assert site.geometry is not None and site.spectrum is None and not site.alignment
     assert "--keep-states" in found.missing["states"] and "--model" in found.missing["readings"]
-    assert "keep-states" in found.summary() and "keep-states" in render_inspection(found)
-    assert set(found.figures()) == {"spectra", "geometry"}
+    assert "keep-states" in inspection_summary(found) and "keep-states" in render_inspection(found)
+    assert set(plot_inspection(found)) == {"spectra", "geometry"}
 
 
 def test_equal_languages_are_told_not_fitted(states):
@@ -281,8 +282,8 @@ def test_equal_languages_are_told_not_fitted(states):
     same = lens.Space.from_states(x | {"sw": x["es"]}, pivot="en", site="block.0")
     found = inspect_space(same)
     assert found.sites[0].rank is None and "same mean" in found.sites[0].rank_reason
-    assert "same mean" in render_inspection(found) and "No site" in found.summary()
-    assert found.figures() == {}
+    assert "same mean" in render_inspection(found) and "No site" in inspection_summary(found)
+    assert plot_inspection(found) == {}
     with pytest.raises(InputError, match="nothing can be shown"):
         found.at()
 
@@ -350,12 +351,12 @@ def test_numbers_travel_as_json(found):
 
 
 def test_figures_and_notebook(found):
-    drawn = found.figures()
+    drawn = plot_inspection(found)
     assert {name: len(panels) for name, panels in drawn.items()} == {
         "spectra": 2, "certainty": 2, "geometry": 2, "alignment": 2, "readings": 3,
     }  # fmt: skip
     assert all(panel.axes[0].get_title(loc="left") for panels in drawn.values() for panel in panels)
-    assert "<table>" in found._repr_html_() and "block.0" in found.summary()
+    assert "<table>" in found._repr_html_() and "block.0" in inspection_summary(found)
 
 
 def test_collapsed_states_are_pointed_out(found):
@@ -365,7 +366,9 @@ def test_collapsed_states_are_pointed_out(found):
     sites = (replace(site, alignment=(flat, *site.alignment[1:])), *found.sites[2:])
     shown = replace(found, sites=sites)
     assert isinstance(shown, Inspection)
-    assert "hardly differ" in shown.summary() and "exclamation mark" in render_inspection(shown)
+    assert "hardly differ" in inspection_summary(shown) and "exclamation mark" in render_inspection(
+        shown
+    )
 
 
 def test_verb_writes_a_folder_and_the_same_numbers(found, folder, model, tokenizer, tmp_path):

@@ -13,7 +13,7 @@ import pytest
 from lens.errors import InputError
 from lens.evaluation.results import ResultRow, read_rows
 from lens.report.console import print_table
-from lens.report.figures import plot_grid, plot_languages, plot_losses, plot_spectra
+from lens.report.figures import plot_grid, plot_languages, plot_losses, plot_site_spectra
 from lens.report.html import direction, flat, render
 from lens.report.io import is_run, read_run, write_run
 from lens.report.record import Example, RunRecord
@@ -146,15 +146,15 @@ def test_sparse_records_can_be_shown() -> None:
 def test_missing_numbers_are_dashes(record: RunRecord) -> None:
     kept = tuple(row for row in record.rows if (row.system, row.metric) != ("diffmean", "kl"))
     table = main_table(replace(record, rows=kept))
-    cells = {system.name: row for system, row in table.lines}
-    assert cells["diffmean"][-1].value == "–" and cells["lens"][-1].value == "0.012"
+    cells = {row.label: row.cells for row in table.rows}
+    assert cells["DiffMean steering"][-1].value == "–" and cells["Lens"][-1].value == "0.012"
 
 
 def test_unequal_n_is_shown_in_the_cells(record: RunRecord) -> None:
     first, *others = record.rows
     table = language_table(replace(record, rows=(replace(first, n=7), *others)), first.metric)
-    assert table.columns[0].n == "" and table.columns[1].n == "500"
-    assert table.lines[0][1][0].n == "7" and table.lines[1][1][0].n == "500"
+    assert [c.below for c in table.columns[:2]] == ["n beside each", "n = 500"]
+    assert [row.cells[0].n for row in table.rows[:2]] == ["7", "500"]
 
 
 def test_finding_says_the_numbers(record: RunRecord) -> None:
@@ -212,7 +212,7 @@ def test_run_folder(tmp_path, record: RunRecord, page: str) -> None:
 
 def test_figures_leave_the_global_style_alone(record: RunRecord) -> None:
     before = dict(mpl.rcParams)
-    panels = [*plot_languages(record), *plot_spectra(record), *plot_losses(record),
+    panels = [*plot_languages(record), *plot_site_spectra(record), *plot_losses(record),
               *plot_grid(record)]  # fmt: skip
     assert len(panels) == 2 + 2 + 3 + 6
     assert dict(mpl.rcParams) == before
@@ -234,7 +234,7 @@ def test_terminal_table(record: RunRecord) -> None:
     print_table(record, file=out)
     assert all(label in out.getvalue() for label in ("Unchanged", "DiffMean steering", "n = 500"))
     assert "\x1b[" not in out.getvalue()
-    assert len(SYSTEMS) == len(main_table(record).lines)
+    assert len(SYSTEMS) == len(main_table(record).rows)
 
 
 def test_small_helpers() -> None:
