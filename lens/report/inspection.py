@@ -143,8 +143,8 @@ def inspection_finding(found: Inspection) -> str:
         best = max(aligned, key=lambda s: s.mexa)
         null = sum(a.null_high for a in best.alignment) / len(best.alignment)
         said.append(
-            f"Translations are nearest to one another at {best.site}, where {share_text(best.mexa)} of "
-            f"{best.alignment[0].n} sentences find their own (mean over languages; random pairings "
+            f"Translations are nearest to one another at {best.site}, where "
+            f"{share_text(best.mexa)} of {best.alignment[0].n} sentences find their own (mean over languages; random pairings "
             f"reach {share_text(null)})."
         )
     return " ".join(said)
@@ -185,7 +185,8 @@ def _apart(seen: list[SiteInspection]) -> str:
     if least.accuracy == most.accuracy:
         how = f"{share_text(least.accuracy)} of held-out states at every site"
     else:
-        how = f"{share_text(least.accuracy)} to {share_text(most.accuracy)} of held-out states, by site"
+        span = f"{share_text(least.accuracy)} to {share_text(most.accuracy)}"
+        how = f"{span} of held-out states, by site"
     return f"The nearest mean names the language of {how} (chance {share_text(least.chance)})."
 
 

@@ -297,8 +297,8 @@ def test_states_of_another_probe_are_refused(space, tmp_path, model, tokenizer):
 
 def test_rows_that_are_not_parallel_get_no_alignment(model, tokenizer, tmp_path):
     uneven = {code: rows[: 20 + i] for i, (code, rows) in enumerate(ROWS.items())}
-    space = lens.probe(model, tokenizer, uneven, pivot="en", parallel=False, keep_states=tmp_path / "s",
-                       sites=1)  # fmt: skip
+    keep = {"keep_states": tmp_path / "s", "sites": 1, "parallel": False}
+    space = lens.probe(model, tokenizer, uneven, pivot="en", **keep)
     found = inspect_space(space, tmp_path / "s", **QUICK)
     assert found.sites[0].angles is not None and found.sites[0].separation is not None
     assert not found.sites[0].alignment and found.band is None and found.disjoint_rows is None
