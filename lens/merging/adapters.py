@@ -28,14 +28,8 @@ _FACTOR = re.compile(
 _HARMLESS = ("true", "false", "gaussian", "eva", "orthogonal")
 # Settings that change what the adapter computes beyond B A.
 _REFUSED = (
-    "use_dora",
-    "lora_bias",
-    "target_parameters",
-    "megatron_config",
-    "use_qalora",
-    "arrow_config",
-    "layer_replication",
-    "trainable_token_indices",
+    *("use_dora", "lora_bias", "target_parameters", "megatron_config", "use_qalora"),
+    *("arrow_config", "layer_replication", "trainable_token_indices"),
 )
 
 

@@ -281,16 +281,8 @@ def _listed(names: Sequence[str]) -> str:
 _SAME = ("model_type", "vocab_size", "hidden_size", "num_attention_heads")
 # Settings that change what a model computes with weights of the same shapes.
 _NOTED = (
-    "architectures",
-    "rope_theta",
-    "rope_scaling",
-    "rope_parameters",
-    "sliding_window",
-    "layer_types",
-    "hidden_act",
-    "hidden_activation",
-    "rms_norm_eps",
-    "layer_norm_eps",
+    *("architectures", "rope_theta", "rope_scaling", "rope_parameters", "sliding_window"),
+    *("layer_types", "hidden_act", "hidden_activation", "rms_norm_eps", "layer_norm_eps"),
 )
 _TOKENIZERS = ("tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json")
 
