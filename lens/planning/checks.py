@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from lens.errors import InputError
 from lens.models.checkpoint import DTYPES, Checkpoint
+from lens.planning.config import ProbePlanSettings, TrainPlanSettings
 from lens.planning.model import (
     TABLES,
     TORCH_DTYPES,
@@ -31,12 +32,8 @@ from lens.utils.files import said
 
 if TYPE_CHECKING:
     from lens.models.batching import BatchLimit
-    from lens.models.hidden_states import Pooling
-    from lens.models.layers import SiteSpec
     from lens.models.tokenization import ChatOptions, Role
     from lens.space.space import Space
-    from lens.space.state_store import StatesDtype
-    from lens.training.config import LensConfig, Lora
 
 Level = Literal["error", "warning"]
 PlanRows = Mapping[str, Sequence[Any]]
@@ -419,87 +416,7 @@ def _wrong_rows(named: PlanRows, noun: str, encoding: RowEncoding) -> Iterator[s
 # ---------------------------------------------------------------- a whole job
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlanRequest:
-    """Options of every job.
-
-    Attributes
-    ----------
-    languages, limit : optional
-        Languages and number of rows to take of a file.
-    chat, dtype, max_memory, trust_remote_code
-        As in `lens.train` and `lens.probe`.
-    out : str or Path, optional
-        What the job will write.
-    tokens : int, optional
-        Length of every row, in place of counting.
-    """
-
-    languages: Sequence[str] | None = None
-    limit: int | None = None
-    chat: ChatOptions | None = None
-    dtype: str = "auto"
-    max_memory: str | int | None = None
-    trust_remote_code: bool = False
-    out: str | Path | None = None
-    tokens: int | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainRequest(PlanRequest):
-    """Options of `lens.train`; ``answer_tokens`` is the length of every answer."""
-
-    layers: str = "-2:"
-    modules: str = "full"
-    lora: int | Lora | None = None
-    losses: str | LensConfig | dict[str, Any] = "lens+kl"
-    space: Space | str | Path | None = None
-    validation: PlanRows | str | Path | None = None
-    low_memory: bool = False
-    gradient_checkpointing: bool = False
-    checkpoint_every: int | None = None
-    cache: str | Path | None = None
-    answer_tokens: int | None = None
-
-    @property
-    def rank(self) -> int | None:
-        """Rank of the adapters, however it was given; None without adapters."""
-        return self.lora if self.lora is None or isinstance(self.lora, int) else self.lora.rank
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProbeRequest(PlanRequest):
-    """Options of `lens.probe`, and of the files that its rows are read from."""
-
-    pivot: str = "eng_Latn"
-    sites: SiteSpec = "all"
-    pooling: Pooling = "mean"
-    role: Role = "text"
-    prompts: PlanRows | str | Path | None = None
-    max_tokens: int | None = None
-    batch_size: int | Literal["auto"] = "auto"
-    keep_states: str | Path | None = None
-    states_dtype: StatesDtype = "float16"
-    select_rank: bool = False
-    layer_by_layer: bool = False
-    resume: bool = False
-    force: bool = False
-    split: str | None = None
-    column: str | None = None
-    missing_rows: Literal["refuse", "drop"] = "refuse"
-
-    @property
-    def file(self) -> Path:
-        """Where the space will be written."""
-        return Path("space.safetensors" if self.out is None else self.out)
-
-    @property
-    def work(self) -> Path:
-        """Working folder of the probe."""
-        return self.file.with_name(self.file.name + ".unfinished")
-
-
-R = TypeVar("R", bound=PlanRequest)
+R = TypeVar("R", TrainPlanSettings, ProbePlanSettings)
 
 
 @dataclass(slots=True)
@@ -510,10 +427,8 @@ class JobFindings(Generic[R]):
     ----------
     checkpoint : Checkpoint
         Config and headers.
-    request : PlanRequest
-        Options of the job.
-    quick : bool
-        Whether torch and transformers are left alone.
+    settings : TrainPlanSettings or ProbePlanSettings
+        Options of the job; with ``quick`` torch and transformers are left alone.
     problems, notes : list
         What is wrong, and assumptions behind the figures.
     meta : MetaModel or None
@@ -527,8 +442,7 @@ class JobFindings(Generic[R]):
     """
 
     checkpoint: Checkpoint
-    request: R
-    quick: bool
+    settings: R
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     meta: MetaModel | None = None
@@ -563,17 +477,17 @@ class JobFindings(Generic[R]):
 
         ``any_kind`` accepts encoders and multimodal models too.
         """
-        checkpoint, request = self.checkpoint, self.request
+        checkpoint, settings = self.checkpoint, self.settings
         self.problems += of_files(checkpoint)
-        if request.dtype != "auto" and request.dtype not in _DTYPES:
+        if settings.dtype != "auto" and settings.dtype not in _DTYPES:
             known = ", ".join(_DTYPES)
-            raise InputError(f"unknown dtype '{request.dtype}'; expected auto, {known}")
-        self.dtype = checkpoint.dtype if request.dtype == "auto" else _DTYPES[request.dtype]
+            raise InputError(f"unknown dtype '{settings.dtype}'; expected auto, {known}")
+        self.dtype = checkpoint.dtype if settings.dtype == "auto" else _DTYPES[settings.dtype]
         if checkpoint.tensors:
             self.structure = self.attempt("architecture", lambda: structure_of(checkpoint))
         if self.structure is not None:
             self.problems += of_structure(checkpoint, self.structure)
-        if self.quick and checkpoint.tensors:
+        if settings.quick and checkpoint.tensors:
             return
         self.meta = self.attempt(
             "architecture",
@@ -581,7 +495,7 @@ class JobFindings(Generic[R]):
                 checkpoint,
                 dtype=self.dtype,
                 any_kind=any_kind,
-                trust_remote_code=request.trust_remote_code,
+                trust_remote_code=settings.trust_remote_code,
             ),
         )
         if self.meta is None:
@@ -619,8 +533,8 @@ class JobFindings(Generic[R]):
         if isinstance(given, Mapping):
             rows = given
         else:
-            options = {"limit": self.request.limit, "min_rows": 2} | reading
-            rows = read_parallel(given, languages=self.request.languages, **options).rows
+            options = {"limit": self.settings.limit, "min_rows": 2} | reading
+            rows = read_parallel(given, languages=self.settings.languages, **options).rows
         return {canonical(lang): list(texts) for lang, texts in rows.items()}
 
     def _lengths(self, rows: PlanRows, about: str, encoding: RowEncoding) -> RowLengths | None:
@@ -636,10 +550,10 @@ class JobFindings(Generic[R]):
         named = {lang: texts[:n] for lang, texts in named.items()}
         if not isinstance(next(iter(named.values()))[0], str):
             return RowLengths({k: [len(ids) for ids in v] for k, v in named.items()}, "ids")
-        if self.request.tokens is not None:
-            tokens = encoding.cut(self.request.tokens)
+        if self.settings.tokens is not None:
+            tokens = encoding.cut(self.settings.tokens)
             return RowLengths({lang: [tokens] * n for lang in named}, "given")
-        counted = None if self.quick else self._encoded(named, about, encoding)
+        counted = None if self.settings.quick else self._encoded(named, about, encoding)
         if counted is not None:
             return RowLengths(counted, "tokenizer")
         sizes = {
@@ -673,7 +587,7 @@ class JobFindings(Generic[R]):
 
 
 @dataclass(slots=True)
-class TrainFindings(JobFindings[TrainRequest]):
+class TrainFindings(JobFindings[TrainPlanSettings]):
     """Facts about a training run.
 
     Attributes
@@ -689,36 +603,31 @@ class TrainFindings(JobFindings[TrainRequest]):
     held_out: RowLengths | None = None
 
     @property
-    def config(self) -> LensConfig:
-        """Losses and optimizer settings."""
-        from lens.training.config import resolve
-
-        return resolve(self.request.losses)
-
-    @property
     def trained(self) -> int:
         """Number of trained parameters."""
-        lora, rank = self.request.lora, self.request.rank
-        if rank is None:
-            return count(self.chosen)
-        return adapter_count(self.chosen, rank, dora=bool(getattr(lora, "dora", False)))
+        lora = self.settings.lora
+        return count(self.chosen) if lora is None else adapter_count(self.chosen, lora)
 
-    def check(self, prompts: PlanRows | str | Path) -> None:
+    def check(
+        self,
+        prompts: PlanRows | str | Path,
+        space: Space | str | Path | None = None,
+        validation: PlanRows | str | Path | None = None,
+    ) -> None:
         """Find everything that can be found without measuring."""
-        request = self.request
         self.check_model()
         self._check_layers()
-        space = self._space()
-        pivot = None if space is None else space.pivot
-        encoding = RowEncoding("user", request.chat, pivot=pivot)
+        space = self._loaded(space)
+        pivot, chat = None if space is None else space.pivot, self.settings.chat
+        encoding = RowEncoding("user", chat, pivot=pivot)
         self.lengths = self.check_rows(prompts, "prompts", encoding)
-        if request.validation is not None:
-            self.held_out = self.check_rows(request.validation, "validation", encoding)
+        if validation is not None:
+            self.held_out = self.check_rows(validation, "validation", encoding)
         if self.structure is None:
             return
-        self.problems += of_tokenizer(self.checkpoint, self.structure, request.chat)
+        self.problems += of_tokenizer(self.checkpoint, self.structure, chat)
         if space is not None:
-            sites = self.config.placed(len(self.structure.blocks)).subspace_sites
+            sites = self.settings.losses.placed(len(self.structure.blocks)).subspace_sites
             languages = self.lengths.tokens if self.lengths else ()
             self.problems += of_space(space, self.checkpoint, languages, sites)
 
@@ -730,9 +639,9 @@ class TrainFindings(JobFindings[TrainRequest]):
             return
         depth = len(self.structure.blocks)
         try:
-            self.layers = resolve_layers(self.request.layers, depth)
-            placed = self.config.placed(depth)
-            self.chosen = self.structure.chosen(self.layers, self.request.modules)
+            self.layers = resolve_layers(self.settings.layers, depth)
+            placed = self.settings.losses.placed(depth)
+            self.chosen = self.structure.chosen(self.layers, self.settings.modules)
         except InputError as error:
             self.add("layers", str(error))
             return
@@ -746,26 +655,23 @@ class TrainFindings(JobFindings[TrainRequest]):
         self._check_adapters()
 
     def _check_adapters(self) -> None:
-        rank, train = self.request.rank, self.request.modules
-        if rank is None:
+        lora, modules = self.settings.lora, self.settings.modules
+        if lora is None:
             return
         linear = [shape for shape in self.chosen.values() if len(shape) == 2]
         smallest = min(linear, key=min, default=())
-        if rank < 1:
-            self.add("lora", f"the rank of a LoRA adapter is {rank}; expected 1 or more")
-        elif not linear or train in ("bias", "norm"):
-            self.add("lora", f"adapters go on linear layers, and train={train!r} selects none")
-        elif rank > min(smallest):
+        if not linear or modules in ("bias", "norm"):
+            self.add("lora", f"adapters go on linear layers, and modules={modules!r} selects none")
+        elif lora.rank > min(smallest):
             self.add(
                 "lora",
-                f"LoRA rank {rank} is above what a weight of shape {list(smallest)} can have; "
+                f"LoRA rank {lora.rank} is above what a weight of shape {list(smallest)} can have; "
                 f"choose one up to {min(smallest)}, or train the weights themselves",
             )
 
-    def _space(self) -> Space | None:
+    def _loaded(self, given: Space | str | Path | None) -> Space | None:
         from lens.space.space import Space
 
-        given = self.request.space
         if given is None or isinstance(given, Space):
             return given
         try:
@@ -776,7 +682,7 @@ class TrainFindings(JobFindings[TrainRequest]):
 
 
 @dataclass(slots=True)
-class ProbeFindings(JobFindings[ProbeRequest]):
+class ProbeFindings(JobFindings[ProbePlanSettings]):
     """Facts about a probe.
 
     Attributes
@@ -790,41 +696,55 @@ class ProbeFindings(JobFindings[ProbeRequest]):
     sites: tuple[str, ...] = ()
     limit: BatchLimit | None = None
 
-    def check(self, rows: PlanRows | str | Path) -> None:
+    @property
+    def file(self) -> Path:
+        """Where the space will be written."""
+        return self.settings.out or Path("space.safetensors")
+
+    @property
+    def work(self) -> Path:
+        """Working folder of the probe."""
+        return self.file.with_name(self.file.name + ".unfinished")
+
+    def check(
+        self,
+        rows: PlanRows | str | Path,
+        user_prompts: PlanRows | str | Path | None = None,
+    ) -> None:
         """Find everything that can be found without measuring."""
         from lens.models.tokenization import ChatOptions
 
-        request = self.request
+        settings = self.settings
         self.check_model(any_kind=True)
-        if request.layer_by_layer and "quantization_config" in self.checkpoint.config:
+        if settings.layer_by_layer and "quantization_config" in self.checkpoint.config:
             self.add(
                 "dtype",
                 "packed weights cannot be loaded layer by layer; load the whole model, or an "
                 "unpacked checkpoint of it",
             )
         self._check_settings()
-        prompts = self._prompts()
-        plain = request.role == "text"
-        role = request.role if prompts or request.role != "assistant" else "text"
+        prompts = self._prompts(user_prompts)
+        plain = settings.role == "text"
+        role = settings.role if prompts or settings.role != "assistant" else "text"
         encoding = RowEncoding(
             role,
-            None if plain else request.chat,
+            None if plain else settings.chat,
             prompts,
-            request.max_tokens,
-            request.pivot,
+            settings.max_tokens,
+            settings.pivot,
             min_rows=2,
         )
         self.lengths = self.check_rows(
             rows,
             "rows",
             encoding,
-            split=request.split,
-            column=request.column,
-            missing_rows=request.missing_rows,
+            split=settings.split,
+            column=settings.column,
+            missing_rows=settings.missing_rows,
         )
         self._check_positions()
         if self.structure is not None:
-            chat = ChatOptions(template=False) if plain else request.chat
+            chat = ChatOptions(template=False) if plain else settings.chat
             self.problems += of_tokenizer(self.checkpoint, self.structure, chat)
             self.attempt("memory", self._check_memory)
 
@@ -832,38 +752,34 @@ class ProbeFindings(JobFindings[ProbeRequest]):
         """Sites, batches, and whether the outputs may be written."""
         from lens.models.batching import batch_limit
         from lens.models.layers import resolve_sites
-        from lens.pooling import MODES
         from lens.utils.files import refuse_existing
 
-        request, force = self.request, self.request.force
-        if request.pooling not in MODES:
-            modes = ", ".join(MODES)
-            self.add("pooling", f"unknown pooling {request.pooling!r}; expected one of: {modes}")
+        settings, force = self.settings, self.settings.force
         if self.structure is not None:
             depth = len(self.structure.blocks)
-            self.sites = self.attempt("sites", lambda: resolve_sites(request.sites, depth)) or ()
-        self.limit = self.attempt("batches", lambda: batch_limit(request.batch_size))
-        if request.out is not None:
+            self.sites = self.attempt("sites", lambda: resolve_sites(settings.sites, depth)) or ()
+        self.limit = self.attempt("batches", lambda: batch_limit(settings.batch_size))
+        if settings.out is not None:
             from lens.models.hidden_states import CaptureJournal
 
-            resume = request.resume
-            self.attempt("out", lambda: refuse_existing(request.file, force=force))
-            self.attempt("out", lambda: CaptureJournal(request.work, resume=resume, force=force))
-        if request.keep_states is not None:
+            resume = settings.resume
+            self.attempt("out", lambda: refuse_existing(self.file, force=force))
+            self.attempt("out", lambda: CaptureJournal(self.work, resume=resume, force=force))
+        if settings.keep_states is not None:
             from lens.space.state_store import check_target
 
-            folder, dtype = Path(request.keep_states), request.states_dtype
+            folder, dtype = settings.keep_states, settings.states_dtype
             self.attempt("states", lambda: check_target(folder, dtype, force=force))
-        elif request.select_rank:
+        elif settings.select_rank:
             self.add(
                 "states",
                 "ranks are chosen on the states of every row; name a folder for them "
                 "(--keep-states)",
             )
 
-    def _prompts(self) -> PlanRows | None:
+    def _prompts(self, given: PlanRows | str | Path | None) -> PlanRows | None:
         """User prompts by canonical language, for rows in the assistant's turn."""
-        given, role = self.request.prompts, self.request.role
+        role = self.settings.role
         if given is None:
             if role == "assistant":
                 text = "role assistant needs the user prompts that rows follow (--prompts)"
@@ -904,12 +820,12 @@ class ProbeFindings(JobFindings[ProbeRequest]):
         from lens.models.batching import WINDOW, require_room_for, tokens_beside
         from lens.utils.files import size_in_bytes
 
-        request, lengths, structure = self.request, self.lengths, self.structure
-        if request.max_memory is None or structure is None or lengths is None:
+        settings, lengths, structure = self.settings, self.lengths, self.structure
+        if settings.max_memory is None or structure is None or lengths is None:
             return
-        size = size_in_bytes(request.max_memory)
+        size = size_in_bytes(settings.max_memory)
         elements = structure.parameters
-        if request.layer_by_layer:
+        if settings.layer_by_layer:
             elements = count(structure.embedding) + count(structure.rest)
             elements += count(structure.blocks[0])
         weights = elements * self.itemsize

@@ -12,6 +12,7 @@ from typing import Any
 
 from lens.errors import InputError, MissingExtraError
 from lens.models.checkpoint import Checkpoint
+from lens.training.config import Lora
 
 Shape = tuple[int, ...]
 TORCH_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
@@ -134,11 +135,11 @@ def count(tensors: Mapping[str, Shape]) -> int:
     return sum(map(prod, tensors.values()))
 
 
-def adapter_count(chosen: Mapping[str, Shape], rank: int, *, dora: bool = False) -> int:
-    """Count the elements of adapters of a rank on the linear layers among the chosen tensors."""
+def adapter_count(chosen: Mapping[str, Shape], lora: Lora) -> int:
+    """Count the elements of adapters on the linear layers among the chosen tensors."""
     linear = [(n, s) for n, s in chosen.items() if len(s) == 2 and not _NORM.search(n)]
-    lengths = sum(s[1] if CONV1D.search(n) else s[0] for n, s in linear) if dora else 0
-    return lengths + sum(rank * (a + b) for _, (a, b) in linear)
+    lengths = sum(s[1] if CONV1D.search(n) else s[0] for n, s in linear) if lora.dora else 0
+    return lengths + sum(lora.rank * (a + b) for _, (a, b) in linear)
 
 
 def structure_of(checkpoint: Checkpoint) -> Structure:

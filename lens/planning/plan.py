@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,10 +14,8 @@ from lens.planning.checks import (
     DiskUse,
     PlanRows,
     ProbeFindings,
-    ProbeRequest,
     Problem,
     TrainFindings,
-    TrainRequest,
 )
 from lens.planning.config import ProbePlanSettings, TrainPlanSettings
 from lens.planning.model import TORCH_DTYPES
@@ -29,7 +27,7 @@ from lens.planning.resources import (
     TrainSizing,
     measure_rates,
 )
-from lens.utils.settings import Settings, takes
+from lens.utils.settings import takes
 
 if TYPE_CHECKING:
     from lens.space.space import Space
@@ -194,10 +192,15 @@ def plan_probing(
     -----
     Memory is that of a probe on a CPU. Figures are within about 30 %.
     """
-    given = _shared(settings, ProbeRequest) | {"prompts": prompts}
-    given["layer_by_layer"] = bool(settings.layer_by_layer)
-    found = ProbeFindings(read_checkpoint(model), ProbeRequest(**given), settings.quick)
-    return _planned("probe", found, rows, rates, refused)
+    started = time.perf_counter()
+    found = ProbeFindings(read_checkpoint(model), settings)
+    found.problems += [Problem(name, text) for name, text in refused]
+    found.check(rows, prompts)
+    structure, lengths, limit = found.structure, found.lengths, found.limit
+    sizing = None
+    if structure is not None and lengths is not None and limit is not None and found.sites:
+        sizing = ProbeSizing(found, structure, lengths, limit)
+    return _planned("probe", found, sizing, rates, started)
 
 
 @takes(TrainPlanSettings)
@@ -243,42 +246,28 @@ def plan_training(
     -----
     Figures are within about 30 %.
     """
-    given = _shared(settings, TrainRequest) | {"space": space, "validation": validation}
-    for name in ("gradient_checkpointing", "checkpoint_every"):
-        given[name] = getattr(settings.running, name)
-    found = TrainFindings(read_checkpoint(model), TrainRequest(**given), settings.quick)
-    return _planned("train", found, prompts, rates, refused)
-
-
-def _shared(settings: Settings, request: type[TrainRequest] | type[ProbeRequest]) -> dict[str, Any]:
-    """Fields of a request that the settings have."""
-    names = {field.name for field in fields(request)} & set(type(settings).model_fields)
-    return {name: getattr(settings, name) for name in names}
+    started = time.perf_counter()
+    found = TrainFindings(read_checkpoint(model), settings)
+    found.problems += [Problem(name, text) for name, text in refused]
+    found.check(prompts, space, validation)
+    sizing = None
+    if found.structure is not None and found.lengths is not None and found.chosen:
+        sizing = TrainSizing(found, found.structure, found.lengths)
+    return _planned("train", found, sizing, rates, started)
 
 
 def _planned(
     job: Literal["train", "probe"],
     found: TrainFindings | ProbeFindings,
-    rows: PlanRows | str | Path,
+    sizing: TrainSizing | ProbeSizing | None,
     rates: Rates | Literal["measure"] | None,
-    refused: Sequence[tuple[str, str]],
+    started: float,
 ) -> Plan:
-    """Check everything, then count what can be counted."""
-    started = time.perf_counter()
-    found.problems += [Problem(name, text) for name, text in refused]
-    found.check(rows)
-    structure, lengths = found.structure, found.lengths
-    sizing: TrainSizing | ProbeSizing
-    if structure is None or lengths is None:
-        return Plan(job, _summary(found), _ordered(found), seconds=time.perf_counter() - started)
-    if isinstance(found, TrainFindings) and found.chosen:
-        sizing = TrainSizing(found, structure, lengths)
-    elif isinstance(found, ProbeFindings) and found.sites and found.limit is not None:
-        sizing = ProbeSizing(found, structure, lengths, found.limit)
-    else:
+    """Problems alone where nothing can be counted, else the whole plan."""
+    if sizing is None:
         return Plan(job, _summary(found), _ordered(found), seconds=time.perf_counter() - started)
     if rates == "measure":
-        rates = None if found.quick else measure_rates(structure, found.dtype)
+        rates = None if found.settings.quick else measure_rates(sizing.structure, found.dtype)
     memory, disk, free = sizing.phases(), sizing.disk(), checks.free_memory()
     totals = {phase.name: phase.total for phase in memory}
     found.problems += checks.of_memory(totals, free, sizing.advice)

@@ -353,9 +353,9 @@ class TrainSizing:
 
     def __init__(self, found: TrainFindings, structure: Structure, lengths: RowLengths) -> None:
         self.found, self.structure, self.lengths = found, structure, lengths
-        self.config, request = found.config, found.request
+        self.config, settings = found.settings.losses, found.settings
         prompts = self.config.rows_per_pass
-        answers = request.answer_tokens or lengths.longest
+        answers = settings.answer_tokens or lengths.longest
         longest = lengths.longest
         self.batch = StepBatch(prompts, len(lengths.tokens), longest, longest + answers)
         self.cached_rows = min(CACHE_BATCH, lengths.count)
@@ -370,7 +370,7 @@ class TrainSizing:
             self.config,
             self.batch,
             share=share,
-            checkpointing=request.gradient_checkpointing,
+            checkpointing=settings.running.gradient_checkpointing,
             **per_element,
         )
 
@@ -382,7 +382,7 @@ class TrainSizing:
     @property
     def trained_itemsize(self) -> int:
         """Bytes of a trained element in the model; adapters are in float32."""
-        return self.found.itemsize if self.found.request.lora is None else _FLOAT
+        return self.found.itemsize if self.found.settings.lora is None else _FLOAT
 
     @property
     def unused(self) -> tuple[dict[str, Shape], ...]:
@@ -392,8 +392,8 @@ class TrainSizing:
 
     def phases(self) -> tuple[Phase, ...]:
         """Memory of every phase."""
-        found, request, itemsize = self.found, self.found.request, self.found.itemsize
-        low, unused = request.low_memory, self.unused
+        found, settings, itemsize = self.found, self.found.settings, self.found.itemsize
+        low, unused = settings.low_memory, self.unused
         weights = self.structure.parameters * itemsize
         largest = _largest(self.structure.parts) * itemsize
         idle = _largest(unused) * itemsize
@@ -410,7 +410,7 @@ class TrainSizing:
         head = idle if any(t.needs.logits for t in self.config.active) else 0
         held = {
             "weights": needed + head if low else weights,
-            "adapters": trained if request.lora is not None else 0,
+            "adapters": trained if settings.lora is not None else 0,
             "original of the trained weights": 0 if low else trained,
             "best weights so far": trained if found.held_out is not None else 0,
         }
@@ -420,7 +420,7 @@ class TrainSizing:
 
     def _stepping(self) -> dict[str, int]:
         """Bytes that steps add: moments from the first step on, gradients during a step."""
-        n, adapters = self.found.trained, self.found.request.lora is not None
+        n, adapters = self.found.trained, self.found.settings.lora is not None
         tensors = [] if adapters else list(map(prod, self.found.chosen.values()))
         small = n if adapters else sum(size for size in tensors if size * _FLOAT < _LARGE_BLOCK)
         gradients = _FLOAT * n
@@ -460,7 +460,7 @@ class TrainSizing:
     def _states_in_memory(self) -> int:
         """Bytes of cached states that stay in memory: none with a folder or above a limit."""
         states, left = self.states(), self.limit()
-        if self.found.request.cache is not None:
+        if self.found.settings.cache is not None:
             return 0
         return states if left is None or states <= left else 0
 
@@ -468,37 +468,37 @@ class TrainSizing:
         """Bytes that --max-memory leaves for states, as training computes it; None without one."""
         from lens.utils.files import size_in_bytes
 
-        request, itemsize = self.found.request, self.found.itemsize
-        if request.max_memory is None:
+        settings, itemsize = self.found.settings, self.found.itemsize
+        if settings.max_memory is None:
             return None
-        idle = [count(part) * itemsize for part in self.unused if request.low_memory]
+        idle = [count(part) * itemsize for part in self.unused if settings.low_memory]
         training = 4 * _FLOAT * self.found.trained
         needed = self.structure.parameters * itemsize - sum(idle) + max([training, *idle])
-        return size_in_bytes(request.max_memory) - needed
+        return size_in_bytes(settings.max_memory) - needed
 
     def disk(self) -> tuple[DiskUse, ...]:
         """Everything that is written, and where."""
-        request, trained = self.found.request, self.found.trained
+        settings, trained = self.found.settings, self.found.trained
         temporary = Path(tempfile.gettempdir())
-        out = Path("lens-out" if request.out is None else request.out).parent
+        out = (settings.out or Path("lens-out")).parent
         itemsize = self.trained_itemsize
         uses = [("spilled weights", temporary, self._spilled(), False)]
-        if request.cache is not None:
-            uses.append(("cached states", Path(request.cache), self.states(), True))
+        if settings.cache is not None:
+            uses.append(("cached states", settings.cache, self.states(), True))
         elif not self._states_in_memory():
             uses.append(("cached states", temporary, self.states(), False))
         uses.append(("result", out, self._result(), True))
-        if request.checkpoint_every is not None:
+        if settings.running.checkpoint_every is not None:
             moments = (2 if itemsize == _FLOAT else 3) * _FLOAT
             uses.append(("checkpoints", out, _CHECKPOINTS * trained * (itemsize + moments), False))
-        elif request.out is not None:
+        elif settings.out is not None:
             uses.append(("finished training, until it is saved", out, trained * itemsize, False))
         return _uses(*uses)
 
     def _spilled(self) -> int:
         """Weights that no file holds in this dtype, and copies that undo training."""
         found = self.found
-        if not found.request.low_memory or self.found.mapped:
+        if not found.settings.low_memory or self.found.mapped:
             return 0
         copies = found.trained * self.trained_itemsize
         return sum(map(count, self.unused)) * found.itemsize + copies
@@ -506,7 +506,7 @@ class TrainSizing:
     def _result(self) -> int:
         """Adapters, or the files that hold changed tensors; other files become links."""
         found = self.found
-        if found.request.lora is not None:
+        if found.settings.lora is not None:
             return _FLOAT * found.trained
         tensors = found.checkpoint.tensors
         if not tensors or (found.meta is not None and found.meta.renamed):
@@ -634,7 +634,7 @@ class ProbeSizing:
         from lens.models.batching import WINDOW
 
         structure = self.structure
-        itemsize, by_layer = self.found.itemsize, self.found.request.layer_by_layer
+        itemsize, by_layer = self.found.itemsize, self.found.settings.layer_by_layer
         rows, tokens = self.largest
         block = max(structure.of_block) * itemsize
         around = (count(structure.embedding) + count(structure.rest)) * itemsize
@@ -674,7 +674,7 @@ class ProbeSizing:
         structure, itemsize = self.structure, self.found.itemsize
         embedding, head = (count(part) * itemsize for part in (structure.embedding, structure.head))
         whole = structure.parameters * itemsize
-        if self.found.request.layer_by_layer:
+        if self.found.settings.layer_by_layer:
             if self.found.mapped:
                 return {"weights": block}
             pages = self._pages(max(block, head, embedding))
@@ -704,17 +704,17 @@ class ProbeSizing:
         """Bytes of the pooled states of every row, without their record."""
         from lens.space.state_store import STORAGE, layout
 
-        request, width = self.found.request, self.structure.width
-        if request.keep_states is None or request.states_dtype not in STORAGE:
+        settings, width = self.found.settings, self.structure.width
+        if settings.keep_states is None:
             return 0
-        row = width * STORAGE[request.states_dtype].dtype.itemsize
+        row = width * STORAGE[settings.states_dtype].dtype.itemsize
         sites = self.found.sites
-        heads = (layout(site, self.counts, width, request.states_dtype)[0] for site in sites)
+        heads = (layout(site, self.counts, width, settings.states_dtype)[0] for site in sites)
         return sum(heads) + len(sites) * sum(self.counts.values()) * row
 
     def spilled(self) -> int:
         """Bytes of the two files of hidden states between blocks."""
-        if not self.found.request.layer_by_layer:
+        if not self.found.settings.layer_by_layer:
             return 0
         return 2 * self.lengths.total * self.structure.width * self.found.itemsize
 
@@ -723,19 +723,19 @@ class ProbeSizing:
         from lens.models.batching import WINDOW
 
         sites, counts = len(self.found.sites), self.counts
-        by_layer = self.found.request.layer_by_layer
+        by_layer = self.found.settings.layer_by_layer
         rows = sum(counts.values()) if by_layer else min(WINDOW, self.lengths.count)
         states = rows * (1 if by_layer else sites) * self.structure.width * _STATE
         return states + self.moments() + _ENTRY * 4 * sites * len(counts)
 
     def disk(self) -> tuple[DiskUse, ...]:
         """Everything that is written, and where."""
-        request = self.found.request
+        settings = self.found.settings
         return _uses(
-            ("hidden states", request.work, self.spilled(), False),
-            ("unfinished probe", request.work, self.unfinished(), False),
-            ("kept states", Path(request.keep_states or "."), self.kept_states(), True),
-            ("space", request.file.parent, self.space(), True),
+            ("hidden states", self.found.work, self.spilled(), False),
+            ("unfinished probe", self.found.work, self.unfinished(), False),
+            ("kept states", settings.keep_states or Path(), self.kept_states(), True),
+            ("space", self.found.file.parent, self.space(), True),
         )
 
     def costs(self, rates: Rates | None) -> tuple[CostEstimate, ...]:
@@ -761,7 +761,7 @@ class ProbeSizing:
     @property
     def opened(self) -> int:
         """Tensors listed each time a block, or the head, is loaded: to run, to try, to hash."""
-        if not self.found.request.layer_by_layer:
+        if not self.found.settings.layer_by_layer:
             return 0
         blocks = len(self.structure.blocks)
         times = self.needed + 1 + blocks + bool(self.structure.head)
@@ -778,14 +778,14 @@ class ProbeSizing:
             "sites": list(self.found.sites),
             "batches": len(self.batches),
             "largest_batch": list(self.largest),
-            "layer_by_layer": self.found.request.layer_by_layer,
+            "layer_by_layer": bool(self.found.settings.layer_by_layer),
         }
 
     @property
     def advice(self) -> str:
         """What to do where memory is too small."""
         smaller = "a smaller --batch-size, --max-tokens or --dtype bfloat16"
-        if self.found.request.layer_by_layer:
+        if self.found.settings.layer_by_layer:
             return smaller
         return f"--layer-by-layer holds one block at a time; or {smaller}"
 

@@ -13,7 +13,8 @@ from lens.models.batching import BatchLimit, batches, tokens_within
 from lens.models.checkpoint import read_checkpoint
 from lens.models.hidden_states import CaptureJournal, SpilledStates
 from lens.models.loading import load
-from lens.planning.checks import ProbeFindings, ProbeRequest
+from lens.planning.checks import ProbeFindings
+from lens.planning.config import ProbePlanSettings
 from lens.planning.model import count, structure_of
 from lens.planning.plan import plan_probing
 from lens.planning.resources import LIBRARIES, ProbeSizing, Rates, moments_bytes
@@ -51,7 +52,7 @@ def memory(folder, rows=ROWS, **given):
 
 
 def sizing_of(folder, rows, **options):
-    found = ProbeFindings(read_checkpoint(folder), ProbeRequest(**options), quick=False)
+    found = ProbeFindings(read_checkpoint(folder), ProbePlanSettings(**options))
     found.check(rows)
     return ProbeSizing(found, found.structure, found.lengths, found.limit)
 

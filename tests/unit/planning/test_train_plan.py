@@ -11,7 +11,8 @@ import torch
 from lens.errors import InputError
 from lens.models.architecture import locate
 from lens.models.checkpoint import read_checkpoint
-from lens.planning.checks import TrainFindings, TrainRequest
+from lens.planning.checks import TrainFindings
+from lens.planning.config import TrainPlanSettings
 from lens.planning.model import (
     adapter_count,
     arranged,
@@ -165,7 +166,7 @@ def test_activations_of_recomputed_blocks_are_fewer(saved):
 
 
 def sizing_of(folder, **options):
-    found = TrainFindings(read_checkpoint(folder), TrainRequest(**options), quick=True)
+    found = TrainFindings(read_checkpoint(folder), TrainPlanSettings(quick=True, **options))
     found.check(PROMPTS)
     return TrainSizing(found, found.structure, found.lengths)
 
@@ -224,7 +225,7 @@ def test_disk_is_what_will_be_written(saved, tmp_path):
     assert "cached states" not in plan.memory[2].parts
     lora = {u.what: u for u in plan_training(folder, PROMPTS, lora=2, **given).disk}
     structure = structure_of(checkpoint)
-    assert lora["result"].nbytes == 4 * adapter_count(structure.chosen((1, 2), "full"), 2)
+    assert lora["result"].nbytes == 4 * adapter_count(structure.chosen((1, 2), "full"), Lora(2))
     steps = {u.what: u for u in plan_training(folder, PROMPTS, checkpoint_every=5, **given).disk}
     band = count(structure.chosen((1, 2), "full"))
     assert steps["checkpoints"].nbytes == 3 * 12 * band
