@@ -113,7 +113,7 @@ def read_found(
 
     Returns
     -------
-    Found
+    ReadResult
         Rows by language and problems.
 
     Raises
@@ -140,8 +140,8 @@ def read_found(
         )
     if languages is not None:
         found.typed = _select(found, languages)
-    # Of a language that was not asked for, two spellings are nobody's problem.
-    found.problems += [told for code, told in found.duplicates.items() if code in found.typed]
+    # Two spellings of a language that is not read are no problem.
+    found.problems += [text for code, text in found.duplicates.items() if code in found.typed]
     if not found.rows and not found.problems:
         found.problems.append("no language was found in it")
     return found

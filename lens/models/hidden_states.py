@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol, Self, TypeAlias
@@ -16,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from lens import pooling
 from lens.arrays import host
@@ -41,26 +41,25 @@ from lens.models.batching import (
     tokens_within,
     windows,
 )
-from lens.models.config import CaptureSettings
+from lens.models.config import CaptureSettings, Pooling
 from lens.models.fingerprint import model_fingerprint, sha256_json
 from lens.models.layers import FINAL, block_index, block_site, resolve_sites
 from lens.models.offload import first_output, passing_through, replace_hidden, store_of
 from lens.models.tokenization import Batch, EncodedRow, encode, pad, pad_id_of
 from lens.pooling import StreamingMoments
 from lens.utils.files import reserve, size_in_bytes, write_at
-from lens.utils.progress import say, shown
+from lens.utils.progress import bar, say
 from lens.utils.records import Log, Record
 from lens.utils.settings import takes
 from lens.utils.workdir import WorkDir, boot_id
 
-Pooling: TypeAlias = Literal["last", "mean", "weighted"]
 Pooled: TypeAlias = dict[str, NDArray[np.float64]]
+Pool: TypeAlias = Callable[[Tensor, Tensor, str], NDArray[np.float64]]
+"""Token states (n, t, d), mask (n, t) and site to pooled states (n, d)."""
 
 # Fewer numbers than this are pooled by one thread (the bits are the same): it takes milliseconds,
 # and a second thread would wait for a core, as torch's own threads spin after a product.
 _ALONE = 1 << 22
-
-POOLINGS: tuple[Pooling, ...] = ("last", "mean", "weighted")
 
 
 class NonFiniteStateError(InputError):
@@ -86,11 +85,9 @@ class SiteReader:
         pooling: Pooling,
         n_threads: int | None = None,
     ) -> None:
-        check_pooling(pooling)
         self.sites = tuple(sites)
         self._modules = [(site, site_module(parts, site)) for site in sites]
-        self._pooling: Pooling = pooling
-        self._n_threads = n_threads
+        self._pool: Pool = partial(pool_finite, mode=pooling, n_threads=n_threads)
         self._hooks = ExitStack()
         self._mask: torch.Tensor | None = None
         self._pooled: Pooled = {}
@@ -121,10 +118,7 @@ class SiteReader:
             if self._mask is None:
                 raise InputError("SiteReader hooks ran outside read()")
             state = block_output(output).detach()
-            pooled = pool_finite(
-                state, self._mask, site, mode=self._pooling, n_threads=self._n_threads
-            )
-            self._pooled[site] = pooled
+            self._pooled[site] = self._pool(state, self._mask, site)
             if len(self._pooled) == len(self._modules):
                 raise SeenError
 
@@ -156,12 +150,6 @@ def _raise_non_finite(state: torch.Tensor, mask: torch.Tensor, site: str) -> Non
     rows = torch.nonzero(bad.any(dim=1))
     if len(rows):
         raise NonFiniteStateError(site, int(rows[0]))
-
-
-def check_pooling(pooling: str) -> None:
-    """Refuse a pooling that does not exist."""
-    if pooling not in POOLINGS:
-        raise InputError(f"unknown pooling {pooling!r}; expected one of: {', '.join(POOLINGS)}")
 
 
 def pool_states(
@@ -576,8 +564,7 @@ def run_layers(
     parts: DecoderParts,
     *,
     sites: Sequence[str],
-    pooling: Pooling,
-    n_threads: int | None,
+    pool: Pool,
 ) -> None:
     """Send every set through block after block, up to the last one needed."""
     store = store_of(job.model)
@@ -599,7 +586,7 @@ def run_layers(
                 job.limit.rows = found[1]["size"]
                 job.bar.update(sum(len(group.rows) for group in sets))
                 continue
-            layer = _Layer(job.model, parts, index, form, spilled, turn, wanted, pooling, n_threads)
+            layer = _Layer(job.model, parts, index, form, spilled, turn, wanted, pool)
             job.begin(name)
             with hold(index) if index is not None else nullcontext(), layer.running():
                 for group in sets:
@@ -623,8 +610,7 @@ class _Layer:
     spilled: SpilledStates
     turn: int
     sites: Sequence[str]
-    pooling: Pooling
-    n_threads: int | None
+    pool: Pool
     _entry: Tensor | None = None
     _state: Tensor | None = None
 
@@ -657,9 +643,7 @@ class _Layer:
             raise InputError("the forward pass did not reach the block it was for")
         pooled: Pooled = {}
         if self.sites:
-            values = pool_finite(
-                state, batch.pool_mask, self.sites[0], mode=self.pooling, n_threads=self.n_threads
-            )
+            values = self.pool(state, batch.pool_mask, self.sites[0])
             pooled = dict.fromkeys(self.sites, values)
         if self.index is not None:
             self.spilled.write(self.turn + 1, group, chosen, places, state.cpu())
@@ -686,15 +670,12 @@ def _norm_needed(sites: Sequence[str], parts: DecoderParts) -> bool:
 
 
 def _sites_after(index: int | None, sites: Sequence[str], parts: DecoderParts) -> list[str]:
-    """Sites whose state is what comes out of a block, or of the final norm."""
+    """Sites whose state is the output of a block, or of the final norm."""
     if index is None:
         return [FINAL]
     found = [block_site(index)] if block_site(index) in sites else []
     without_norm = parts.final_norm is None and index == len(parts.blocks) - 1
     return [*found, FINAL] if FINAL in sites and without_norm else found
-
-
-Side = Literal["left", "right"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -710,9 +691,9 @@ class CaptureResult:
     n_rows, n_tokens, n_truncated : int
         Rows read, tokens run, and rows that were cut to ``max_tokens``.
     batch_size : int
-        Batch size at the end (smaller than asked for after running out of memory).
+        Batch size at the end (reduced after running out of memory).
     states : dict or None
-        Site to (n, d) float64 pooled states in the order of the rows, when they were asked for.
+        Site to (n, d) float64 pooled states in the order of the rows, if requested.
     """
 
     sites: tuple[str, ...]
@@ -781,32 +762,12 @@ def capture_sets(
     journal: CaptureJournal | None = None,
     settings: CaptureSettings,
 ) -> dict[str, CaptureResult]:
-    """Capture several sets of rows, usually one a language.
+    """Capture several sets of rows, usually one a language, with labels as in `capture`.
 
-    Parameters
-    ----------
-    model, tokenizer, keep_states
-        As in `capture`.
-    rows, prompts : mapping
-        Label to what `capture` takes.
-    keeper : Keeper, optional
-        Gets every pooled state, in the order of the rows.
-    journal : Journal, optional
-        Keeps finished batches on disk; a run that was killed goes on where it was, to the same
-        bits.
-
-    Returns
-    -------
-    dict
-        Label to result.
-
-    Raises
-    ------
-    InputError
-        As `capture`; or when the journal is of another run, or the disk is full.
+    Every pooled state goes to the ``keeper``, in the order of the rows. With a ``journal`` finished
+    batches are kept on disk, and a killed run resumes to the same bits.
     """
     pooling, side, n_threads = settings.pooling, settings.padding_side, settings.n_threads
-    check_pooling(pooling)
     parts = locate(model, blocks=settings.blocks)
     names = resolve_sites(settings.sites, len(parts.blocks))
     if side == "left" and looks_ahead(model):
@@ -819,7 +780,7 @@ def capture_sets(
     by_layer = store_of(model) is not None if by_layer is None else by_layer
     if store_of(model) is not None and not by_layer:
         raise InputError("the model was loaded layer by layer, and can only be run so")
-    limit = _limit(settings.batch_size, settings.max_memory, model, parts, sets, names)
+    limit = _limit(settings, model, parts, sets, names)
     gathered = Gathered(
         {group.label: {site: StreamingMoments(parts.width) for site in names} for group in sets},
         keeper,
@@ -827,18 +788,18 @@ def capture_sets(
         if keep_states
         else None,
     )
-    drawn = shown() if settings.progress is None else settings.progress
-    total = sum(len(group.rows) for group in sets)
-    desc = f"Capturing {sets[0].label if len(sets) == 1 else ''}".strip()
-    bar = tqdm(total=None if by_layer else total, desc=desc, unit="row", disable=not drawn)
-    job = Job(model, limit, pad_id_of(tokenizer), side, gathered, bar, journal)
+    total = None if by_layer else sum(len(group.rows) for group in sets)
+    text = f"Capturing {sets[0].label if len(sets) == 1 else ''}".strip()
+    drawn = bar(total, text, unit="row", drawn=settings.progress)
+    job = Job(model, limit, pad_id_of(tokenizer), side, gathered, drawn, journal)
     if journal is not None:
-        identity = _identity(model, sets, names, pooling, limit, side, by_layer)
+        identity = _identity(model, sets, names, limit, by_layer, settings)
         if journal.begin(identity):
             say(f"resuming the unfinished probe in {journal.path}")
-    with bar, evaluating(model), journal or nullcontext():
+    with drawn, evaluating(model), journal or nullcontext():
         if by_layer:
-            run_layers(job, sets, parts, sites=names, pooling=pooling, n_threads=n_threads)
+            pool: Pool = partial(pool_finite, mode=pooling, n_threads=n_threads)
+            run_layers(job, sets, parts, sites=names, pool=pool)
         else:
             run_whole(job, sets, SiteReader(parts, names, pooling=pooling, n_threads=n_threads))
     return {group.label: _result(group, names, job) for group in sets}
@@ -870,29 +831,28 @@ def _encoded(
 
 
 def _limit(
-    batch_size: int | Literal["auto"],
-    max_memory: str | int | None,
+    settings: CaptureSettings,
     model: Any,
     parts: DecoderParts,
     sets: Sequence[RowSet],
     names: Sequence[str],
 ) -> BatchLimit:
-    if max_memory is None:
-        return batch_limit(batch_size)
+    if settings.max_memory is None:
+        return batch_limit(settings.batch_size)
     window = min(WINDOW, max(len(group.rows) for group in sets))
-    tokens = tokens_within(size_in_bytes(max_memory), model, parts, sites=len(names), rows=window)
+    limit = size_in_bytes(settings.max_memory)
+    tokens = tokens_within(limit, model, parts, sites=len(names), rows=window)
     require_room_for(max(len(row.ids) for group in sets for row in group.rows), tokens)
-    return batch_limit(batch_size, tokens)
+    return batch_limit(settings.batch_size, tokens)
 
 
 def _identity(
     model: Any,
     sets: Sequence[RowSet],
     names: Sequence[str],
-    pooling: str,
     limit: BatchLimit,
-    side: str,
     by_layer: bool,
+    settings: CaptureSettings,
 ) -> dict[str, Any]:
     """Everything that decides the bits of the result."""
     return {
@@ -902,9 +862,9 @@ def _identity(
         },
         "row_offset": sets[0].offset,
         "sites": list(names),
-        "pooling": pooling,
+        "pooling": settings.pooling,
         "batch": [limit.rows, limit.tokens],
-        "padding_side": side,
+        "padding_side": settings.padding_side,
         "layer_by_layer": by_layer,
         "model": model_fingerprint(model)["weights_sha256"],
         "dtype": str(model.dtype),

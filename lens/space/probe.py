@@ -117,7 +117,7 @@ def probe(
 
 
 def _writer(
-    model: Any, counts: Mapping[str, int], settings: ProbeSettings, journal: CaptureJournal | None
+    model: Any, counts: dict[str, int], settings: ProbeSettings, journal: CaptureJournal | None
 ) -> StateStoreWriter | None:
     """Writer of the pooled states, where they are kept."""
     if settings.keep_states is None:

@@ -1,7 +1,7 @@
 """Apply rules to a running model through hooks that are gone when the `with` block ends."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,17 +100,14 @@ def steer(
     listed = [rules] if isinstance(rules, Rule) else list(rules)
     phase = _Phase()
     steps = _steps(listed, parts, phase)
-    handles: list[Any] = []
-    try:
+    with ExitStack() as stack:
         if any(step.rule.tokens != "all" for found in steps.values() for step in found):
             # The decoder, not the model: adapters around a model generate with what is inside.
-            handles.append(parts.owner.register_forward_pre_hook(_watch(phase), with_kwargs=True))
+            watch = parts.owner.register_forward_pre_hook(_watch(phase), with_kwargs=True)
+            stack.enter_context(watch)
         for layer, found in steps.items():
-            handles.append(parts.blocks[layer].register_forward_hook(_hook(found)))
+            stack.enter_context(parts.blocks[layer].register_forward_hook(_hook(found)))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _steps(rules: list[Rule], parts: DecoderParts, phase: _Phase) -> dict[int, list[_Step]]:

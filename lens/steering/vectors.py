@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lens.errors import InputError
-from lens.models.layers import LayerSpec, block_site, resolve_layers
+from lens.models.layers import LayerSpec
 from lens.steering.config import Tokens
-from lens.steering.policy import Rule, SteeringSpace
+from lens.steering.policy import EVERY, Policy, PolicyRule, Rule, SteeringSpace
 from lens.subspace import thin_qr
 
 if TYPE_CHECKING:
@@ -56,17 +56,9 @@ def diffmean_rules(
     ----------
     arXiv 2601.08331.
     """
-    return tuple(
-        Rule(
-            method="add",
-            layers=layer,
-            strength=strength,
-            vector=space.delta(block_site(layer), language),
-            tokens=tokens,
-            preserve_norm=preserve_norm,
-        )
-        for layer in resolve_layers(layers, space.n_blocks)
-    )
+    how: Any = {"strength": strength, "tokens": tokens, "preserve_norm": preserve_norm}
+    rule = PolicyRule(EVERY, layers, **how)
+    return Policy((rule,)).resolve(space, language=language)
 
 
 def random_rules(
@@ -98,14 +90,8 @@ def random_rules(
     InputError
         As `diffmean_rules`.
     """
-    real = diffmean_rules(
-        space,
-        language,
-        layers=layers,
-        strength=strength,
-        tokens=tokens,
-        preserve_norm=preserve_norm,
-    )
+    how: Any = {"strength": strength, "tokens": tokens, "preserve_norm": preserve_norm}
+    real = diffmean_rules(space, language, layers=layers, **how)
     generator = np.random.default_rng(seed)
     rules = []
     for rule in real:
@@ -148,17 +134,9 @@ def project_rules(
     ----------
     arXiv 2505.15257.
     """
-    return tuple(
-        Rule(
-            method="project",
-            layers=layer,
-            strength=strength,
-            basis=space.fit(block_site(layer), rank=rank, agnostic="complement").basis,
-            tokens=tokens,
-            preserve_norm=preserve_norm,
-        )
-        for layer in resolve_layers(layers, space.n_blocks)
-    )
+    how: Any = {"strength": strength, "tokens": tokens, "preserve_norm": preserve_norm}
+    rank = rank if isinstance(rank, str) else int(rank)
+    return Policy((PolicyRule(EVERY, layers, "project", rank=rank, **how),)).resolve(space)
 
 
 def random_basis(width: int, rank: int, *, seed: int) -> NDArray[np.float64]:
@@ -212,7 +190,7 @@ def random_subspace(result: "SubspaceResult", *, seed: int) -> "SubspaceResult":
 def carry(
     vector: NDArray[np.float64], *, source: NDArray[np.float64], target: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Give a vector the same coordinates in another basis: a control of equal norm and geometry.
+    """Map a vector to the same coordinates in another basis: a control of equal norm and geometry.
 
     Parameters
     ----------

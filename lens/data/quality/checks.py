@@ -10,7 +10,7 @@ from lens.data.language_id import can_judge, foreign_languages, main_script, sha
 from lens.data.languages import canonical, english_name
 from lens.data.quality.alignment import check_alignment
 from lens.data.quality.config import CheckSettings
-from lens.data.quality.report import Finding, LanguageText, TextReport, ordered
+from lens.data.quality.report import Finding, LanguageText, Level, TextReport, ordered
 from lens.data.quality.rows import (
     check_rows,
     check_same_text,
@@ -270,10 +270,10 @@ def check_text(
 
     Notes
     -----
-    Language: `lens.data.language_id.foreign_languages`. Alignment: lengths, numbers and question marks of
-    a row against the pivot's, in windows of 50 rows shifted by up to 3 (`lens.data.quality.alignment`).
-    A share of rows is a warning when its 95 % Wilson interval lies above the limit of the check,
-    and a note below.
+    Language: `lens.data.language_id.foreign_languages`. Alignment: lengths, numbers and question
+    marks of a row against the pivot's, in windows of 50 rows shifted by up to 3
+    (`lens.data.quality.alignment`). A share of rows is a warning when its 95 % Wilson interval
+    lies above the limit of the check, and a note below.
     """
     limit, judge, max_tokens = settings.limit, settings.judge, settings.max_tokens
     missing_rows = settings.missing_rows
@@ -350,41 +350,38 @@ def _each(
 
 
 def _counts(rows: Mapping[str, list[str]], missing_rows: str) -> list[Finding]:
-    """Look at numbers of rows and rows without text."""
+    """Check numbers of rows and rows without text."""
     found = []
     counts = {code: len(texts) for code, texts in rows.items()}
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"{code} {count}" for code, count in counts.items())
-        found.append(Finding(
-            "error", "counts", "", f"unequal numbers of rows: {listed}",
+        message = f"unequal numbers of rows: {listed}"
+        advice = (
             "row i must say the same in every language: find the row that is missing or too many "
-            "(the checks below compare rows up to the shorter end)",
-        ))  # fmt: skip
+            "(the checks below compare rows up to the shorter end)"
+        )
+        found.append(Finding("error", "counts", "", message, advice))
     if len(rows) < 2:
-        found.append(Finding(
-            "warning", "counts", "", f"one language only: {next(iter(rows))}",
-            "a language space is made of differences: add the pivot or another language",
-        ))  # fmt: skip
+        message = f"one language only: {next(iter(rows))}"
+        advice = "a language space is made of differences: add the pivot or another language"
+        found.append(Finding("warning", "counts", "", message, advice))
     few = min(counts.values())
     if few < 2:
-        found.append(Finding(
-            "error", "counts", "", f"too few rows: {few}", "give at least 2, better some hundreds",
-        ))  # fmt: skip
+        advice = "give at least 2, better some hundreds"
+        found.append(Finding("error", "counts", "", f"too few rows: {few}", advice))
     elif few < _FEW:
-        found.append(Finding(
-            "note", "counts", "", f"{few} rows in a language",
-            f"means of fewer than {_FEW} rows are unsure; lens inspect tells how unsure",
-        ))  # fmt: skip
+        advice = f"means of fewer than {_FEW} rows are unsure; lens inspect tells how unsure"
+        found.append(Finding("note", "counts", "", f"{few} rows in a language", advice))
+    level: Level = "error"
+    advice = "fill them, or leave them out in every language: --missing-rows drop"
+    if missing_rows == "drop":
+        level, advice = "note", "left out in every language"
     for code, texts in rows.items():
         where = empty_rows(texts)
         if where:
-            found.append(Finding(
-                "note" if missing_rows == "drop" else "error", "empty", code,
-                f"{len(where)} of {len(texts)} rows are empty",
-                "left out in every language" if missing_rows == "drop" else
-                "fill them, or leave them out in every language: --missing-rows drop",
-                sample(texts, where)[0],
-            ))  # fmt: skip
+            message = f"{len(where)} of {len(texts)} rows are empty"
+            numbers = sample(texts, where)[0]
+            found.append(Finding(level, "empty", code, message, advice, numbers))
     return found
 
 
@@ -402,10 +399,8 @@ def _blanked(rows: Mapping[str, list[str]], limit: int | None) -> dict[str, list
 def _nothing_left(empty: Mapping[str, int], found: ReadResult) -> Finding:
     emptiest = sorted(empty, key=lambda code: -empty[code])[:3]
     listed = ", ".join(f"{found.typed[code]} {empty[code]}" for code in emptiest)
-    return Finding(
-        "error", "empty", "", f"no row has text in every language; empty rows: {listed}",
-        "choose languages that share rows with --langs",
-    )  # fmt: skip
+    message = f"no row has text in every language; empty rows: {listed}"
+    return Finding("error", "empty", "", message, "choose languages that share rows with --langs")
 
 
 def _unreadable(problem: str) -> Finding:

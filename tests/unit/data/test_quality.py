@@ -215,7 +215,7 @@ def test_what_cannot_be_used_is_an_error_with_all_the_rest(prose, tmp_path):
         assert part in text
     with pytest.raises(InputError, match="does not exist"):
         check_text(tmp_path / "absent")
-    with pytest.raises(InputError, match="judge is 0"):
+    with pytest.raises(InputError, match="judge: got 0"):
         check_text(rows, judge=0)
 
 
