@@ -11,27 +11,6 @@ from collections import defaultdict
 
 from tests.unit import test_house_rules as rules
 
-LIMIT = 8
-
-
-def parameters(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """Count the parameters of a function, ``self`` and ``cls`` left out."""
-    args = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
-    names = [arg.arg for arg in args]
-    extra = (node.args.vararg is not None) + (node.args.kwarg is not None)
-    return len(names) - (bool(names) and names[0] in ("self", "cls")) + extra
-
-
-def wide_functions() -> list[str]:
-    """Name the functions with more than 8 parameters."""
-    found = []
-    for module, path in sorted(rules.MODULES.items()):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                if (count := parameters(node)) > LIMIT:
-                    found.append(f"{module}.{node.name} ({count})")
-    return found
-
 
 def class_names() -> dict[str, list[str]]:
     """Where every class name is defined."""
@@ -63,7 +42,7 @@ def main() -> None:
     for module, imported in rules.GRAPH.items():
         here = ".".join(module.split(".")[:2])
         folders[here] |= {".".join(name.split(".")[:2]) for name in imported} - {here}
-    wide = wide_functions()
+    wide = rules.wide_functions()
     twice = [name for name, where in class_names().items() if len(where) > 1]
     stems = {path.stem for path in rules.FILES} | {path.parent.name for path in rules.FILES}
     gerunds = {stem for stem in stems if stem.endswith("ing")} - rules.FIELD_WORDS
@@ -73,7 +52,7 @@ def main() -> None:
         "import circles between files": len(rules.circles(rules.GRAPH)),
         "import circles between folders": len(rules.circles(folders)),
         "imports of an upper layer": len(upward()),
-        f"functions with more than {LIMIT} parameters": len(wide),
+        f"functions with more than {rules.LIMIT} parameters": len(wide),
         "class names used twice": len(twice),
         "modules named by a gerund": len(gerunds),
         "# fmt: skip": sum(text.count("# fmt: skip") for text in texts),

@@ -560,7 +560,7 @@ class TrainSizing:
             "micro_batch_size": self.config.micro_batch_size,
         }
 
-    advice = "train fewer blocks, use --lora, a smaller --micro-batch, or --dtype bfloat16"
+    advice = "train fewer blocks, use --lora, a smaller --micro-batch-size, or --dtype bfloat16"
 
     def problems(self) -> list[Problem]:
         """Whether weights and optimizer pass the limit that was asked for."""

@@ -57,7 +57,7 @@ class StateStore:
     Parameters
     ----------
     folder : str or Path
-        Written by ``lens.probe(..., keep=folder)`` or ``lens probe --keep-states``.
+        Written by ``lens.probe(..., keep_states=folder)`` or ``lens probe --keep-states``.
 
     Raises
     ------

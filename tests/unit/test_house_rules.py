@@ -247,3 +247,41 @@ def test_c_core_keeps_to_itself(path: Path) -> None:
     assert not {h for h in headers if h.startswith(("Python.h", "numpy/"))}
     forbidden = r"\b(malloc|calloc|realloc|free|f?printf|puts|getenv|exit|abort|assert)\s*\("
     assert re.findall(forbidden, code) == []
+
+
+# Functions that may take more parameters, each with its reason.
+WIDE: dict[str, str] = {}
+LIMIT = 8
+
+
+def parameters(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Count the parameters of a function, ``self`` and ``cls`` left out."""
+    args = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+    names = [arg.arg for arg in args]
+    extra = (node.args.vararg is not None) + (node.args.kwarg is not None)
+    return len(names) - (bool(names) and names[0] in ("self", "cls")) + extra
+
+
+def wide_functions() -> list[str]:
+    """Name the functions with more than 8 parameters."""
+    found = []
+    for module, path in sorted(MODULES.items()):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                if (count := parameters(node)) > LIMIT:
+                    found.append(f"{module}.{node.name} ({count})")
+    return found
+
+
+def test_functions_take_at_most_8_parameters() -> None:
+    """Options belong in the settings model of the verb: see `lens.utils.settings`."""
+    found = {name.partition(" ")[0] for name in wide_functions()}
+    assert found - WIDE.keys() == set()
+    assert len(WIDE) <= 6 and WIDE.keys() <= found, "a reason is left that nothing needs"
+
+
+def test_options_are_declared_in_settings_models_only() -> None:
+    """One home for the making of options, so that a new one is a field and nothing else."""
+    makers = re.compile(r"\bclick\.(option|argument|Option|Argument)\b")
+    homes = {path.name for path in FILES if makers.search(path.read_text(encoding="utf-8"))}
+    assert homes == {"options.py"}
