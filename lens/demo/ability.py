@@ -19,7 +19,8 @@ from lens.merging.operations import merge
 from lens.models.generation import generate
 from lens.models.loading import load
 from lens.report.record import Example, RunRecord, System
-from lens.training.finetune import FinetuneSettings, examples, finetune_corpus
+from lens.training.config import FinetuneSettings
+from lens.training.finetune import examples, finetune_corpus
 from lens.utils.progress import say
 from lens.utils.versions import versions
 

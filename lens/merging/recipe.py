@@ -19,9 +19,9 @@ from lens.merging.config import MergeConfig, Recipe, RecipeSource, parse_config,
 from lens.merging.operations import extract, merge
 from lens.merging.sources import locate, read_key_neurons
 from lens.models.loading import load
+from lens.training.config import FinetuneSettings
+from lens.training.data import Examples
 from lens.training.finetune import (
-    Examples,
-    FinetuneSettings,
     examples,
     finetune_corpus,
     read_rows,

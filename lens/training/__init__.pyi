@@ -5,7 +5,7 @@ from .config import Lora as Lora
 from .config import RunOptions as RunOptions
 from .config import TrainSettings as TrainSettings
 from .config import resolve as resolve
-from .finetune import Examples as Examples
+from .data import Examples as Examples
 from .finetune import FinetuneResult as FinetuneResult
 from .finetune import examples as examples
 from .finetune import finetune_corpus as finetune_corpus

@@ -114,6 +114,54 @@ def _bytes_of(modules: Iterable[nn.Module]) -> int:
     return sum(p.numel() * p.element_size() for p in found.values() if p.device.type == "cpu")
 
 
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """Rows of tokens, and the positions whose next token is learnt.
+
+    Attributes
+    ----------
+    ids : tuple of tuple of int
+        Token ids of each row.
+    predicting : tuple of range
+        Positions of each row before a token that is learnt.
+    """
+
+    ids: tuple[tuple[int, ...], ...]
+    predicting: tuple[range, ...]
+
+    @classmethod
+    def of_answers(
+        cls,
+        tokenizer: Any,
+        prompts: Sequence[str],
+        answers: Sequence[str],
+        chat: ChatOptions | None,
+    ) -> Examples:
+        """Encode answers in the assistant's turn; they and the end of the turn are learnt."""
+        if not answers:
+            return cls((), ())
+        turns = encode(tokenizer, answers, role="assistant", prompts=prompts, chat=chat)
+        end = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+        ids = tuple((*row.ids, *end) for row in turns)
+        learnt = tuple(
+            range(row.pool_start, min(row.pool_stop + 1, len(whole) - 1))
+            for row, whole in zip(turns, ids, strict=True)
+        )
+        return cls(ids, learnt)
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.ids)
+
+    def about(self) -> dict[str, Any]:
+        """Return number and hash of the rows."""
+        return {
+            "rows": len(self),
+            "sha256": rows_sha256(self.ids),
+            "tokens": sum(map(len, self.predicting)),
+        }
+
+
 # Where the cache has row i of a language: all rows, or those this process owns.
 CacheIndices = range | dict[int, int]
 
@@ -287,38 +335,29 @@ class CacheFiller:
                 f"answers: got {given}, expected one (or None) for each of the {count} "
                 f"prompts, in languages that have prompts ({known})"
             )
-        pairs = [(i, text) for i, text in enumerate(answers) if text is not None]
-        said = [text for _, text in pairs]
-        asked = [prompts[lang][i] for i, _ in pairs]
-        turns = (
-            encode(self.tokenizer, said, role="assistant", prompts=asked, chat=self.chat)
-            if said
-            else []
+        answered = [i for i, text in enumerate(answers) if text is not None]
+        found = Examples.of_answers(
+            self.tokenizer,
+            [prompts[lang][i] for i in answered],
+            [text for text in answers if text is not None],
+            self.chat,
         )
-        end = self.tokenizer.eos_token_id
-        ids = [(*row.ids, end) if end is not None else row.ids for row in turns]
-        self._note("answers", lang, ids)
-        # positions that predict the answer, and the one that predicts the end of the turn
-        predicting = [
-            range(turn.pool_start, min(turn.pool_stop + 1, len(row) - 1))
-            for turn, row in zip(turns, ids, strict=True)
-        ]
-        targets = {i: len(found) for (i, _), found in zip(pairs, predicting, strict=True)}
+        self._note("answers", lang, found.ids)
+        targets = dict(zip(answered, map(len, found.predicting), strict=True))
         self._answer_tokens[lang] = [targets.get(i, 0) for i in range(count)]
-        mine = [k for k, (i, _) in enumerate(pairs) if self.processes.own([i])]
-        keep: Literal["last", "all"] = "last"
         if lang == self.pivot:
-            keep, lengths = "all", {i: len(row) for (i, _), row in zip(pairs, ids, strict=True)}
+            lengths = dict(zip(answered, map(len, found.ids), strict=True))
             self._pivot_answer_lengths = [lengths.get(i, 0) for i in range(count)]
+        mine = [k for k, i in enumerate(answered) if self.processes.own([i])]
         added = self.cache.add(
-            [ids[k] for k in mine],
-            keep=keep,
+            [found.ids[k] for k in mine],
+            keep="all" if lang == self.pivot else "last",
             batch_size=self.batch_size,
             label=f"Caching answers {lang}",
         )
         places: list[int | None] = [None] * count
         for k, row in zip(mine, added, strict=True):
-            places[pairs[k][0]], self._predicting[row] = row, predicting[k]
+            places[answered[k]], self._predicting[row] = row, found.predicting[k]
         self._answers[lang] = places
 
     def _encoded(self, rows: Sequence[Any], role: Role) -> list[Sequence[int]]:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +17,7 @@ from lens import __version__
 from lens.data.readers import ReadResult, kind, read_lines
 from lens.errors import InputError
 from lens.models.architecture import locate, logits
-from lens.models.fingerprint import model_fingerprint, rows_sha256
+from lens.models.fingerprint import model_fingerprint
 from lens.models.hidden_states import check_rows
 from lens.models.layers import resolve_layers
 from lens.models.offload import require_whole
@@ -27,13 +25,13 @@ from lens.models.prefix_cache import PrefixCache
 from lens.models.quantization import is_quantized
 from lens.models.tokenization import ChatOptions, EncodedRow, encode, pad_id_of
 from lens.training.config import FinetuneSettings, ModuleSettings, OptimizerSettings
+from lens.training.data import Examples
 from lens.training.key_neurons import KeyNeuronMasters, KeyNeurons, put_back
 from lens.training.optimizer import Entry, MasterWeights, Optimization, draws, only_trainable
 from lens.training.parameters import Trainable, adapted
-from lens.training.result import write_checkpoint
+from lens.training.result import write_checkpoint, write_run
 from lens.utils.files import new_folder
 from lens.utils.settings import takes
-from lens.utils.versions import versions
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +83,12 @@ def finetune(
 
     Returns
     -------
-    Finetuned
+    SupervisedResult
 
     Raises
     ------
     InputError
-        If answers are missing for a language or not as many as its prompts, ``train`` selects
+        If answers are missing for a language or not as many as its prompts, ``modules`` selects
         nothing, or the loss stops being finite (adapters are then taken off).
     """
     for lang, rows in prompts.items():
@@ -104,26 +102,28 @@ def finetune(
     chosen = resolve_layers(settings.layers, len(parts.blocks))
     trainable = Trainable(model, parts, chosen, modules=settings.modules, lora=settings.lora)
     cache = PrefixCache(model, parts, first_block=min(chosen))
-    encoded: list[list[EncodedRow]] = []
-    end = tokenizer.eos_token_id
-    for lang, rows in prompts.items():
-        turns = encode(tokenizer, answers[lang], role="assistant", prompts=rows, chat=chat)
-        encoded.append(turns)
-        cache.add([(*row.ids, end) for row in turns], label=f"Caching answers {lang}")
-    count = len(encoded[0])
-    flat = [row for turns in encoded for row in turns]
+    by_language = {
+        lang: Examples.of_answers(tokenizer, rows, answers[lang], chat)
+        for lang, rows in prompts.items()
+    }
+    for lang, found in by_language.items():
+        cache.add(found.ids, label=f"Caching answers {lang}")
+    count = len(next(iter(by_language.values())))
+    predicting = [at for found in by_language.values() for at in found.predicting]
+
+    def rows_of(drawn: list[int]) -> list[int]:
+        return [k * count + i for k in range(len(by_language)) for i in drawn]
 
     def answer_tokens(drawn: list[int]) -> int:
-        return sum(len(_predicting(turns[i])) for turns in encoded for i in drawn)
+        return sum(len(predicting[row]) for row in rows_of(drawn))
 
-    def loss_of(drawn: list[int], whole: list[int]) -> tuple[torch.Tensor, dict[str, float]]:
-        indices = [k * count + i for k in range(len(encoded)) for i in drawn]
-        batch = cache.batch(indices)
+    def loss_of(drawn: list[int], whole: list[int]) -> tuple[Tensor, Entry]:
+        rows = rows_of(drawn)
+        batch = cache.batch(rows)
         states = cache.forward(batch)["final"]
-        picked = [(b, t) for b, i in enumerate(indices) for t in _predicting(flat[i])]
-        where = torch.tensor(picked, device=states.device).T
-        found = logits(model, parts, states[where[0], where[1]])
-        value = cross_entropy(found, batch.input_ids[where[0], where[1] + 1])
+        picked = [(b, t) for b, row in enumerate(rows) for t in predicting[row]]
+        at, step = torch.tensor(picked, device=states.device).T
+        value = cross_entropy(logits(model, parts, states[at, step]), batch.input_ids[at, step + 1])
         if len(drawn) < len(whole):  # a mean over tokens, shared out by prompts
             value = value * (answer_tokens(drawn) / answer_tokens(whole) * len(whole) / len(drawn))
         return value, {"loss": float(value.detach())}
@@ -139,40 +139,7 @@ def finetune(
         raise
 
 
-def _predicting(row: EncodedRow) -> range:
-    """Positions whose next token is the answer's, its end included."""
-    return range(row.pool_start, row.pool_stop + 1)
-
-
 _SHOWN = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Examples:
-    """Rows of tokens, and which of them are learnt.
-
-    Attributes
-    ----------
-    ids : tuple of tuple of int
-        Token ids of each row.
-    predicting : tuple of range
-        Positions of each row whose next token is learnt.
-    """
-
-    ids: tuple[tuple[int, ...], ...]
-    predicting: tuple[range, ...]
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def about(self) -> dict[str, Any]:
-        """Return number and hash of the rows."""
-        learnt = [(at.start, at.stop) for at in self.predicting]
-        return {
-            "rows": len(self),
-            "sha256": rows_sha256(self.ids),
-            "tokens": sum(stop - start for start, stop in learnt),
-        }
 
 
 def read_rows(path: str | Path) -> list[tuple[str, str]]:
@@ -222,9 +189,10 @@ def read_text(path: str | Path) -> list[str]:
     if kind(Path(path)) == ".jsonl":
         rows = [_json(line) for line in lines]
         wrong = [
-            i for i, row in enumerate(rows, 1)
+            i
+            for i, row in enumerate(rows, 1)
             if not (isinstance(row, dict) and isinstance(row.get("text"), str))
-        ]  # fmt: skip
+        ]
         if wrong:
             raise InputError(
                 f'{path}: line {wrong[0]} holds no text; expected {{"text": …}} in every line'
@@ -264,14 +232,7 @@ def examples(
     if isinstance(corpus[0], str):
         return _packed(tokenizer, [str(text) for text in corpus], row_tokens)
     prompts, answers = zip(*corpus, strict=True)
-    turns = encode(tokenizer, answers, role="assistant", prompts=prompts, chat=chat)
-    end = tokenizer.eos_token_id
-    ids = tuple((*row.ids, end) if end is not None else row.ids for row in turns)
-    learnt = tuple(
-        range(row.pool_start, min(row.pool_stop + 1, len(whole) - 1))
-        for row, whole in zip(turns, ids, strict=True)
-    )
-    return Examples(ids, learnt)
+    return Examples.of_answers(tokenizer, prompts, answers, chat)
 
 
 def _packed(tokenizer: Any, documents: Sequence[str], row_tokens: int) -> Examples:
@@ -311,54 +272,6 @@ every step.
 """
 
 
-def save_finetuned(result: FinetuneResult, out: str | Path, *, force: bool = False) -> None:
-    """Write a tuned model to the new folder ``out``: complete, or not at all.
-
-    Raises
-    ------
-    InputError
-        If ``out`` exists and ``force`` is false, or it cannot be written.
-    """
-    facts: dict[str, Any] = {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "versions": versions(),
-        "seed": result.seed,
-        "settings": result.settings.model_dump(mode="json"),
-        "seconds": round(result.seconds, 3),
-        **result.about,
-    }
-    try:
-        with new_folder(out, force=force) as folder:
-            facts["checkpoint"] = write_checkpoint(
-                result.model, result.tokenizer, folder, band=result.changed, widen=True
-            )
-            lines = "".join(json.dumps(entry) + "\n" for entry in result.log)
-            (folder / "metrics.jsonl").write_text(lines, encoding="utf-8")
-            (folder / "reproduce.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
-            (folder / "README.md").write_text(_finetune_card(result), encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot write {out}: {error.strerror or error}; make room") from None
-
-
-def _finetune_card(result: FinetuneResult) -> str:
-    keys, replay = result.about["keys"], result.about["replay"]
-    told = "All weights were trained."
-    if result.settings.modules is not None:
-        told = f"Of the blocks {result.settings.layers}, {result.settings.modules} was trained."
-    if keys is not None:
-        how = {"mask": "were trained", "revert": "kept what training made of them"}[keys["how"]]
-        told = f"{keys['n']} key elements alone {how} (MAEC, arXiv 2410.07825)."
-    share = f", {result.settings.replay_share:.0%} of each batch general text" if replay else ""
-    return _FINETUNE_CARD.format(
-        source=Path(result.model.name_or_path or "an unnamed model").name,
-        version=__version__,
-        steps=result.settings.steps,
-        rows=result.about["corpus"]["rows"],
-        replay=share,
-        keys=told,
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class FinetuneResult:
     """A finished tuning; the model holds its weights.
@@ -371,7 +284,7 @@ class FinetuneResult:
         Its trained parameters by name.
     log : list of dict
         One entry per step: ``loss`` in nats a token, and ``loss_replay`` where there is replay.
-    settings : Tuning
+    settings : FinetuneSettings
     seed : int
     seconds : float
         Wall time of the steps.
@@ -388,9 +301,46 @@ class FinetuneResult:
     seconds: float
     about: dict[str, Any] = field(default_factory=dict)
 
-    def save(self, out: Any, *, force: bool = False) -> None:
-        """Write a Hugging Face checkpoint, the log and ``reproduce.json`` to a new folder."""
-        save_finetuned(self, out, force=force)
+    def save(self, out: str | Path, *, force: bool = False) -> None:
+        """Write a Hugging Face checkpoint, the log and ``reproduce.json``: all or nothing.
+
+        Raises
+        ------
+        InputError
+            If ``out`` exists and ``force`` is false, or it cannot be written.
+        """
+        facts: dict[str, Any] = {
+            "seed": self.seed,
+            "settings": self.settings.model_dump(mode="json"),
+            "seconds": round(self.seconds, 3),
+            **self.about,
+        }
+        try:
+            with new_folder(out, force=force) as folder:
+                facts["checkpoint"] = write_checkpoint(
+                    self.model, self.tokenizer, folder, band=self.changed, widen=True
+                )
+                write_run(folder, self.log, facts, self._card())
+        except OSError as error:
+            raise InputError(f"cannot write {out}: {error.strerror or error}; make room") from None
+
+    def _card(self) -> str:
+        settings, keys = self.settings, self.about["keys"]
+        trained = "All weights were trained."
+        if settings.modules is not None:
+            trained = f"Of the blocks {settings.layers}, {settings.modules} was trained."
+        if keys is not None:
+            how = {"mask": "were trained", "revert": "keep their trained values"}[keys["how"]]
+            trained = f"{keys['n']} key elements alone {how} (MAEC, arXiv 2410.07825)."
+        share = f", {settings.replay_share:.0%} of each batch general text"
+        return _FINETUNE_CARD.format(
+            source=Path(self.model.name_or_path or "an unnamed model").name,
+            version=__version__,
+            steps=settings.steps,
+            rows=self.about["corpus"]["rows"],
+            replay=share if self.about["replay"] else "",
+            keys=trained,
+        )
 
 
 def finetune_corpus(
@@ -412,11 +362,11 @@ def finetune_corpus(
         A Hugging Face decoder in floating point and its tokenizer.
     corpus : Examples
         What is learnt.
-    settings : Tuning
+    settings : FinetuneSettings
         Steps, rates, share of the replay.
     replay : Examples, optional
         General text, ``settings.replay_share`` of the rows of each batch.
-    keys : Keys, optional
+    keys : KeyNeurons, optional
         Key neurons; all other elements keep their bits.
     how : {"mask", "revert"}
         Train key neurons alone, with an optimizer that holds no others; or train everything and
@@ -426,7 +376,7 @@ def finetune_corpus(
 
     Returns
     -------
-    Tuned
+    FinetuneResult
 
     Raises
     ------
@@ -445,7 +395,9 @@ def finetune_corpus(
             f"{'no text' if replay is None else 'text'} and the share {settings.replay_share:g}"
         )
     named = _trainable(model, settings)
-    places = None if keys is None else _among(named, keys.of(model))
+    places = None
+    if keys is not None:
+        places = {name: at for name, at in keys.of(model).items() if name in named}
     if places is not None and not places:
         raise InputError("there are no key neurons in what is trained; raise k1 or train more")
     rows = _Rows(corpus, replay, settings)
@@ -491,9 +443,11 @@ class _Rows:
         """Refuse rows that the model cannot take."""
         encoded = [EncodedRow(tuple(ids), 0, len(ids)) for ids in self.ids]
         check_rows(
-            encoded, locate(model), model,
+            encoded,
+            locate(model),
+            model,
             advice="cut text shorter with row_tokens (--row-tokens), or leave such prompts out",
-        )  # fmt: skip
+        )
         if not all(len(at) for at in self.predicting):
             raise InputError("a row has nothing to learn; rows of text need two tokens or more")
 
@@ -535,7 +489,7 @@ def _fit(
         ids, mask = rows.batch(drawn, pad, device)
         picked = [(r, t) for r, i in enumerate(drawn) for t in rows.predicting[i]]
         at = torch.tensor(picked, device=device).T
-        with _multiplying(device, settings.autocast):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=settings.autocast):
             found = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         each = cross_entropy(found[at[0], at[1]].float(), ids[at[0], at[1] + 1], reduction="none")
         lengths = torch.tensor([len(rows.predicting[i]) for i in drawn], device=device)
@@ -575,12 +529,3 @@ def _trainable(model: Any, settings: FinetuneSettings) -> dict[str, Tensor]:
     parts = locate(model)
     layers = resolve_layers(settings.layers, len(parts.blocks))
     return dict(Trainable(model, parts, layers, modules=settings.modules).activate())
-
-
-def _among(named: dict[str, Tensor], places: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Key neurons of what is trained."""
-    return {name: found for name, found in places.items() if name in named}
-
-
-def _multiplying(device: torch.device, autocast: bool) -> AbstractContextManager[Any]:
-    return torch.autocast(device.type, dtype=torch.bfloat16) if autocast else nullcontext()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,71 +34,19 @@ Blocks {layers} of `{source}` were trained with Lens (arXiv 2410.04407) by lens 
 """
 
 
-def reproduction(result: TrainResult) -> dict[str, Any]:
-    """Collect settings, hashes, versions and command of a run, ready for JSON."""
-    return {
+def write_run(
+    folder: Path, log: Sequence[dict[str, float]], facts: dict[str, Any], card: str
+) -> None:
+    """Write what belongs beside trained weights: log, settings with hashes, and the card."""
+    facts = {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "versions": versions(),
-        "seed": result.seed,
-        "layers": list(result.layers),
-        "strength": result.strength,
-        "losses": result.config.model_dump(),
-        "seconds": round(result.seconds, 3),
-        **result.about,
+        **facts,
     }
-
-
-def save(result: TrainResult, out: str | Path, *, force: bool = False) -> None:
-    """Write ``result`` to the new folder ``out``: complete, or not at all.
-
-    Files of the source checkpoint that training did not change are taken over as they are. The
-    working folder of the run, if it had one, is removed at the end.
-
-    Raises
-    ------
-    InputError
-        If ``out`` exists and ``force`` is false, or there is no room; a run with a working folder
-        can then be resumed, and is only saved again.
-    """
-    facts = reproduction(result)
-    tuning = facts.get("tuning")
-    if tuning is not None:  # the trials have a file of their own
-        facts["tuning"] = tuning | {"trials": len(tuning["trials"]), "file": "trials.json"}
-    work = result.unfinished
-    place = Path(out).resolve().parent
-    beside = work is not None and work.is_dir() and work.resolve().parent == place
-    try:
-        with new_folder(out, force=force, inside=work if beside else None) as folder:
-            facts["checkpoint"] = _write_model(result, folder)
-            lines = "".join(json.dumps(entry) + "\n" for entry in result.log)
-            (folder / "metrics.jsonl").write_text(lines, encoding="utf-8")
-            (folder / "reproduce.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
-            (folder / "README.md").write_text(_card(result), encoding="utf-8")
-            if tuning is not None:
-                (folder / "trials.json").write_text(json.dumps(tuning, indent=1), encoding="utf-8")
-            if result.unfinished is not None and (result.unfinished / "tensorboard").is_dir():
-                shutil.copytree(result.unfinished / "tensorboard", folder / "tensorboard")
-    except (OSError, SafetensorError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        kept = ""
-        if result.unfinished is not None:
-            kept = (
-                f"; the finished training is kept in {result.unfinished}: make room, then run the "
-                "same command with --resume"
-            )
-        raise InputError(f"cannot write {out}: {reason}{kept}") from None
-    if result.unfinished is not None:
-        RunFolder(result.unfinished).discard()
-
-
-def _write_model(result: TrainResult, folder: Path) -> dict[str, Any]:
-    """Write weights, configuration and tokenizer; say where each came from."""
-    if result.adapter is not None:
-        with quiet_bars():
-            parameters.write(result.adapter, folder)
-        result.tokenizer.save_pretrained(folder)
-        return {"form": "adapter"}
-    return write_checkpoint(result.model, result.tokenizer, folder, band=result.band)
+    lines = "".join(json.dumps(entry) + "\n" for entry in log)
+    (folder / "metrics.jsonl").write_text(lines, encoding="utf-8")
+    (folder / "reproduce.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def write_checkpoint(
@@ -138,38 +86,6 @@ def _same_tokenizer(tokenizer: Any, folder: Path) -> bool:
         return False
     same_template = getattr(found, "chat_template", None) == tokenizer.chat_template
     return same_template and tokenizer_sha256(found) == tokenizer_sha256(tokenizer)
-
-
-def _card(result: TrainResult) -> str:
-    return _CARD.format(
-        layers=", ".join(map(str, result.layers)),
-        source=Path(result.model.name_or_path or "an unnamed model").name,
-        version=lens.__version__,
-        prompts=result.about.get("prompts", "?"),
-        languages=", ".join(result.strength),
-        pivot=result.about.get("pivot", "?"),
-        answers=_answers_used(result),
-        tuning=_tuned(result.about.get("tuning")),
-    )
-
-
-def _tuned(tuning: dict[str, Any] | None) -> str:
-    if tuning is None:
-        return ""
-    best = tuning["best"]
-    strength = ", ".join(f"{lang} {value:.3g}" for lang, value in best["strength"].items())
-    return (
-        f"\nLayers, losses and strengths (λ: {strength}) are those of trial {best['number']} of "
-        f"{len(tuning['trials'])}, chosen by {tuning['metric']} on validation questions "
-        f"({best['quality']:.3f}) under a bound on the pivot's drift (KL {best['drift']:.4f} of at "
-        f"most {tuning['max_drift']:g} nats). `trials.json` holds every trial.\n"
-    )
-
-
-def _answers_used(result: TrainResult) -> str:
-    if "answers" not in result.config.read_rows:
-        return "No answers were used."
-    return "Answers given to training were used, see `reproduce.json` for their hashes."
 
 
 State = dict[str, Tensor]
@@ -213,9 +129,87 @@ class TrainResult:
     original: State = field(default_factory=dict)
     unfinished: Path | None = None
 
-    def save(self, out: Any, *, force: bool = False) -> None:
-        """Write a Hugging Face checkpoint, the log and ``reproduce.json`` to a new folder."""
-        save(self, out, force=force)
+    def save(self, out: str | Path, *, force: bool = False) -> None:
+        """Write a Hugging Face checkpoint, the log and ``reproduce.json``: all or nothing.
+
+        Files of the source checkpoint that training did not change are taken over as they are. The
+        working folder of the run, if it had one, is removed at the end.
+
+        Raises
+        ------
+        InputError
+            If ``out`` exists and ``force`` is false, or there is no space; a run with a working
+            folder can then be resumed, and is only saved again.
+        """
+        facts = {
+            "seed": self.seed,
+            "layers": list(self.layers),
+            "strength": self.strength,
+            "losses": self.config.model_dump(),
+            "seconds": round(self.seconds, 3),
+            **self.about,
+        }
+        tuning = facts.get("tuning")
+        if tuning is not None:  # the trials have a file of their own
+            facts["tuning"] = tuning | {"trials": len(tuning["trials"]), "file": "trials.json"}
+        work, place = self.unfinished, Path(out).resolve().parent
+        beside = work is not None and work.is_dir() and work.resolve().parent == place
+        try:
+            with new_folder(out, force=force, inside=work if beside else None) as folder:
+                facts["checkpoint"] = self._write_model(folder)
+                write_run(folder, self.log, facts, self._card())
+                if tuning is not None:
+                    trials = json.dumps(tuning, indent=1)
+                    (folder / "trials.json").write_text(trials, encoding="utf-8")
+                if work is not None and (work / "tensorboard").is_dir():
+                    shutil.copytree(work / "tensorboard", folder / "tensorboard")
+        except (OSError, SafetensorError) as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            rest = (
+                ""
+                if work is None
+                else (
+                    f"; the finished training is kept in {work}: make room, then run the same command "
+                    "with --resume"
+                )
+            )
+            raise InputError(f"cannot write {out}: {reason}{rest}") from None
+        if work is not None:
+            RunFolder(work).discard()
+
+    def _write_model(self, folder: Path) -> dict[str, Any]:
+        """Write weights, configuration and tokenizer; report where each came from."""
+        if self.adapter is None:
+            return write_checkpoint(self.model, self.tokenizer, folder, band=self.band)
+        with quiet_bars():
+            parameters.write(self.adapter, folder)
+        self.tokenizer.save_pretrained(folder)
+        return {"form": "adapter"}
+
+    def _card(self) -> str:
+        answers, tuned = "No answers were used.", ""
+        if "answers" in self.config.read_rows:
+            answers = "Answers given to training were used, see `reproduce.json` for their hashes."
+        if tuning := self.about.get("tuning"):
+            best = tuning["best"]
+            strength = ", ".join(f"{lang} {value:.3g}" for lang, value in best["strength"].items())
+            tuned = (
+                f"\nLayers, losses and strengths (λ: {strength}) are those of trial "
+                f"{best['number']} of {len(tuning['trials'])}, chosen by {tuning['metric']} on "
+                f"validation questions ({best['quality']:.3f}) under a bound on the pivot's drift "
+                f"(KL {best['drift']:.4f} of at most {tuning['max_drift']:g} nats). `trials.json` "
+                "holds every trial.\n"
+            )
+        return _CARD.format(
+            layers=", ".join(map(str, self.layers)),
+            source=Path(self.model.name_or_path or "an unnamed model").name,
+            version=lens.__version__,
+            prompts=self.about.get("prompts", "?"),
+            languages=", ".join(self.strength),
+            pivot=self.about.get("pivot", "?"),
+            answers=answers,
+            tuning=tuned,
+        )
 
     @torch.no_grad()
     def load(self, band: State) -> None:

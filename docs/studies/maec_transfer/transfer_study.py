@@ -41,7 +41,9 @@ from lens.models.generation import generate
 from lens.models.loading import load
 from lens.models.tokenization import encode, pad, pad_id_of
 from lens.stats import hierarchical_interval
-from lens.training.finetune import Examples, FinetuneSettings, examples, finetune_corpus
+from lens.training.config import FinetuneSettings
+from lens.training.data import Examples
+from lens.training.finetune import examples, finetune_corpus
 from lens.utils.config import read_as
 from lens.utils.files import write_text
 from lens.utils.hashing import hash_of_path
