@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -199,8 +199,8 @@ class TrainingData:
     pivot: str
     languages: tuple[str, ...]
     processes: Processes
-    rows: dict[str, CacheIndices]
-    tokens: dict[str, list[int]]
+    rows: dict[str, CacheIndices] = field(default_factory=dict)
+    tokens: dict[str, list[int]] = field(default_factory=dict)
     texts: dict[str, CacheIndices] = field(default_factory=dict)
     text_tokens: dict[str, list[int]] = field(default_factory=dict)
     answers: dict[str, list[int | None]] = field(default_factory=dict)
@@ -218,33 +218,21 @@ class TrainingData:
         return logits(self.cache.model, self.cache.parts, states)
 
 
-@dataclass(frozen=True, slots=True)
-class CachedPrompts:
-    """Parallel prompts: per language where the cache has row i, and all lengths in tokens."""
-
-    rows: dict[str, CacheIndices]
-    tokens: dict[str, list[int]]
-
-
 class CacheFiller:
-    """Encodes rows and sends them through the frozen model; `data` are the result.
+    """Encodes rows and sends them through the frozen model.
 
     Parameters
     ----------
-    cache : PrefixCache
-        Of the model that is trained.
+    data : TrainingData
+        Without rows; texts and answers are entered here.
     tokenizer
-        Its tokenizer.
-    pivot : str
-        Its rows are cached with the states of all tokens.
+        The model's tokenizer.
     references : {"last", "all"}
-        Frozen states to cache of every other prompt.
+        Frozen states to cache of prompts in other languages than the pivot.
     chat : ChatOptions or None
         Chat template flags.
     batch_size : int
         Rows per forward pass.
-    processes : Processes
-        Those that share the prompts.
 
     Attributes
     ----------
@@ -254,60 +242,34 @@ class CacheFiller:
 
     def __init__(
         self,
-        cache: PrefixCache,
+        data: TrainingData,
         tokenizer: Any,
         *,
-        pivot: str,
         references: Literal["last", "all"],
         chat: ChatOptions | None,
         batch_size: int,
-        processes: Processes,
     ) -> None:
-        self.cache, self.tokenizer, self.pivot = cache, tokenizer, pivot
-        self.references, self.chat = references, chat
-        self.batch_size, self.processes = batch_size, processes
+        self.data, self.cache, self.tokenizer = data, data.cache, tokenizer
+        self.references, self.chat, self.batch_size = references, chat, batch_size
         self.about: dict[str, Any] = {}
-        self._texts: dict[str, CacheIndices] = {}
-        self._text_tokens: dict[str, list[int]] = {}
-        self._answers: dict[str, list[int | None]] = {}
-        self._answer_tokens: dict[str, list[int]] = {}
-        self._pivot_answer_lengths: list[int] = []
-        self._predicting: dict[int, range] = {}
 
-    def data(self, prompts: CachedPrompts) -> TrainingData:
-        """Return everything cached so far around training prompts that were added."""
-        return TrainingData(
-            self.cache,
-            self.pivot,
-            tuple(lang for lang in prompts.rows if lang != self.pivot),
-            self.processes,
-            prompts.rows,
-            prompts.tokens,
-            self._texts,
-            self._text_tokens,
-            self._answers,
-            self._answer_tokens,
-            self._pivot_answer_lengths,
-            self._predicting,
-        )
-
-    def add_prompts(self, what: str, prompts: Mapping[str, Sequence[str]]) -> CachedPrompts:
-        """Cache this process's share of parallel prompts; `what` names them in the record."""
+    def with_prompts(self, what: str, prompts: Mapping[str, Sequence[str]]) -> TrainingData:
+        """Cache this process's share of parallel prompts; return the data with them."""
         found: dict[str, CacheIndices] = {}
         tokens: dict[str, list[int]] = {}
         for lang, texts in prompts.items():
             ids = self._encoded(texts, "user")
             self._note(what, lang, ids)
-            mine = self.processes.own(range(len(ids)))
+            mine = self.data.processes.own(range(len(ids)))
             added = self.cache.add(
                 [ids[i] for i in mine],
-                keep="all" if lang == self.pivot else self.references,
+                keep="all" if lang == self.data.pivot else self.references,
                 batch_size=self.batch_size,
                 label=f"Caching {what} {lang}",
             )
             found[lang] = added if len(mine) == len(ids) else dict(zip(mine, added, strict=True))
             tokens[lang] = [len(row) for row in ids]
-        return CachedPrompts(found, tokens)
+        return replace(self.data, rows=found, tokens=tokens)
 
     def add_text(self, lang: str, plain: Sequence[str]) -> None:
         """Cache text; every process keeps all of it, since any prompt may meet any text."""
@@ -316,9 +278,11 @@ class CacheFiller:
         found = self.cache.add(
             ids, keep="all", batch_size=self.batch_size, label=f"Caching text {lang}"
         )
-        self._texts[lang] = found
-        self._text_tokens[lang] = [len(row) for row in ids]
-        self._predicting.update((i, range(len(row) - 1)) for i, row in zip(found, ids, strict=True))
+        self.data.texts[lang] = found
+        self.data.text_tokens[lang] = [len(row) for row in ids]
+        self.data.predicting.update(
+            (i, range(len(row) - 1)) for i, row in zip(found, ids, strict=True)
+        )
 
     def add_answers(
         self,
@@ -327,7 +291,7 @@ class CacheFiller:
         prompts: Mapping[str, Sequence[str]],
     ) -> None:
         """Cache a language's answers in the assistant's turn, with the end of the turn."""
-        count = len(prompts[self.pivot])
+        count = len(prompts[self.data.pivot])
         if lang not in prompts or len(answers) != count:
             given = f"{len(answers)} answers for {lang}"
             known = ", ".join(prompts)
@@ -344,21 +308,21 @@ class CacheFiller:
         )
         self._note("answers", lang, found.ids)
         targets = dict(zip(answered, map(len, found.predicting), strict=True))
-        self._answer_tokens[lang] = [targets.get(i, 0) for i in range(count)]
-        if lang == self.pivot:
+        self.data.answer_tokens[lang] = [targets.get(i, 0) for i in range(count)]
+        if lang == self.data.pivot:
             lengths = dict(zip(answered, map(len, found.ids), strict=True))
-            self._pivot_answer_lengths = [lengths.get(i, 0) for i in range(count)]
-        mine = [k for k, i in enumerate(answered) if self.processes.own([i])]
+            self.data.pivot_answer_lengths.extend(lengths.get(i, 0) for i in range(count))
+        mine = [k for k, i in enumerate(answered) if self.data.processes.own([i])]
         added = self.cache.add(
             [found.ids[k] for k in mine],
-            keep="all" if lang == self.pivot else "last",
+            keep="all" if lang == self.data.pivot else "last",
             batch_size=self.batch_size,
             label=f"Caching answers {lang}",
         )
         places: list[int | None] = [None] * count
         for k, row in zip(mine, added, strict=True):
-            places[answered[k]], self._predicting[row] = row, found.predicting[k]
-        self._answers[lang] = places
+            places[answered[k]], self.data.predicting[row] = row, found.predicting[k]
+        self.data.answers[lang] = places
 
     def _encoded(self, rows: Sequence[Any], role: Role) -> list[Sequence[int]]:
         """Token ids of rows; rows that are token ids already stay as they are."""

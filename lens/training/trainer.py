@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,13 @@ from lens.models.offload import held_briefly, release, require_whole, set_aside,
 from lens.models.prefix_cache import PrefixCache
 from lens.space.space import Space
 from lens.training.config import LensConfig, RunOptions, TrainerSettings, TrainSettings, resolve
-from lens.training.data import CacheFiller, checked_prompts, held_out, memory_for_states
+from lens.training.data import (
+    CacheFiller,
+    TrainingData,
+    checked_prompts,
+    held_out,
+    memory_for_states,
+)
 from lens.training.losses import SiteGeometry
 from lens.training.objective import BatchObjective, ValidationMonitor, geometries
 from lens.training.optimizer import DivergedError, Optimization, draws, only_trainable
@@ -110,26 +116,23 @@ class LensTrainer:
                 memory=memory,
                 low_memory=low_memory,
             )
+        languages = tuple(lang for lang in rows if lang != space.pivot)
         filler = CacheFiller(
-            prefix,
+            TrainingData(prefix, space.pivot, languages, self.processes),
             tokenizer,
-            pivot=space.pivot,
             references=settings.references,
             chat=settings.chat,
             batch_size=settings.cache_batch,
-            processes=self.processes,
         )
+        watched = held_out(validation, space, rows)
         with evaluating(model), brief():
-            trained = filler.add_prompts("prompts", rows)
-            watched = filler.add_prompts("validation", held_out(validation, space, rows))
+            self.data = filler.with_prompts("prompts", rows)
+            self.held_out = filler.with_prompts("validation", watched) if watched else None
             for lang, plain in (texts or {}).items():
                 filler.add_text(canonical(lang), plain)
-            for lang, said in (answers or {}).items():
-                filler.add_answers(canonical(lang), said, rows)
-        self.data, self.inputs = filler.data(trained), filler.about
-        self.held_out = (
-            replace(self.data, rows=watched.rows, tokens=watched.tokens) if watched.rows else None
-        )
+            for lang, given in (answers or {}).items():
+                filler.add_answers(canonical(lang), given, rows)
+        self.inputs = filler.about
         self.parameters = self.trainable.activate()
         self.original = set_aside(self.parameters, in_files=low_memory)
 
