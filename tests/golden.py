@@ -10,9 +10,9 @@ This is the net under a refactoring that must not change results:
 2. Refactor. Names of verbs, options and keys of settings stand in ``golden.yaml``, those of
    functions in `probe_python` and `numerics`; follow each renaming there.
 3. Record again, ``record after``, and ``compare before after``. What differs is either a bug or a
-   name in JSON. List names in `RENAMED_ITEMS`, `RENAMED_KEYS` and `RENAMED_VALUES` and better
-   messages in `ALLOWED_WORDING`: nothing else may differ.
-4. Once that is merged, empty those four tables: the next refactoring starts from a new recording.
+   name in JSON. List names in `RENAMED_ITEMS`, `RENAMED_KEYS` and `RENAMED_VALUES`, better
+   messages in `ALLOWED_WORDING`, and other forms in `REPLACED`: nothing else may differ.
+4. Once that is merged, empty those five tables: the next refactoring starts from a new recording.
 
 `record` runs the tree that this file lies in: every item runs ``python -m lens`` (or this module)
 in a process of its own with one thread and no network, in a temporary folder with relative paths,
@@ -62,25 +62,38 @@ RENAMED_ITEMS: dict[str, str] = {
 }
 """Old item to new item."""
 
-RENAMED_KEYS: dict[str, str | None] = {
+RENAMED_KEYS: dict[str, str] = {
     "stats.pool": "pooling.pool",
     "stats.StreamingMoments": "pooling.StreamingMoments",
-    "losses/clip": "max_grad_norm",
-    "losses/micro_batch": "micro_batch_size",
-    "losses/warmup": "warmup_ratio",
+    "clip": "max_grad_norm",
+    "micro_batch": "micro_batch_size",
+    "warmup": "warmup_ratio",
+    "settings/replay": "replay_share",
+    "settings/train": "modules",
+    "training/replay": "replay_share",
+    "training/train": "modules",
     "trained/train": "modules",
-    "twins/subspace.fit": None,  # fits in torch had no caller
 }
-"""Old key to new key, or None for one that is gone, applied to the first recording;
-``parent/old`` for a key below ``parent``."""
+"""Old key to new key, applied to the first recording; ``parent/old`` for one below ``parent``."""
 
 RENAMED_VALUES: dict[str, dict[str, str]] = {}
 """Key to the names that are its values, old to new, applied to the first recording."""
 
 ALLOWED_WORDING: dict[str, str] = {
-    r"^train='": "modules='",  # the option has a new name
+    # options and arguments have new names
+    r"^train='": "modules='",
+    r"lens.probe\(…, keep=DIR\)": "lens.probe(…, keep_states=DIR)",
 }
 """Part of a message, as a regular expression, to what now stands there."""
+
+REPLACED: dict[str, str] = {
+    "twins/subspace.fit": "gone: fits in torch had no caller",
+    "maec-run/json/stages": "objects, which were printed as text",
+    ".lock": "of a work folder, which took the place of stages.json",
+    "stages.jsonl": "the same",
+    "workdir.json": "the same",
+}
+"""Key to the reason why it is in one recording only, or has another form; it is not compared."""
 
 # === what is not recorded =========================================================================
 
@@ -211,16 +224,21 @@ def matches(pattern: str, path: tuple[str, ...]) -> bool:
     return path[-len(parts) :] == parts
 
 
-def cleaned(value: Any, places: Mapping[str, str], path: tuple[str, ...] = ()) -> Any:
+def cleaned(
+    value: Any,
+    places: Mapping[str, str],
+    drop: Mapping[str, str] = DROPPED,
+    path: tuple[str, ...] = (),
+) -> Any:
     """Leave out what is dropped, and replace absolute places and versions in strings."""
     if isinstance(value, dict):
         return {
-            spoken(key, places): cleaned(inner, places, (*path, key))
+            spoken(key, places): cleaned(inner, places, drop, (*path, key))
             for key, inner in value.items()
-            if not any(matches(pattern, (*path, key)) for pattern in DROPPED)
+            if not any(matches(pattern, (*path, key)) for pattern in drop)
         }
     if isinstance(value, list):
-        return [cleaned(inner, places, path) for inner in value]
+        return [cleaned(inner, places, drop, path) for inner in value]
     return spoken(value, places) if isinstance(value, str) else value
 
 
@@ -652,12 +670,10 @@ def renamed(value: Any, path: tuple[str, ...]) -> Any:
     if isinstance(value, list):
         return [renamed(inner, path) for inner in value]
     if isinstance(value, dict):
-        result: dict[str, Any] = {}
-        for key, inner in value.items():
-            new = fitting(RENAMED_KEYS, (*path, key), key)
-            if new is not None:
-                result[new] = renamed(inner, (*path, key))
-        return result
+        return {
+            fitting(RENAMED_KEYS, (*path, key), key): renamed(inner, (*path, key))
+            for key, inner in value.items()
+        }
     if isinstance(value, str):
         item = path[0]
         value = value.replace(f"out-{item}", f"out-{RENAMED_ITEMS.get(item, item)}")
@@ -718,6 +734,7 @@ def compare(first: Path, second: Path, most: int) -> int:
         for folder in (first, second)
     )
     before = {RENAMED_ITEMS.get(name, name): renamed(before[name], (name,)) for name in before}
+    before, after = (cleaned(items, {}, drop=REPLACED) for items in (before, after))
     count = 0
     for name in sorted(before.keys() | after.keys()):
         found = ["not recorded in both"]

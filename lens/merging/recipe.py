@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from lens import __version__
-from lens.arrays import to_dict
+from lens.arrays import Result
 from lens.errors import InputError
 from lens.merging.config import MergeConfig, Recipe, RecipeSource, parse_config, parse_recipe
 from lens.merging.operations import extract, merge
@@ -37,7 +37,7 @@ _REPORTING = ("reproduce.json", "made.json")  # how a model was made, which deci
 
 
 @dataclass(frozen=True, slots=True)
-class RecipeStage:
+class RecipeStage(Result):
     """One step of a recipe.
 
     Attributes
@@ -59,7 +59,7 @@ class RecipeStage:
 
 
 @dataclass(frozen=True, slots=True)
-class RecipeResult:
+class RecipeResult(Result):
     """A finished recipe.
 
     Attributes
@@ -68,17 +68,13 @@ class RecipeResult:
         Folder of all stages.
     merged : str
         The merged model.
-    stages : tuple of Stage
+    stages : tuple of RecipeStage
         In order.
     """
 
     out: str
     merged: str
     stages: tuple[RecipeStage, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain Python values."""
-        return to_dict(self)
 
 
 def run_recipe(
@@ -99,7 +95,7 @@ def run_recipe(
 
     Returns
     -------
-    RunResult
+    RecipeResult
 
     Raises
     ------

@@ -265,6 +265,9 @@ def test_one_config_makes_what_the_steps_by_hand_make(folder):
     (folder / "maec.yaml").write_text(yaml.safe_dump(recipe()))
     done = CliRunner().invoke(main, ["maec", "run", "-C", "maec.yaml", "--out", "out", "--json"])
     assert done.exit_code == 0, done.output
+    stages = json.loads(done.stdout)["stages"]
+    assert [stage["name"] for stage in stages][:2] == ["located", "keys"]
+    assert not any(stage["kept"] for stage in stages)
     by_hand()
     pairs = {"located": "h1", "ability": "hA", "pivot": "hc", "languages/swh_Latn": "hl",
              "merged": "hm"}  # fmt: skip
