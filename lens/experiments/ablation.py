@@ -20,7 +20,7 @@ from lens.utils.workdir import WorkDir
 def ablate(
     sweep: Sweep, out: str | Path, *, split: Literal["validation", "test"] = "validation"
 ) -> list[SummaryRow]:
-    """Run what is not done yet and return the table.
+    """Run all settings that have no result yet and return the table.
 
     Parameters
     ----------
@@ -28,14 +28,14 @@ def ablate(
         From `read_sweep`.
     out : str or Path
         Folder: ``runs.jsonl`` grows with every finished run, ``table.md`` and ``results.json`` are
-        written at the end. Runs found there with the same settings, data and model are not done
-        again.
+        written at the end. Runs found there with the same settings, data and model are not
+        repeated.
     split : {"validation", "test"}
         Questions to ask.
 
     Returns
     -------
-    list of Line
+    list of SummaryRow
         One per setting, in the order of the sweep.
 
     Raises

@@ -105,20 +105,16 @@ class Questions(FrozenModel):
 
 
 class SweepSetting(ModuleSettings, Flat):
-    """One training run, or one of the controls beside it; also takes any option of its groups.
+    """One training run, or one of its controls; also takes any option of its groups.
 
-    Methods: ``"lens"``; ``"random"``, Lens with a random subspace and steps of equal length;
-    ``"shuffled"``, with a space read from rows whose language labels were shuffled within each row,
-    steps of equal length; ``"diffmean"``, steering at ``layers`` by ``strength`` on prompt tokens;
-    ``"finetune"``, the same blocks tuned on ``answers``; ``"translate-first"``, by way of the pivot
-    with the sweep's ``translator`` and ``texts``; ``"checkpoint"``, another model; ``"unchanged"``.
+    `lens.experiments.methods.METHODS` lists the methods and what each does.
 
     Answers: ``"given"``, the sweep's file; ``"self"``, the model's own, translated by the sweep's
     ``translator`` with ``texts`` as examples (`lens.training.self_translate`); ``"questions"``, the
     pivot's version of each prompt (`lens.training.translation`).
     """
 
-    method: MethodName = option("lens", "What is done.")
+    method: MethodName = option("lens", "Method: Lens training, or a control.")
     losses: Losses = group("lens+kl", "As in lens.train.", base="preset", defaults=False)
     strength: float | dict[str, float] | Annotated[tuple[float, ...], Field(min_length=1)] = option(
         1.0,
@@ -146,7 +142,7 @@ class SweepSetting(ModuleSettings, Flat):
 
     @property
     def chooses(self) -> bool:
-        """Whether strengths are chosen on validation: a list is given, and something takes them."""
+        """Whether λ is chosen on validation: values are given, and the method uses them."""
         used = METHODS[self.method].strength
         separates = any(isinstance(term, Separate) for term in self.losses.active)
         matters = used == "always" or (used == "separate" and separates)
@@ -176,11 +172,11 @@ class Sweep(FrozenModel):
         by default.
     languages : tuple of str or None
         Those of the prompts by default.
-    readings : dict of str to Reading
+    readings : dict of str to SpaceReading
         Where language spaces are read, by name; ``default`` reads the prompts as plain text.
     validation, test : Questions
         Settings are compared on validation; the test split is asked only with ``split="test"``.
-    base : Setting
+    base : SweepSetting
         What every run starts from.
     grid : dict of str to list
         Dotted key, such as ``losses.rank`` or ``losses.terms.0.weight``, to its values; their
@@ -205,15 +201,15 @@ class Sweep(FrozenModel):
     texts: str | None = None
     translator: str | None = None
     languages: tuple[str, ...] | None = None
-    readings: dict[str, SpaceReading] = {"default": SpaceReading()}
+    readings: dict[str, SpaceReading] = Field({"default": SpaceReading()})
     validation: Questions
     test: Questions | None = None
     base: SweepSetting = SweepSetting()
-    grid: dict[str, list[Any]] = {}
-    runs: dict[str, dict[str, Any]] = {}
+    grid: dict[str, list[Any]] = Field({})
+    runs: dict[str, dict[str, Any]] = Field({})
     against: str = "base"
     seeds: tuple[int, ...] = (0,)
-    vary: dict[str, list[str]] = {}
+    vary: dict[str, list[str]] = Field({})
 
     @model_validator(mode="after")
     def _complete(self) -> Sweep:
@@ -224,7 +220,7 @@ class Sweep(FrozenModel):
             raise ValueError(f"{', '.join(empty)}: expected at least one value")
         if self.against not in self.settings():
             raise ValueError(
-                f"against: '{self.against}' is no setting, expected one of "
+                f"against: '{self.against}' is not a setting, expected one of "
                 f"{', '.join(self.settings())}"
             )
         for run in self.expand():
@@ -273,8 +269,8 @@ class SweepRun:
     ----------
     name : str
         Of the setting.
-    setting : Setting
-        What is done.
+    setting : SweepSetting
+        Method and options.
     seed : int
         Training seed.
     where : dict of str to str
@@ -287,7 +283,7 @@ class SweepRun:
     where: dict[str, str]
 
     def key(self, sweep: Sweep, split: str, inputs: Mapping[str, str]) -> str:
-        """Hash of everything that decides the result: settings, data, model, how it is judged."""
+        """Hash everything that decides the result: settings, data, model, questions."""
         facts = {
             "setting": self.setting.facts(),
             "seed": self.seed if METHODS[self.setting.method].seeded else 0,
@@ -306,7 +302,7 @@ def read_sweep(path: str | Path) -> Sweep:
     Raises
     ------
     InputError
-        If the file is missing or no YAML, or one line per key that is unknown or out of range.
+        If the file is missing or not YAML, or one line per key that is unknown or out of range.
     """
     return read_as(path, Sweep)
 
@@ -382,7 +378,7 @@ class Range(FrozenModel):
 
 
 class TuningConfig(FrozenModel):
-    """What to try and how to judge it.
+    """Search space and criterion of a search.
 
     Attributes
     ----------
@@ -394,7 +390,7 @@ class TuningConfig(FrozenModel):
         Dotted keys of a setting, such as ``layers``, ``losses.rank`` or
         ``losses.terms.1.weight``, to choices or a range.
     trials : int
-        Runs in all; the first uses the given setting, where it lies inside the search.
+        Number of runs; the first uses the given setting, where it lies inside the search.
     max_drift : float
         Largest mean KL of the pivot's next-token distribution, nats; trials above it never win
         against one below.
@@ -406,7 +402,7 @@ class TuningConfig(FrozenModel):
 
     validation: Questions
     strength: Range = Range(low=0.5, high=4.0)
-    search: dict[str, Range | Annotated[list[Any], Field(min_length=1)]] = {}
+    search: dict[str, Range | Annotated[list[Any], Field(min_length=1)]] = Field({})
     trials: int = Field(30, ge=1)
     max_drift: float = Field(0.02, gt=0)
     metric: Literal["accuracy_in_language", "fidelity"] | None = None

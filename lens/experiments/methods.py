@@ -230,6 +230,8 @@ class SweepMethod:
     ----------
     prepare : callable
         Trains or steers the model; the caller asks, then restores the model.
+    description : str
+        What is asked.
     seeded : bool
         Whether the seed of a run changes its result.
     strength : "unused", "separate" or "always"
@@ -237,17 +239,29 @@ class SweepMethod:
     """
 
     prepare: Callable[[MethodInputs], Prepared]
+    description: str
     seeded: bool = True
     strength: Literal["unused", "separate", "always"] = "unused"
 
 
 METHODS: dict[str, SweepMethod] = {
-    "lens": SweepMethod(_lens, strength="separate"),
-    "random": SweepMethod(_random, strength="separate"),
-    "shuffled": SweepMethod(_shuffled, strength="separate"),
-    "diffmean": SweepMethod(_diffmean, seeded=False, strength="always"),
-    "finetune": SweepMethod(_finetune),
-    "translate-first": SweepMethod(_translate_first, seeded=False),
-    "checkpoint": SweepMethod(_checkpoint, seeded=False),
-    "unchanged": SweepMethod(_unchanged, seeded=False),
+    "lens": SweepMethod(_lens, "Lens training", strength="separate"),
+    "random": SweepMethod(
+        _random, "Lens with a random subspace and steps of equal length", strength="separate"
+    ),
+    "shuffled": SweepMethod(
+        _shuffled,
+        "Lens with a space of rows whose language labels are shuffled within each row, steps of "
+        "equal length",
+        strength="separate",
+    ),
+    "diffmean": SweepMethod(
+        _diffmean, "steering of prompt tokens at the layers", seeded=False, strength="always"
+    ),
+    "finetune": SweepMethod(_finetune, "the same blocks tuned on answers"),
+    "translate-first": SweepMethod(
+        _translate_first, "answers by way of the pivot, with the sweep's translator", seeded=False
+    ),
+    "checkpoint": SweepMethod(_checkpoint, "another model", seeded=False),
+    "unchanged": SweepMethod(_unchanged, "the model as it is", seeded=False),
 }

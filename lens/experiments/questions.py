@@ -93,15 +93,29 @@ class QuestionSet:
         """Answer inside ``around(language)``: shares per item and language, and the drift."""
         how = self.questions
         found = evaluate(
-            model, self.tokenizer, prompts=self.prompts, references=self.references,
-            pivot=self.pivot, identifier=how.identifier, neutral=self.neutral, split=self.split,
-            batch_size=how.batch_size, max_new_tokens=how.max_new_tokens, around=around,
-            chat=self.chat, respond=respond,
-        )  # fmt: skip
+            model,
+            self.tokenizer,
+            prompts=self.prompts,
+            references=self.references,
+            pivot=self.pivot,
+            identifier=how.identifier,
+            neutral=self.neutral,
+            split=self.split,
+            batch_size=how.batch_size,
+            max_new_tokens=how.max_new_tokens,
+            around=around,
+            chat=self.chat,
+            respond=respond,
+        )
         drift = pivot_kl(
-            self.reference, model, self.tokenizer, self.prompts[self.pivot],
-            batch_size=how.batch_size, steered=lambda: around(self.pivot), chat=self.chat,
-        )  # fmt: skip
+            self.reference,
+            model,
+            self.tokenizer,
+            self.prompts[self.pivot],
+            batch_size=how.batch_size,
+            steered=lambda: around(self.pivot),
+            chat=self.chat,
+        )
         metrics = METRICS if self.references is not None else ("fidelity",)
         return {
             "items": {metric: self._items(found, metric) for metric in metrics},

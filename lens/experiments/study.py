@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from lens.data.corpora import read_parallel
 from lens.data.languages import canonical
@@ -27,6 +27,7 @@ from lens.training.translation import (
     self_translate,
 )
 
+T = TypeVar("T")
 StudyRows = dict[str, list[str]]
 StudyAnswers = Mapping[str, Sequence[str | None]]
 
@@ -53,23 +54,29 @@ class Study:
         self.reference, _ = self._load(sweep.model)
         self.pivot = canonical(sweep.pivot)
         self.prompts = self._rows(sweep.prompts)
-        self._made: dict[Any, Any] = {}
-        self.releases: list[Callable[[], None]] = []  # take adapters off again
+        self._cache: dict[Any, Any] = {}
+        self._releases: list[Callable[[], None]] = []  # take adapters off again
 
     def run(self, run: SweepRun, split: str) -> dict[str, Any]:
-        """Do what the run says, judge it, put the model back, and return its record."""
+        """Apply the run's method, judge the result, restore the model, and return the record."""
         started = time.perf_counter()
         try:
-            made = METHODS[run.setting.method].prepare(self._inputs(run))
+            system = METHODS[run.setting.method].prepare(self._inputs(run))
             trained = time.perf_counter()
-            model = self.model if made.model is None else made.model
-            record = self.asked(split).judge(model, made.around, made.respond)
+            model = self.model if system.model is None else system.model
+            record = self.questions(split).judge(model, system.around, system.respond)
         finally:
             self._restore()
-        record["seconds"] = {
-            "training": trained - started, "judging": time.perf_counter() - trained
-        }  # fmt: skip
-        return record | {"log": made.log, "strength": made.strength}
+        judged = time.perf_counter()
+        seconds = {"training": trained - started, "judging": judged - trained}
+        return record | {"seconds": seconds, "log": system.log, "strength": system.strength}
+
+    def _once(self, key: Any, make: Callable[[], T]) -> T:
+        """Return the cached value of a key, made the first time."""
+        if key not in self._cache:
+            self._cache[key] = make()
+        found: T = self._cache[key]
+        return found
 
     def _inputs(self, run: SweepRun) -> MethodInputs:
         """Everything that the run's method may use."""
@@ -94,30 +101,31 @@ class Study:
             trainer=lambda: self.trainer(setting),
             finetuned=lambda: self.finetuned(setting, run.seed),
             translator=self.translator,
-            judge=lambda around: self.asked("validation").judge(self.model, around),
+            judge=lambda around: self.questions("validation").judge(self.model, around),
             checkpoint=lambda: self._load(str(setting.checkpoint))[0],
         )
 
-    def asked(self, split: str) -> QuestionSet:
+    def questions(self, split: str) -> QuestionSet:
         """Return the questions of a split."""
-        key = ("asked", split)
-        if key not in self._made:
-            self._made[key] = QuestionSet(
-                getattr(self.sweep, split), self.reference, self.tokenizer, pivot=self.pivot,
-                languages=self.sweep.languages, where=self.where, split=split,
-            )  # fmt: skip
-        found: QuestionSet = self._made[key]
-        return found
+        return self._once(
+            ("questions", split),
+            lambda: QuestionSet(
+                getattr(self.sweep, split),
+                self.reference,
+                self.tokenizer,
+                pivot=self.pivot,
+                languages=self.sweep.languages,
+                where=self.where,
+                split=split,
+            ),
+        )
 
     def space(self, setting: SweepSetting) -> Space:
         """Language space of a setting, from the untouched model."""
         reading = self.sweep.readings[setting.space]
         rows = setting.prompts if reading.data is None else None
         key = ("space", setting.space, setting.without, rows)
-        if key not in self._made:
-            self._made[key] = self._probe(setting, self._reading(setting))
-        found: Space = self._made[key]
-        return found
+        return self._once(key, lambda: self._probe(setting, self._reading(setting)))
 
     def shuffled(self, setting: SweepSetting, seed: int) -> Space:
         """Return a space of the same rows with the languages of each row shuffled (a null)."""
@@ -132,30 +140,31 @@ class Study:
         return self._probe(setting, mixed)
 
     def trainer(self, setting: SweepSetting) -> LensTrainer:
-        """Return a trainer with the prefixes that a setting needs; settings alike share one."""
-        config = setting.losses
-        kinds = config.read_rows
-        answers = setting.answers if "answers" in kinds else None
-        key = (
-            "trainer", setting.layers, setting.modules, setting.lora, config.sites,
-            config.references, setting.space, setting.prompts, setting.without, "text" in kinds,
-            answers,
-        )  # fmt: skip
-        if key not in self._made:
-            asked, given = self.training_prompts(setting), None
+        """Return a trainer with the prefixes that a setting needs; equal settings share one."""
+        rows = setting.losses.read_rows
+        options = setting.part(
+            TrainerSettings, sites=setting.losses.sites, references=setting.losses.references
+        )
+        answers = setting.answers if "answers" in rows else None
+        data = (setting.space, setting.prompts, setting.without, "text" in rows, answers)
+
+        def make() -> LensTrainer:
+            prompts, given = self.training_prompts(setting), None
             if answers is not None:
-                asked, given = self.supervised(setting)
-            texts = self._optional("texts") if "text" in kinds else {}
-            self._made[key] = LensTrainer(
-                self.model, self.tokenizer, self.space(setting), asked,
-                settings=setting.part(
-                    TrainerSettings, sites=config.sites, references=config.references
-                ),
-                texts={k: v for k, v in texts.items() if k in asked and k != self.pivot} or None,
+                prompts, given = self.supervised(setting)
+            texts = self._optional("texts") if "text" in rows else {}
+            return LensTrainer(
+                self.model,
+                self.tokenizer,
+                self.space(setting),
+                prompts,
+                settings=options,
+                texts={k: v for k, v in texts.items() if k in prompts and k != self.pivot} or None,
                 answers=given,
-            )  # fmt: skip
-        found: LensTrainer = self._made[key]
-        self.releases.append(found.release)
+            )
+
+        found = self._once(("trainer", options.model_dump_json(), data), make)
+        self._releases.append(found.release)
         return found
 
     def finetuned(self, setting: SweepSetting, seed: int) -> dict[str, float]:
@@ -169,10 +178,15 @@ class Study:
                 "some; use method lens with losses self-translation, which leaves such prompts out"
             )
         tuned = finetune(
-            self.model, self.tokenizer, prompts, answers, config=setting.losses, seed=seed,
+            self.model,
+            self.tokenizer,
+            prompts,
+            answers,
+            config=setting.losses,
+            seed=seed,
             settings=setting,
-        )  # fmt: skip
-        self.releases.append(tuned.release)
+        )
+        self._releases.append(tuned.release)
         return tuned.log[-1]
 
     def training_prompts(self, setting: SweepSetting) -> StudyRows:
@@ -183,38 +197,36 @@ class Study:
         return {k: v[: setting.prompts] for k, v in self.prompts.items() if k not in left_out}
 
     def supervised(self, setting: SweepSetting) -> tuple[StudyRows, StudyAnswers]:
-        """Prompts and their answers: those given, or those that a recipe makes, once."""
-        asked = self.training_prompts(setting)
+        """Prompts and their answers: those given, or those that a recipe generates, once."""
+        trained = self.training_prompts(setting)
         if setting.answers == "given":
-            answers = self._optional("answers")
-            if any(len(rows) != len(self.prompts[code]) for code, rows in answers.items()):
+            given = self._optional("answers")
+            if any(len(rows) != len(self.prompts[code]) for code, rows in given.items()):
                 raise InputError("answers: expected one line per line of prompts")
-            return asked, {k: v[: setting.prompts] for k, v in answers.items() if k in asked}
-        key = ("answers", setting.answers)
-        if key not in self._made:
-            self._made[key] = self._self_made(setting.answers)
-        prompts, answers = self._made[key]
+            return trained, {k: v[: setting.prompts] for k, v in given.items() if k in trained}
+        recipe = setting.answers
+        prompts, answers = self._once(("answers", recipe), lambda: self._generated(recipe))
         return (
-            {code: prompts[code][: setting.prompts] for code in asked},
-            {code: answers[code][: setting.prompts] for code in asked},
+            {code: prompts[code][: setting.prompts] for code in trained},
+            {code: answers[code][: setting.prompts] for code in trained},
         )
 
     def translator(self) -> Translator:
         """Model and examples that translate."""
-        if ("translator",) not in self._made:
+
+        def make() -> Translator:
             path = self.sweep.translator
-            model = self.model if path is None else self._load(path)[0]
-            self._made[("translator",)] = Translator(
-                model,
+            return Translator(
+                self.model if path is None else self._load(path)[0],
                 self.tokenizer,
                 self._optional("texts"),
                 languages=list(self.prompts),
                 options=self._translation,
             )
-        found: Translator = self._made[("translator",)]
-        return found
 
-    def _self_made(self, recipe: str) -> tuple[StudyRows, StudyAnswers]:
+        return self._once("translator", make)
+
+    def _generated(self, recipe: str) -> tuple[StudyRows, StudyAnswers]:
         if recipe == "questions":
             made = question_translation(
                 self.model,
@@ -232,7 +244,7 @@ class Study:
             by.pool,
             pivot=self.pivot,
             translator=by.model,
-            options=replace(self._translation, neutral=self.asked("validation").neutral),
+            options=replace(self._translation, neutral=self.questions("validation").neutral),
         )
         return self.prompts, said.answers
 
@@ -249,9 +261,14 @@ class Study:
         reading = self.sweep.readings[setting.space]
         prompts = self.training_prompts(setting) if reading.role == "assistant" else None
         return probe(
-            self.model, self.tokenizer, rows, pivot=self.pivot, role=reading.role,
-            pooling=reading.pooling, prompts=prompts,
-        )  # fmt: skip
+            self.model,
+            self.tokenizer,
+            rows,
+            pivot=self.pivot,
+            role=reading.role,
+            pooling=reading.pooling,
+            prompts=prompts,
+        )
 
     def _reading(self, setting: SweepSetting) -> StudyRows:
         """Rows from which a setting's space is read."""
@@ -263,9 +280,9 @@ class Study:
         return {k: v[: reading.limit] for k, v in rows.items()}
 
     def _restore(self) -> None:
-        """Give the model the weights of the untouched copy again, without adapters."""
-        while self.releases:
-            self.releases.pop()()
+        """Restore the weights from the untouched copy, without adapters."""
+        while self._releases:
+            self._releases.pop()()
         self.model.load_state_dict(self.reference.state_dict())
 
     def _load(self, path: str) -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""What a sweep found: every setting over all models and seeds, as lines and tables."""
+"""Results of a sweep: every setting over all models and seeds, as rows and tables."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def summarise(records: Records, *, against: str = "base") -> list[SummaryRow]:
 
     Parameters
     ----------
-    records : sequence of (Run, record)
-        As the journal keeps them.
+    records : sequence of (SweepRun, record)
+        As ``runs.jsonl`` holds them.
     against : str
         Name of the setting that the others are compared with.
     """
@@ -141,8 +141,18 @@ def table(lines: Sequence[SummaryRow]) -> str:
     """Markdown table of a sweep: means over the languages other than the pivot."""
     kinds = list(lines[0].kinds) if lines else []
     against = lines[0].against if lines else "base"
-    head = ["setting", "in language", *kinds, f"change from {against}", "fidelity",
-            "any language", "pivot", "KL, nats", "runs × questions", "s"]  # fmt: skip
+    head = [
+        "setting",
+        "in language",
+        *kinds,
+        f"change from {against}",
+        "fidelity",
+        "any language",
+        "pivot",
+        "KL, nats",
+        "runs × questions",
+        "s",
+    ]
     rows = [
         [
             line.name,

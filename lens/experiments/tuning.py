@@ -43,9 +43,9 @@ def require_optuna() -> Any:
 
 
 def sampler(seed: int, number: int) -> Any:
-    """Make what proposes a trial, from the trials before and a seed of its own.
+    """Make the sampler of one trial, with a seed of its own.
 
-    A search that was cut off and goes on so proposes what it would have proposed.
+    A search that was interrupted and resumed so proposes the same trials.
     """
     own = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
     return require_optuna().samplers.TPESampler(seed=own, multivariate=True)
@@ -53,7 +53,7 @@ def sampler(seed: int, number: int) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class TunedTrial:
-    """One trial: what was tried, what it gave on validation.
+    """One trial: its setting and its result on validation.
 
     Attributes
     ----------
@@ -68,7 +68,7 @@ class TunedTrial:
     drift : float or None
         Mean KL of the pivot's next-token distribution, nats.
     failed : str or None
-        Why there is no result: training diverged.
+        Why there is no result, where training diverged.
     """
 
     number: int
@@ -80,7 +80,7 @@ class TunedTrial:
     failed: str | None = None
 
     def __str__(self) -> str:
-        """Say what came of it."""
+        """Describe the result in a line."""
         if self.quality is None or self.fidelity is None or self.drift is None:
             return str(self.failed)
         return (
@@ -111,8 +111,8 @@ class TuneResult:
         Whether ``best`` keeps the bound.
     trials : tuple of TunedTrial
         In order.
-    tuning : Tuning
-        What was asked for.
+    tuning : TuningConfig
+        Search space and criterion.
     """
 
     best: TunedTrial
@@ -123,7 +123,7 @@ class TuneResult:
 
     @property
     def metric(self) -> str:
-        """What was maximised."""
+        """Metric that was maximised."""
         return self.tuning.maximised
 
     def train(self, *, running: RunOptions | None = None) -> TrainResult:
@@ -131,7 +131,7 @@ class TuneResult:
 
         Parameters
         ----------
-        running : Running, optional
+        running : RunOptions, optional
             Checkpoints, resuming, trackers; as given to `tune` by default.
 
         Returns
@@ -186,19 +186,19 @@ def tune(
     rows: Mapping[str, Any] | None = None,
     settings: TrainSettings,
 ) -> TuneResult:
-    """Search for the setting that serves the trained languages best and leaves the pivot alone.
+    """Search for the setting with the best answers in the trained languages and little drift.
 
     The settings are those of the first trial, and of everything that is not searched. Without
-    ``strength`` the first trial takes the middle of its range. ``running`` says how
-    `TuneResult.train` is carried out; of the trials, activation checkpointing alone. ``seed`` is
-    that of ``tuning``.
+    ``strength`` the first trial takes the middle of its range. ``running`` applies to
+    `TuneResult.train`; trials take only its activation checkpointing. ``seed`` is that of
+    ``tuning``.
 
     Parameters
     ----------
     model, tokenizer, space, prompts
-        As in `lens.train`; the model is put back after every trial.
-    tuning : Tuning
-        What to try and how to judge it.
+        As in `lens.train`; the model is restored after every trial.
+    tuning : TuningConfig
+        Search space and criterion.
     work : str or Path, optional
         Folder that keeps the trials; a search found there is resumed, also with more trials or
         another ``max_drift``.
@@ -222,8 +222,8 @@ def tune(
     -----
     Tree-structured Parzen estimator with constraints (Optuna), all languages jointly. Each trial is
     proposed from a seed of its own and the trials before it, so that a search that was killed and
-    continued gives the trials of one left alone. Prefix caches are shared by the trials of one
-    band, so a trial costs its training steps and answers.
+    resumed gives the trials of an uninterrupted one. Trials of the same blocks share a prefix
+    cache, so a trial costs its training steps and answers.
     """
     search = Search(model, tokenizer, space, prompts, tuning, settings=settings, rows=rows or {})
     found = choose(search.go(None if work is None else search_folder(work)), tuning)
@@ -282,7 +282,7 @@ class Search:
         settings: TrainSettings,
         rows: Mapping[str, Any],
     ) -> None:
-        require_optuna()  # its absence is told before anything is computed
+        require_optuna()  # refuse before anything is computed
         self.model, self.tokenizer, self.space = model, tokenizer, space
         self.prompts, self.tuning, self.rows = prompts, tuning, rows
         self.settings, self.running = settings, settings.running
@@ -293,16 +293,16 @@ class Search:
             losses=settings.losses,
         )
         self.trainers: dict[tuple[Any, ...], LensTrainer] = {}
-        for key, values in tuning.search.items():  # a wrong key is refused before anything is run
+        for key, values in tuning.search.items():  # refuse a wrong key before anything is run
             for value in [values.low, values.high] if isinstance(values, Range) else values:
                 changed("search", self.base, {key: value})
-        self.asked = QuestionSet(
+        self.questions = QuestionSet(
             tuning.validation, model, tokenizer, pivot=space.pivot, chat=settings.chat
         )
         first = self._trainer(self.base)
         start = settings.strength if "strength" in settings.model_fields_set else None
         self.languages = first.data.languages
-        self.asked.require(self.languages)
+        self.questions.require(self.languages)
         self.start = first.strengths(self._middle() if start is None else start)
         self.restore()
 
@@ -331,14 +331,16 @@ class Search:
             trial = study.ask()
             done.append(self._tried(trial, number + 1))
             if log is not None:
-                log.append({
-                    "trial": asdict(done[-1]),
-                    "params": trial.params,
-                    "distributions": {
-                        name: optuna.distributions.distribution_to_json(distribution)
-                        for name, distribution in trial.distributions.items()
-                    },
-                })  # fmt: skip
+                log.append(
+                    {
+                        "trial": asdict(done[-1]),
+                        "params": trial.params,
+                        "distributions": {
+                            name: optuna.distributions.distribution_to_json(distribution)
+                            for name, distribution in trial.distributions.items()
+                        },
+                    }
+                )
             drift, quality = done[-1].drift, done[-1].quality
             if quality is not None and drift is not None:
                 trial.set_constraint("drift", drift - self.tuning.max_drift)
@@ -371,12 +373,14 @@ class Search:
         setting = validated(SweepSetting, trial.setting, start=self.base)
         trainer = self._trainer(setting)
         return trainer.run(
-            setting.losses, strength=trial.strength, seed=self.tuning.seed,
+            setting.losses,
+            strength=trial.strength,
+            seed=self.tuning.seed,
             running=running or self.running,
-        )  # fmt: skip
+        )
 
     def restore(self) -> None:
-        """Put the weights of every band back, and take adapters off."""
+        """Restore the weights of all trained blocks, and take adapters off."""
         for trainer in self.trainers.values():
             trainer.release()
 
@@ -400,7 +404,7 @@ class Search:
         }
 
     def _tried(self, trial: Any, number: int) -> TunedTrial:
-        """Train and judge what Optuna suggests."""
+        """Train and judge the setting that Optuna suggests."""
         strength = {
             lang: self._number(trial, f"strength.{lang}", self.tuning.strength)
             for lang in self.languages
@@ -412,9 +416,9 @@ class Search:
             else:
                 changes[key] = values[trial.suggest_categorical(key, list(range(len(values))))]
         setting = changed("search", self.base, changes)
-        what = setting.model_dump(mode="json", include={"layers", "losses", "modules"})
+        tried = setting.model_dump(mode="json", include={"layers", "losses", "modules"})
         lora = setting.lora
-        what |= {
+        tried |= {
             "lora": None if lora is None else lora.rank,
             "lora_alpha": None if lora is None else lora.alpha,
             "dora": lora is not None and lora.dora,
@@ -429,14 +433,18 @@ class Search:
             )
             found = self._judged(result)
         except DivergedError as error:
-            return TunedTrial(number, what, strength, None, None, None, failed=str(error))
+            return TunedTrial(number, tried, strength, None, None, None, failed=str(error))
         finally:
             self.restore()
         metric = self.tuning.maximised
         return TunedTrial(
-            number, what, strength, average(found, metric, self.languages),
-            average(found, "fidelity", self.languages), found["kl"]["mean"],
-        )  # fmt: skip
+            number,
+            tried,
+            strength,
+            average(found, metric, self.languages),
+            average(found, "fidelity", self.languages),
+            found["kl"]["mean"],
+        )
 
     def _judged(self, result: TrainResult) -> dict[str, Any]:
         """Judge the trained weights against the untouched ones, which the same model then holds."""
@@ -450,7 +458,7 @@ class Search:
                 result.load(result.original)
 
         result.load(result.original)
-        return self.asked.judge(self.model, trained)
+        return self.questions.judge(self.model, trained)
 
     def _first(self) -> dict[str, Any]:
         """Parameters of the first trial: the given setting, as far as it is inside the search."""
@@ -483,13 +491,20 @@ class Search:
         if key not in self.trainers:
             self.restore()  # the prefix is that of the untrained model
             self.trainers[key] = LensTrainer(
-                self.model, self.tokenizer, self.space, self.prompts,
+                self.model,
+                self.tokenizer,
+                self.space,
+                self.prompts,
                 settings=self.settings.part(
-                    TrainerSettings, layers=setting.layers, modules=setting.modules,
-                    lora=setting.lora, sites=config.sites, references=config.references,
+                    TrainerSettings,
+                    layers=setting.layers,
+                    modules=setting.modules,
+                    lora=setting.lora,
+                    sites=config.sites,
+                    references=config.references,
                 ),
                 **self.rows,
-            )  # fmt: skip
+            )
         return self.trainers[key]
 
 

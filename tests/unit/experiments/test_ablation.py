@@ -306,7 +306,7 @@ def test_hierarchical_interval_covers_each_level():
         ({"seeds": []}, "at least one"),
         ({"runs": {"base": {}}}, "is taken"),
         ({"models": "x"}, "models"),
-        ({"against": "mixed"}, "'mixed' is no setting, expected one of base"),
+        ({"against": "mixed"}, "'mixed' is not a setting, expected one of base"),
         ({"runs": {"x": {"method": "checkpoint"}}}, "go together"),
         ({"runs": {"x": {"strength": []}}}, "strength"),
     ],
