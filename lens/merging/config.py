@@ -143,7 +143,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 def _reference(value: Any) -> Any:
-    """Mergekit's long form of a model, as the short one."""
+    """Shorten mergekit's long form of a model."""
     if not isinstance(value, dict) or not isinstance(value.get("model"), dict):
         return value
 
@@ -158,18 +158,14 @@ Reference = Annotated[str, BeforeValidator(_reference)]
 """Folder, hub id, ``id@revision`` or ``model+adapter``."""
 
 
-def _nothing_said(values: Any) -> Any:
-    """Take a key without a value, as YAML has it, for one that is not there."""
-    if isinstance(values, dict):
-        return {key: value for key, value in values.items() if value is not None}
-    return values
-
-
 class _Entry(FrozenModel):
     @model_validator(mode="before")
     @classmethod
     def _without_nothing(cls, values: Any) -> Any:
-        return _nothing_said(values)
+        """Drop keys without a value, as YAML may have them."""
+        if isinstance(values, dict):
+            return {key: value for key, value in values.items() if value is not None}
+        return values
 
 
 class ModelEntry(_Entry):
@@ -196,19 +192,19 @@ class OutputSlice(_Entry):
 
 
 class Ability(_Entry):
-    """An ability: what training on it in the pivot language changed (MAEC).
+    """An ability, learned by training in the pivot language (MAEC).
 
     Attributes
     ----------
     trained : str or None
         θ_A, the model trained on the ability.
     located : str or None
-        θ', the model trained on it briefly, whose changes say which neurons are its own;
-        ``trained`` itself when not given.
+        θ', the model trained on it briefly, whose delta locates its key neurons; ``trained`` if
+        not given.
     pivot : str or None
         θ_c, the model trained on general text in the pivot language.
     extracted : str or None
-        File of `lens.merging.extract`, instead of the three.
+        File of `lens.merging.extract` in place of the three.
     weight : float
         Factor among several abilities.
     """
@@ -225,7 +221,7 @@ class Ability(_Entry):
         if (self.trained is None) == (self.extracted is None):
             raise ValueError("expected exactly one of 'trained' and 'extracted'")
         if self.extracted is not None and (self.located or self.pivot):
-            raise ValueError("'extracted' stands for 'located' and 'pivot' too; leave them out")
+            raise ValueError("'extracted' replaces 'located' and 'pivot' too; leave them out")
         return self
 
 
@@ -296,31 +292,30 @@ def _pairs(values: Any) -> Any:
     return found
 
 
-class MergeConfig(Settings):
-    """Everything that decides the result of a merge, with the keys of mergekit's files."""
+class MergeConfig(_Entry, Settings):
+    """Everything that determines the result of a merge, with the keys of mergekit's files."""
 
     merge_method: str = option(
         ...,
-        "maec, linear, task_arithmetic, ties, dare_ties, dare_linear, della, della_linear, "
-        "breadcrumbs, breadcrumbs_ties, slerp, layer_swap or passthrough.",
+        "Merge method, such as maec, linear, task_arithmetic or ties; ? lists all.",
         key="method",
         also=("merge-method",),
     )
     base_model: Reference | None = option(
         None,
-        "Model that the others are changes of; also gives tokenizer, template and configuration.",
+        "Model the others were trained from; also gives tokenizer, template and configuration.",
     )
     models: Annotated[tuple[ModelEntry, ...], BeforeValidator(_models)] = option(
         (),
-        "A model that is merged, and its weight; MODEL+ADAPTER for LoRA. Or slices, by blocks; or, "
-        "for MAEC, abilities and languages.",
+        "Model to merge, and its weight; MODEL+ADAPTER for LoRA. Or slices, by blocks; or, for "
+        "MAEC, abilities and languages.",
         key="model",
         also=("models",),
         many=True,
         metavar="MODEL[=WEIGHT]",
     )
-    slices: tuple[OutputSlice, ...] = option((), "What is merged, by blocks.", typed=False)
-    abilities: tuple[Ability, ...] = option((), "MAEC: what is carried over.", typed=False)
+    slices: tuple[OutputSlice, ...] = option((), "Models to merge, by blocks.", typed=False)
+    abilities: tuple[Ability, ...] = option((), "MAEC: abilities to transfer.", typed=False)
     languages: Annotated[tuple[Language, ...], BeforeValidator(_languages)] = option(
         (),
         "MAEC: model further trained on a language, and its factor μ.",
@@ -331,9 +326,9 @@ class MergeConfig(Settings):
     )
     parameters: Annotated[Parameters, BeforeValidator(_pairs)] = option(
         {},
-        "A parameter of the method, such as k1=0.05 or lambda=0.8. In YAML a value may also be a "
+        "Parameter of the method, such as k1=0.05 or lambda=0.8. In YAML a value may also be a "
         "list of numbers, interpolated over the blocks, or of {filter, value}, of which the first "
-        "whose filter is in a tensor's name holds.",
+        "whose filter is in a tensor's name applies.",
         key="param",
         also=("parameters",),
         many=True,
@@ -342,9 +337,9 @@ class MergeConfig(Settings):
     )
     dtype: OutDtype | None = option(
         None,
-        "Dtype that is written, when --out-dtype does not say; calculated is in float32 or better.",
+        "Dtype of the result without --out-dtype; arithmetic is in float32 or better.",
     )
-    out_dtype: OutDtype | None = option(None, "Dtype that is written; else that of the base.")
+    out_dtype: OutDtype | None = option(None, "Dtype of the result; that of the base by default.")
     tokenizer_source: str | None = option(
         None,
         "Only base, or union of equal tokenizers: it is copied byte for byte.",
@@ -358,12 +353,7 @@ class MergeConfig(Settings):
         "Jinja text that replaces the template's own; auto for the one that most models have.",
         typed=False,
     )
-    seed: int = option(0, "Of random masks and the null.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_nothing(cls, values: Any) -> Any:
-        return _nothing_said(values)
+    seed: int = option(0, "Seed of random masks and of the null.")
 
 
 def parse_config(values: Any, *, where: str = "the merge config") -> MergeConfig:
@@ -374,16 +364,7 @@ def parse_config(values: Any, *, where: str = "the merge config") -> MergeConfig
     InputError
         Naming every unknown key with the nearest known one, and every value that does not fit.
     """
-    if isinstance(values, MergeConfig):
-        return values
-    if not isinstance(values, Mapping):
-        raise InputError(f"{where} holds a {type(values).__name__}; expected keys with values")
-    values = dict(values)
-    try:
-        return MergeConfig.model_validate(values)
-    except ValidationError as error:
-        found = config.problems(error, MergeConfig, values)
-        raise InputError("\n".join(f"{where}: {text}" for text in found)) from None
+    return config.parse_as(MergeConfig, values, where=where)
 
 
 def nearest(name: str, known: Any) -> str:
@@ -407,18 +388,18 @@ How = Literal["mask", "revert", "all"]
 
 
 class RecipeSource(FrozenModel):
-    """A model made from the base by tuning.
+    """A model trained from the base.
 
     Attributes
     ----------
     rows : str or None
-        JSONL of ``{"prompt": …, "answer": …}``: answers are learnt, prompts only read.
+        JSONL of ``{"prompt": …, "answer": …}``: the loss covers the answers alone.
     text : str or None
-        Plain text instead, one document a line, or JSONL of ``{"text": …}``.
+        Plain text instead, one document per line, or JSONL of ``{"text": …}``.
     replay : str or None
-        General text, of which ``training.replay_share`` says the share.
+        General text, mixed in by ``training.replay_share``.
     training : dict
-        Settings of `Tuning` that differ from the recipe's own.
+        Settings of `FinetuneSettings` that differ from the recipe's own.
     """
 
     rows: str | None = None
@@ -439,10 +420,10 @@ class AbilitySource(RecipeSource):
     Attributes
     ----------
     locate : dict
-        Settings of the brief training that says which neurons are the ability's own (θ').
+        Settings of the brief training that locates the key neurons (θ').
     how : {"mask", "revert", "all"}
-        Train key neurons only; train all and put the others back; or train all and leave it to
-        the merge to take the key neurons alone.
+        Train key neurons only; train all and restore the others; or train all and let the merge
+        select the key neurons.
     """
 
     locate: dict[str, Any] = Field({})
@@ -462,7 +443,7 @@ class Recipe(Settings):
     base_model: str = option(..., "θ_o: folder, hub id or id@revision.")
     training: FinetuneSettings = option(
         FinetuneSettings(),
-        "Settings of every tuning, unless a source says otherwise.",
+        "Settings of every training, unless a source overrides them.",
         typed=False,
     )
     ability: AbilitySource = option(..., "θ', its key neurons and θ_A.", typed=False)
@@ -479,7 +460,7 @@ class Recipe(Settings):
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "float32",
-        "Dtype of the tuned models; a change of a weight in 16 bits is lost in rounding.",
+        "Dtype of the trained models; in 16 bits, small deltas are lost in rounding.",
     )
     out_dtype: OutDtype | None = option(
         None, "Dtype of the merged model; that of the base by default."
@@ -496,11 +477,11 @@ class Recipe(Settings):
                 "that can be names of folders, such as swh_Latn"
             )
         for source in self.sources:
-            if source.replay is None and self.tuning(source).replay_share:
+            if source.replay is None and self.settings(source).replay_share:
                 raise ValueError("training.replay_share is a share of a text; name it by replay")
         if self.ability.how == "mask" and self.keyless:
             raise ValueError("ability.how is mask, but k1 is 1: lower it, or how: all")
-        self.tuning(self.ability, self.ability.locate)
+        self.settings(self.ability, self.ability.locate)
         return self
 
     @property
@@ -515,14 +496,14 @@ class Recipe(Settings):
         preset = self.parameters.get("preset") == "paper"
         return float(self.parameters.get("k1", 0.05 if preset else 1.0)) >= 1
 
-    def tuning(
+    def settings(
         self, source: RecipeSource, further: dict[str, Any] | None = None
     ) -> FinetuneSettings:
-        """Return the settings of one tuning."""
+        """Return the settings of one training."""
         values = {**self.training.model_dump(), **source.training, **(further or {})}
         try:
             return FinetuneSettings.model_validate(values)
-        except ValidationError as error:  # this is asked while the recipe itself is validated
+        except ValidationError as error:  # called while the recipe itself is validated
             raise ValueError(
                 "training: " + "; ".join(config.problems(error, FinetuneSettings, values))
             ) from None
@@ -540,22 +521,8 @@ def read_recipe(path: str | Path) -> Recipe:
 
 
 def parse_recipe(values: Any, *, where: str = "the recipe") -> Recipe:
-    """Turn plain values into a recipe.
-
-    Raises
-    ------
-    InputError
-        As `read_recipe`.
-    """
-    if isinstance(values, Recipe):
-        return values
-    if not isinstance(values, dict):
-        raise InputError(f"{where} holds a {type(values).__name__}; expected keys with values")
-    try:
-        return Recipe.model_validate(values)
-    except ValidationError as error:
-        found = config.problems(error, Recipe, values)
-        raise InputError("\n".join(f"{where}: {line}" for line in found)) from None
+    """Turn plain values into a recipe; raises as `read_recipe` does."""
+    return config.parse_as(Recipe, values, where=where)
 
 
 def _is_name(name: str) -> bool:

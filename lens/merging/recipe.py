@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +46,11 @@ class RecipeStage(Result):
     name : str
         ``located``, ``keys``, ``ability``, ``pivot``, ``languages/NAME`` or ``merged``.
     out : str
-        File or folder it made.
+        Its file or folder.
     kept : bool
-        Whether it was finished before.
+        Whether an earlier run finished it.
     seconds : float
-        Time it took, 0 where it was kept.
+        Time taken, 0 if it was kept.
     """
 
     name: str
@@ -60,17 +61,7 @@ class RecipeStage(Result):
 
 @dataclass(frozen=True, slots=True)
 class RecipeResult(Result):
-    """A finished recipe.
-
-    Attributes
-    ----------
-    out : str
-        Folder of all stages.
-    merged : str
-        The merged model.
-    stages : tuple of RecipeStage
-        In order.
-    """
+    """A finished recipe: folder of all stages, the merged model in it, and the stages in order."""
 
     out: str
     merged: str
@@ -80,18 +71,18 @@ class RecipeResult(Result):
 def run_recipe(
     recipe: Recipe | Mapping[str, Any], out: str | Path, *, max_memory: int | str = "1GiB"
 ) -> RecipeResult:
-    """Locate, extract, train and merge as a recipe says.
+    """Locate, extract, train and merge by a recipe.
 
     Parameters
     ----------
     recipe : Recipe or mapping
-        What is learnt from what, and how it is merged.
+        Corpora, settings and the parameters of the merge.
     out : path
         Folder of all stages: ``located``, ``keys.safetensors``, ``ability``, ``pivot``,
-        ``languages/NAME``, ``merged``. A stage found there is kept if settings, corpora, base and
-        the stages it builds on are the same and its files are as they were written.
+        ``languages/NAME``, ``merged``. A stage found there is reused if settings, corpora, base and
+        the stages it builds on are the same and its files are unchanged.
     max_memory : int or str
-        Of extracting and merging.
+        For extracting and merging.
 
     Returns
     -------
@@ -104,22 +95,21 @@ def run_recipe(
 
     Notes
     -----
-    Each stage is what `train`, `lens.merging.extract` or `lens.merging.merge` make by themselves of the
-    same settings, bit for bit.
+    Each stage equals, bit for bit, what `lens.training.finetune`, `lens.merging.extract` or
+    `lens.merging.merge` produce from the same settings.
 
     References
     ----------
     MAEC, arXiv:2410.07825.
     """
-    made = parse_recipe(dict(recipe) if isinstance(recipe, Mapping) else recipe)
     work = _work_folder(Path(out))
-    running = _RecipeRun(made, work, max_memory)
+    running = _RecipeRun(parse_recipe(recipe), work, max_memory)
     with work:
         return running.go()
 
 
 class _RecipeRun:
-    """State of one run: which stages are finished, and hashes of what they are built on."""
+    """State of one run: its finished stages, and hashes of their inputs."""
 
     def __init__(self, recipe: Recipe, work: WorkDir, max_memory: int | str) -> None:
         self.recipe, self.work, self.max_memory = recipe, work, max_memory
@@ -131,32 +121,29 @@ class _RecipeRun:
 
     def go(self) -> RecipeResult:
         recipe = self.recipe
-        for source in (
-            recipe.ability,
-            *recipe.languages,
-            *([recipe.pivot] if recipe.pivot else []),
-        ):
-            self._read(source)  # every unreadable corpus is told before anything is trained
+        for source in recipe.sources:
+            self._read(source)  # reports an unreadable corpus before anything is trained
         self.work.open({})
         self.log = self.work.log(_STAGES, sync=True, strict=True)
-        for record in self.log.records():  # of a stage that was made again, the last one counts
+        for record in self.log.records():  # the last record of a stage counts
             self.finished[record.fields["name"]] = record.fields
-        write_text(self.out / "recipe.yaml", _yaml(recipe.model_dump(mode="json")))
+        text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        write_text(self.out / "recipe.yaml", text)
         ability = recipe.ability
         keys = None
         if not recipe.keyless:
-            self._tuned("located", ability, recipe.tuning(ability, ability.locate))
+            self._train("located", ability, recipe.settings(ability, ability.locate))
             keys = self.out / "keys.safetensors"
-            self._extracted(keys)
-        self._tuned("ability", ability, recipe.tuning(ability), keys=keys)
+            self._extract(keys)
+        self._train("ability", ability, recipe.settings(ability), keys=keys)
         if recipe.pivot is not None:
-            self._tuned("pivot", recipe.pivot, recipe.tuning(recipe.pivot))
+            self._train("pivot", recipe.pivot, recipe.settings(recipe.pivot))
         for language in recipe.languages:
-            self._tuned(f"languages/{language.name}", language, recipe.tuning(language))
-        self._merged()
+            self._train(f"languages/{language.name}", language, recipe.settings(language))
+        self._merge()
         return RecipeResult(str(self.out), str(self.out / "merged"), tuple(self.stages))
 
-    def _tuned(
+    def _train(
         self,
         name: str,
         source: RecipeSource,
@@ -168,49 +155,59 @@ class _RecipeRun:
         how = recipe.ability.how if keys is not None else "all"
         rows, replay = self._read(source)
         decided = {
-            "base": self.base, "settings": settings.model_dump(mode="json"), "rows": rows[1],
-            "replay": replay and settings.replay_share and replay[1], "seed": recipe.seed,
-            "dtype": recipe.dtype, "how": how,
+            "base": self.base,
+            "settings": settings.model_dump(mode="json"),
+            "rows": rows[1],
+            "replay": replay and settings.replay_share and replay[1],
+            "seed": recipe.seed,
+            "dtype": recipe.dtype,
+            "how": how,
             "keys": None if how == "all" else self.finished["keys"]["files"],
-        }  # fmt: skip
+        }
 
         def make() -> None:
             model, tokenizer = load(recipe.base_model, dtype=recipe.dtype, device=recipe.device)
-            learnt = examples(tokenizer, rows[0], row_tokens=settings.row_tokens)
+            learned = examples(tokenizer, rows[0], row_tokens=settings.row_tokens)
             general: Examples | None = None
             if replay and settings.replay_share:
                 general = examples(tokenizer, replay[0], row_tokens=settings.row_tokens)
             found = finetune_corpus(
-                model, tokenizer, learnt, settings=settings, replay=general, seed=recipe.seed,
+                model,
+                tokenizer,
+                learned,
+                settings=settings,
+                replay=general,
+                seed=recipe.seed,
                 keys=None if keys is None or how == "all" else read_key_neurons(keys),
                 how="revert" if how == "revert" else "mask",
-            )  # fmt: skip
+            )
             found.save(out, force=True)
 
         self._stage(name, out, decided, make)
 
-    def _extracted(self, out: Path) -> None:
+    def _extract(self, out: Path) -> None:
         chosen = {k: v for k, v in self.recipe.parameters.items() if k in ("k1", "unit", "scope")}
-        if "k1" not in chosen:  # the preset's
+        if "k1" not in chosen:  # the preset has it
             chosen["preset"] = self.recipe.parameters["preset"]
-        config = parse_config({
-            "merge_method": "maec", "base_model": self.recipe.base_model,
-            "abilities": [{"trained": str(self.out / "located")}],
-            "parameters": {**chosen, "alpha": 1.0, "beta": 0.0},
-        })  # fmt: skip
+        config = parse_config(
+            {
+                "merge_method": "maec",
+                "base_model": self.recipe.base_model,
+                "abilities": [{"trained": str(self.out / "located")}],
+                "parameters": {**chosen, "alpha": 1.0, "beta": 0.0},
+            }
+        )
         decided = {"parameters": config.parameters, "located": self.finished["located"]["files"]}
-        self._stage("keys", out, decided, lambda: _ignore(
-            extract(config, out, max_memory=self.max_memory, force=True)
-        ))  # fmt: skip
+        make = partial(extract, config, out, max_memory=self.max_memory, force=True)
+        self._stage("keys", out, decided, make)
 
-    def _merged(self) -> None:
+    def _merge(self) -> None:
         config = self.merge_config()
         built_on = {k: v["files"] for k, v in self.finished.items() if k != "merged"}
         decided = {"config": config.model_dump(mode="json"), "on": built_on, "base": self.base}
         out = self.out / "merged"
-        self._stage("merged", out, decided, lambda: _ignore(
-            merge(config, out, max_memory=self.max_memory, force=True)
-        ))  # fmt: skip
+        make = partial(merge, config, out, max_memory=self.max_memory, force=True)
+        self._stage("merged", out, decided, make)
 
     def merge_config(self) -> MergeConfig:
         """Return the merge at the end."""
@@ -221,17 +218,23 @@ class _RecipeRun:
         if recipe.pivot is not None:
             ability["pivot"] = str(self.out / "pivot")
         values: dict[str, Any] = {
-            "merge_method": "maec", "base_model": recipe.base_model, "abilities": [ability],
+            "merge_method": "maec",
+            "base_model": recipe.base_model,
+            "abilities": [ability],
             "languages": [
                 {"name": x.name, "model": str(self.out / "languages" / x.name), "mu": x.mu}
                 for x in recipe.languages
             ],
-            "parameters": recipe.parameters, "out_dtype": recipe.out_dtype, "seed": recipe.seed,
-        }  # fmt: skip
+            "parameters": recipe.parameters,
+            "out_dtype": recipe.out_dtype,
+            "seed": recipe.seed,
+        }
         return parse_config(values)
 
-    def _stage(self, name: str, out: Path, decided: dict[str, Any], make: Any) -> None:
-        """Make a stage, unless the same was made before and is still there."""
+    def _stage(
+        self, name: str, out: Path, decided: dict[str, Any], make: Callable[[], object]
+    ) -> None:
+        """Run a stage, unless the same was finished before and its files are unchanged."""
         text = json.dumps([__version__, name, decided], sort_keys=True, default=str)
         key = hashlib.sha256(text.encode()).hexdigest()
         known = self.finished.get(name)
@@ -262,7 +265,7 @@ class _RecipeRun:
 
 
 def _contents(path: Path) -> dict[str, str]:
-    """SHA-256 of a file, or of every file of a folder that decides a model."""
+    """SHA-256 of a file, or of every file of a folder that affects a model."""
     files = [path] if path.is_file() else sorted(path.glob("*"))
     return {
         file.name: _sha256(file)
@@ -284,12 +287,3 @@ def _work_folder(out: Path) -> WorkDir:
     if not work.begun and names - {"recipe.yaml"}:
         raise InputError(f"'{out}' exists and is no folder of lens maec run; choose another")
     return work
-
-
-def _yaml(values: dict[str, Any]) -> str:
-    text: str = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-    return text
-
-
-def _ignore(_made: object) -> None:
-    """Take a result that is on the disk as well."""

@@ -49,14 +49,28 @@ def read_as(path: str | Path, model: type[Model]) -> Model:
     InputError
         With one line per key that is unknown or out of range.
     """
-    content = read_yaml(path)
+    return parse_as(model, read_yaml(path), where=str(path))
+
+
+def parse_as(model: type[Model], values: Any, *, where: str) -> Model:
+    """Turn plain values into a model; messages begin with ``where``.
+
+    Raises
+    ------
+    InputError
+        With one line per key that is unknown or out of range.
+    """
+    if isinstance(values, model):
+        return values
+    if not isinstance(values, Mapping):
+        raise InputError(f"{where} holds a {type(values).__name__}; expected keys with values")
     try:
-        return model.model_validate(content)
+        return model.model_validate(dict(values))
     except ValidationError as error:
-        found = problems(error, model, content)
-        raise InputError("\n".join(f"{path}: {line}" for line in found)) from None
+        found = problems(error, model, values)
+        raise InputError("\n".join(f"{where}: {line}" for line in found)) from None
     except InputError as error:  # from a validator
-        raise InputError(f"{path}: {error}") from None
+        raise InputError(f"{where}: {error}") from None
 
 
 def unknown(key: object, known: Iterable[str]) -> str:
