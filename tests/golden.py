@@ -76,7 +76,10 @@ RENAMED_KEYS: dict[str, str] = {
 }
 """Old key to new key, applied to the first recording; ``parent/old`` for one below ``parent``."""
 
-RENAMED_VALUES: dict[str, dict[str, str]] = {}
+RENAMED_VALUES: dict[str, dict[str, str]] = {
+    "system": {"lens-v1": "lens-paper"},
+    "name": {"lens-v1": "lens-paper"},
+}
 """Key to the names that are its values, old to new, applied to the first recording."""
 
 ALLOWED_WORDING: dict[str, str] = {

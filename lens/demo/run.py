@@ -301,7 +301,7 @@ SYSTEMS = (
         "no training; block and strength from validation; the pivot is not steered",
     ),
     System("random", "random subspace", "Lens with a random subspace of equal rank and step"),
-    System("lens-v1", "Lens, published losses", "λ from validation"),
+    System("lens-paper", "Lens, published losses", "λ from validation"),
     System("lens", "Lens", "prompts only, no answers; λ from validation"),
     System(
         "self-translation",
@@ -356,7 +356,7 @@ class _Demo:
         tuned: dict[str, TunedSystem] = {}
         plans = (
             ("lens", "lens+kl", self.space, False),
-            ("lens-v1", "lens-paper", self.prompt_space, False),
+            ("lens-paper", "lens-paper", self.prompt_space, False),
             ("random", "lens+kl", self.space, True),
         )
         for system, preset, space, random_subspace in plans:
