@@ -223,7 +223,7 @@ def refusal_drift(
 
     @contextmanager
     def trained() -> Iterator[None]:
-        result.load(result.band)
+        result.load(result.weights)
         try:
             yield
         finally:
@@ -237,7 +237,7 @@ def refusal_drift(
             steered=trained,
         )  # fmt: skip
     finally:
-        result.load(result.band)
+        result.load(result.weights)
     changed = int(drift.changed.sum())
     low, high = wilson(changed, drift.n)
     return RefusalDrift(

@@ -451,7 +451,7 @@ class Search:
 
         @contextmanager
         def trained(_language: str) -> Iterator[None]:
-            result.load(result.band)
+            result.load(result.weights)
             try:
                 yield
             finally:

@@ -95,7 +95,7 @@ class LensConfig(OptimizerSettings):
 
     @property
     def divided(self) -> str | None:
-        """What to say where a step is divided, or one prompt, and a term needs several at once."""
+        """Problem of a term that needs several prompts at once, where a pass has fewer."""
         kinds = [term.kind for term in self.active if term.needs.whole_step]
         if not kinds or 1 < self.batch_size <= self.rows_per_pass:
             return None
@@ -254,8 +254,8 @@ def _adapter(value: Any) -> Any:
     if isinstance(value, Mapping) and "rank" not in value:
         if value.get("dora") or value.get("alpha"):
             raise ValueError(
-                "dora and lora_alpha are settings of adapters; give the rank too: --lora RANK, in YAML "
-                "lora: RANK"
+                "dora and lora_alpha are settings of adapters; give the rank too: --lora RANK, in "
+                "YAML lora: RANK"
             )
         return None
     return value
@@ -270,7 +270,7 @@ def _trackers(value: Any) -> Any:
 
 @grouped(kw_only=True)
 class RunOptions:
-    """How a run is carried out; no setting here changes its result."""
+    """Checkpoints, memory and trackers of a run; no setting here changes its result."""
 
     folder: Path | None = option(
         None,
@@ -311,12 +311,12 @@ SUFFIX = ".unfinished"
 
 
 class ModuleSettings(Settings):
-    """What of a model is trained."""
+    """Which parameters of a model are trained."""
 
     layers: Layers = option("-2:", "Blocks to train: half-open slices, such as 2:4,-2:.")
     modules: str = option(
         "full",
-        "What of the blocks is trained: full, attention, mlp, bias, norm, or names inside a "
+        "Parts of the blocks to train: full, attention, mlp, bias, norm, or names inside a "
         "block, with commas between.",
     )
     lora: Annotated[Lora | None, BeforeValidator(_adapter)] = group(
@@ -325,7 +325,7 @@ class ModuleSettings(Settings):
 
 
 class BandSettings(ModuleSettings):
-    """What of a model is trained, how prompts reach it, and where its weights and states are."""
+    """Which parameters are trained, the chat template, and where weights and states are."""
 
     chat: ChatOptions | None = group(None, "Options of the chat template.")
     low_memory: bool = option(
@@ -353,7 +353,7 @@ class TrainerSettings(BandSettings):
 
 
 class TrainSettings(BandSettings):
-    """A training run: losses, optimizer, strengths, seed, and how it is carried out."""
+    """A training run: losses, optimizer, strengths, seed, checkpoints and trackers."""
 
     losses: Losses = group(
         "lens+kl",
@@ -369,7 +369,7 @@ class TrainSettings(BandSettings):
         metavar="NUMBER | lang=number,...",
     )
     seed: int = option(0, "Decides the order of prompts.")
-    running: RunOptions = group(RunOptions(), "How the run is carried out.")
+    running: RunOptions = group(RunOptions(), "Checkpoints, resuming, memory and trackers.")
 
 
 class FinetuneSettings(OptimizerSettings):

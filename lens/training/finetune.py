@@ -66,7 +66,7 @@ def finetune(
     seed: int = 0,
     settings: ModuleSettings,
 ) -> SupervisedResult:
-    """Tune a band of blocks in place to answer prompts with given answers.
+    """Tune blocks in place to answer prompts with given answers.
 
     Parameters
     ----------
@@ -318,7 +318,7 @@ class FinetuneResult:
         try:
             with new_folder(out, force=force) as folder:
                 facts["checkpoint"] = write_checkpoint(
-                    self.model, self.tokenizer, folder, band=self.changed, widen=True
+                    self.model, self.tokenizer, folder, changed=self.changed, widen=True
                 )
                 write_run(folder, self.log, facts, self._card())
         except OSError as error:

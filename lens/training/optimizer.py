@@ -22,7 +22,7 @@ _SHORT = (torch.float16, torch.bfloat16)
 
 
 class MasterWeights:
-    """What the optimizer changes: parameters themselves, or float32 copies of 16-bit ones."""
+    """Tensors the optimizer updates: the parameters, or float32 copies of 16-bit ones."""
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
         self.parameters = list(parameters)
@@ -64,7 +64,7 @@ class MasterWeights:
         return tensor
 
     def part(self, tensor: Tensor) -> Tensor:
-        """Return what this process keeps of a tensor that `whole` returned."""
+        """Return this process's part of a tensor that `whole` returned."""
         return tensor
 
     @torch.no_grad()
@@ -120,7 +120,7 @@ class LossScale:
 
 
 class Shards:
-    """One process's part of what the optimizer changes, in float32.
+    """One process's part of the tensors that the optimizer updates, in float32.
 
     Parameters
     ----------
@@ -141,7 +141,7 @@ class Shards:
 
     @torch.no_grad()
     def collect(self) -> None:
-        """Send gradients to whom they belong, add up there in float32, and clear them.
+        """Send gradients to the process that owns them, add them up in float32, and clear them.
 
         All processes must call it equally often; one without a gradient gives zeros.
         """
@@ -181,7 +181,7 @@ class Shards:
         return _joined(parts, self.parameters[index]).cpu() if self.processes.main else tensor
 
     def part(self, tensor: Tensor) -> Tensor:
-        """Return what this process keeps of a whole tensor: a copy of equal length everywhere."""
+        """Return this process's part of a whole tensor, a copy of equal length everywhere."""
         return self._padded(tensor).chunk(self.processes.count)[self.processes.rank].clone()
 
     def _padded(self, tensor: Tensor) -> Tensor:
@@ -317,15 +317,15 @@ class Optimization:
         for i, copy in enumerate(self.masters.copies):
             if copy is not None:
                 tensors[f"master.{i}"] = self.masters.whole(i, copy)
-        for i, kept in self.optimizer.state_dict()["state"].items():
-            for key, value in kept.items():
+        for i, moments in self.optimizer.state_dict()["state"].items():
+            for key, value in moments.items():
                 tensors[f"adam.{i}.{key}"] = self.masters.whole(i, value) if value.dim() else value
         plain = {"done": self.done, "loss_scale": [self.scale.value, self.scale.good]}
         return tensors, plain
 
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor], plain: dict[str, Any]) -> None:
-        """Go on from what `state` returned; the parameters must hold their weights already."""
+        """Resume from what `state` returned; the parameters must hold their weights already."""
         torch.set_rng_state(tensors["rng"])
         state: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
@@ -394,7 +394,7 @@ def evaluated(
             after()
     if processes.count > 1:  # all must know, or the others would wait for this one for ever
         found = processes.gather((total, problem))
-        problem = next((said for _, said in found if said), None)
+        problem = next((message for _, message in found if message), None)
         total = _added(entry for entry, _ in found)
     if problem:
         raise DivergedError(f"step {number}: {problem}; {_ADVICE}", number)

@@ -50,22 +50,22 @@ def write_run(
 
 
 def write_checkpoint(
-    model: Any, tokenizer: Any, folder: Path, *, band: Mapping[str, Tensor], widen: bool = False
+    model: Any, tokenizer: Any, folder: Path, *, changed: Mapping[str, Tensor], widen: bool = False
 ) -> dict[str, Any]:
-    """Write a model of which only ``band`` was changed since it was loaded, and its tokenizer.
+    """Write a model whose tensors ``changed`` alone differ from its files, and its tokenizer.
 
     Files of the source checkpoint are taken over where they can be. ``widen`` writes the model's
     own dtype where the source has another: a small change is lost in 16 bits.
     """
-    source = SourceCheckpoint.of(model, band)
-    if source is not None and widen and not source.stores(model, band):
+    source = SourceCheckpoint.of(model, changed)
+    if source is not None and widen and not source.stores(model, changed):
         source = None
     if source is None:
         with quiet_bars():
             model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         return {"form": "whole"}
-    written = source.write(folder, model, band)
+    written = source.write(folder, model, changed)
     source.write_rest(folder)
     if not _same_tokenizer(tokenizer, folder):
         tokenizer.save_pretrained(folder)
@@ -98,8 +98,8 @@ class TrainResult:
     Attributes
     ----------
     model : PreTrainedModel
-        The model given to training, its band now trained.
-    band : dict of str to Tensor
+        The model given to training, its blocks now trained.
+    weights : dict of str to Tensor
         Trained parameters by name, as they are in ``model``.
     log : list of dict
         One entry per step: every loss, learning rate, movement along and across the language step.
@@ -117,7 +117,7 @@ class TrainResult:
 
     model: Any
     tokenizer: Any
-    band: State
+    weights: State
     log: list[dict[str, float]]
     config: LensConfig
     strength: dict[str, float]
@@ -165,22 +165,20 @@ class TrainResult:
                     shutil.copytree(work / "tensorboard", folder / "tensorboard")
         except (OSError, SafetensorError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            rest = (
-                ""
-                if work is None
-                else (
-                    f"; the finished training is kept in {work}: make room, then run the same command "
-                    "with --resume"
+            problem = f"cannot write {out}: {reason}"
+            if work is not None:
+                problem += (
+                    f"; the finished training is kept in {work}: make room, then run the same "
+                    "command with --resume"
                 )
-            )
-            raise InputError(f"cannot write {out}: {reason}{rest}") from None
+            raise InputError(problem) from None
         if work is not None:
             RunFolder(work).discard()
 
     def _write_model(self, folder: Path) -> dict[str, Any]:
         """Write weights, configuration and tokenizer; report where each came from."""
         if self.adapter is None:
-            return write_checkpoint(self.model, self.tokenizer, folder, band=self.band)
+            return write_checkpoint(self.model, self.tokenizer, folder, changed=self.weights)
         with quiet_bars():
             parameters.write(self.adapter, folder)
         self.tokenizer.save_pretrained(folder)
@@ -212,7 +210,7 @@ class TrainResult:
         )
 
     @torch.no_grad()
-    def load(self, band: State) -> None:
-        """Copy a band's weights, ``band`` or ``original``, into the model."""
-        for name, weights in band.items():
-            self.model.get_parameter(name).copy_(weights)
+    def load(self, weights: State) -> None:
+        """Copy ``weights`` or ``original`` into the model."""
+        for name, tensor in weights.items():
+            self.model.get_parameter(name).copy_(tensor)

@@ -49,7 +49,7 @@ class LensTrainer:
     space : Space
         Language space of this model.
     prompts : mapping of str to sequence of str, or of token id sequences
-        Parallel user prompts: row i says the same in every language. Must hold the pivot.
+        Parallel user prompts: row i has one meaning in every language. Must hold the pivot.
     texts : mapping of str to sequence of str, optional
         Plain text per language, for terms with ``rows="text"``.
     answers : mapping of str to sequence of str or None, optional
@@ -147,10 +147,10 @@ class LensTrainer:
         self.trainable.release()
 
     @torch.no_grad()
-    def load(self, band: State) -> None:
-        """Copy a band's weights, such as ``TrainResult.band``, into the model."""
+    def load(self, weights: State) -> None:
+        """Copy trained weights, such as ``TrainResult.weights``, into the model."""
         for name, parameter in self.parameters.items():
-            parameter.copy_(band[name])
+            parameter.copy_(weights[name])
 
     def run(
         self,
@@ -161,7 +161,7 @@ class LensTrainer:
         geometry: dict[str, SiteGeometry] | None = None,
         running: RunOptions | None = None,
     ) -> TrainResult:
-        """Train the band from its original weights.
+        """Train the blocks from their original weights.
 
         Parameters
         ----------
@@ -194,8 +194,8 @@ class LensTrainer:
             )
         if config.references == "all" and self.references != "all":
             raise InputError(
-                "the losses look at more than the last token of a prompt, but only its state was "
-                'kept; make the trainer with references="all"'
+                "the losses read more than the last token of a prompt, but only its state was "
+                'cached; make the trainer with references="all"'
             )
         strengths, running = self.strengths(strength), running or RunOptions()
         where = geometry or geometries(self.space, config.subspace_sites, config)
@@ -204,7 +204,7 @@ class LensTrainer:
         is_run = self._identity(config, strength=strengths, seed=seed, geometry=geometry)
         started = time.perf_counter()
         try:
-            log, watch = self._carried_out(
+            log, watch = self._train(
                 config, where, strengths, seed=seed, running=running, identity=is_run
             )
         except DivergedError as error:
@@ -215,7 +215,7 @@ class LensTrainer:
             self.restore()
             raise
         seconds = time.perf_counter() - started
-        band = {name: p.detach().clone() for name, p in self.parameters.items()}
+        weights = {name: p.detach().clone() for name, p in self.parameters.items()}
         about = {
             "space": {"sha256": self.space.sha256, **self.space.to_dict()},
             "pivot": self.data.pivot,
@@ -228,7 +228,7 @@ class LensTrainer:
         return TrainResult(
             self.model,
             self.tokenizer,
-            band,
+            weights,
             log,
             config,
             strengths,
@@ -265,7 +265,7 @@ class LensTrainer:
             "processes": self.processes.count,
         }
 
-    def _carried_out(
+    def _train(
         self,
         config: LensConfig,
         where: dict[str, SiteGeometry],
@@ -275,7 +275,7 @@ class LensTrainer:
         running: RunOptions,
         identity: dict[str, Any],
     ) -> tuple[list[dict[str, float]], ValidationMonitor | None]:
-        """Take the steps of a run; return its log and what validation found."""
+        """Take the steps of a run; return its log and its validation."""
         parameters = list(self.parameters.values())
         blocks = list(self.parts.blocks[min(self.layers) :])
         step = BatchObjective(self.data, config, where, strengths)
@@ -352,7 +352,7 @@ def train(
     validation: Mapping[str, Sequence[str]] | None = None,
     settings: TrainSettings,
 ) -> TrainResult:
-    """Train a band of blocks with Lens, from prompts alone.
+    """Train blocks with Lens, from prompts alone.
 
     Parameters
     ----------

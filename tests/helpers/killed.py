@@ -79,7 +79,7 @@ def main(folder, kills):
 
     def keep(name, running=None):
         result = train(running)
-        torch.save((result.band, result.log), folder / name)
+        torch.save((result.weights, result.log), folder / name)
 
     assert os.waitpid(forked(lambda: keep("alone")), 0)[1] == 0
     left = []

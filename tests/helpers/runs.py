@@ -44,7 +44,7 @@ def geometry(trainer):
 
 def same(a, b):
     """Whether two results have the same log and the same bits."""
-    return a.log == b.log and all(torch.equal(a.band[n], w) for n, w in b.band.items())
+    return a.log == b.log and all(torch.equal(a.weights[n], w) for n, w in b.weights.items())
 
 
 @contextmanager

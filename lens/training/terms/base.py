@@ -158,7 +158,7 @@ class LossTerm(FrozenModel, ABC):
         return self.model_copy(update={"site": resolve_site(self.read_site, known)})
 
     def missing_rows(self, data: TrainingData) -> str | None:
-        """Say which rows the term needs and ``data`` lacks; None if nothing is missing."""
+        """Report which rows the term needs and ``data`` lacks; None if nothing is missing."""
         rows = self.needs.rows
         if rows == "text" and not data.texts:
             return f'a {self.kind} term with rows="text" needs texts; pass them to training'

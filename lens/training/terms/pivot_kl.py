@@ -39,7 +39,7 @@ class PivotKL(LossTerm):
         return TermNeeds(rows=self.rows, logits=True, pivot_only=True)
 
     def missing_rows(self, data: TrainingData) -> str | None:
-        """Say that the pivot's answers are needed, where they are and were not given."""
+        """Report that the pivot's answers are needed and missing."""
         if self.rows == "prompts" or data.pivot in data.answers:
             return None
         return (

@@ -33,7 +33,7 @@ def test_refusal_drift_compares_before_and_after(rate):
     if rate > 0.1:
         assert moved > 0
     # the model holds the trained weights again
-    for name, weights in result.band.items():
+    for name, weights in result.weights.items():
         assert torch.equal(result.model.get_parameter(name), weights)
 
 
@@ -41,4 +41,4 @@ def test_no_prompts_are_refused():
     result = make().run(config(steps=1))
     with pytest.raises(InputError, match="at least one prompt"):
         refusal_drift(result, [])
-    assert all(torch.equal(result.model.get_parameter(n), w) for n, w in result.band.items())
+    assert all(torch.equal(result.model.get_parameter(n), w) for n, w in result.weights.items())

@@ -68,11 +68,11 @@ def test_the_band_is_unpacked_and_the_rest_is_not(folder, bits, tmp_path):
     tolerance = 1e-3 if bits == 8 else 0
     torch.testing.assert_close(mine.weight, theirs.float(), rtol=tolerance, atol=tolerance)
     result = trainer.run(config_of("lens"))
-    assert all(torch.is_floating_point(weights) for weights in result.band.values())
+    assert all(torch.is_floating_point(weights) for weights in result.weights.values())
     trained = logits(net)
     trainer.restore()
     assert (trained - logits(net)).abs().max() > 1e-3
-    trainer.load(result.band)
+    trainer.load(result.weights)
     # what is written is loaded as it was: the band in float, the rest packed
     net.save_pretrained(tmp_path)
     back = AutoModelForCausalLM.from_pretrained(tmp_path, device_map="cpu", dtype=torch.float32)
@@ -90,12 +90,12 @@ def test_training_is_the_plain_loop_over_the_packed_model(folder, bits, layers):
     other = copy.deepcopy(net)
     config = config_of("lens")
     result = trainer.run(config, seed=3)
-    plain = PlainLoop(other, list(result.band), prompts(), config)
+    plain = PlainLoop(other, list(result.weights), prompts(), config)
     losses = plain.run(3)
     # 8 bit: which activations count as outliers is decided over the whole batch, equal in both
     assert [entry["loss"] for entry in result.log] == losses
     for name, weights in plain.trained.items():
-        assert torch.equal(result.band[name], weights.detach()), name
+        assert torch.equal(result.weights[name], weights.detach()), name
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -111,7 +111,7 @@ def test_adapters_on_packed_layers(folder, bits, dora, tmp_path):
     wrapped = locate(net).blocks[2].mlp.up_proj.base_layer
     assert is_quantized(wrapped) != dora  # DoRA reads the weight itself in every step
     assert is_quantized(locate(net).blocks[0].mlp.up_proj)
-    assert {weights.dtype for weights in result.band.values()} == {torch.float32}
+    assert {weights.dtype for weights in result.weights.values()} == {torch.float32}
     trained = logits(net)
     assert (trained - before).abs().max() > 1e-3
     result.save(tmp_path / "out")

@@ -152,7 +152,7 @@ def test_a_trained_model_is_written_over_its_source(saved, tmp_path):
     inputs = facts["inputs"]
     assert len(inputs["prompts"]["spa_Latn"]["sha256"]) == 64 and len(inputs["tokenizer"]) == 64
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    for name, weights in result.band.items():
+    for name, weights in result.weights.items():
         assert torch.equal(again.get_parameter(name), weights)
     # another template than the source's is written, not lost
     tokenizer.chat_template = "{{ messages[0]['content'] }}"

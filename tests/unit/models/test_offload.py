@@ -142,7 +142,7 @@ def test_training_from_a_checkpoints_file_gives_the_same_bits(folder, lora, tmp_
     assert all(lying_in_files(frozen))
     sparse = trainer.run(config)
     assert sparse.log == whole.log
-    assert all(torch.equal(sparse.band[name], w) for name, w in whole.band.items())
+    assert all(torch.equal(sparse.weights[name], w) for name, w in whole.weights.items())
     trainer.restore()
     assert hashlib.sha256((folder / "model.safetensors").read_bytes()).digest() == before
     reference = loaded(folder).state_dict()

@@ -267,7 +267,7 @@ def test_training_is_the_same_wherever_the_states_are(tmp_path, capsys):
     assert reused == [0, 0, 4, 0] and said.count("temporary file") > 0
     for run in runs[1:]:
         assert run.log == runs[0].log
-        assert all(torch.equal(run.band[name], w) for name, w in runs[0].band.items())
+        assert all(torch.equal(run.weights[name], w) for name, w in runs[0].weights.items())
 
 
 def test_a_limit_that_weights_alone_pass_is_refused():

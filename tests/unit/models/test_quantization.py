@@ -100,7 +100,7 @@ def test_the_band_is_unpacked_and_the_rest_is_not(kind, folder):
     assert type(blocks[2].mlp.up_proj) is nn.Linear
     torch.testing.assert_close(logits(net), before, rtol=1e-3, atol=1e-3)
     result = trainer.run(config_of("lens"))
-    assert all(torch.is_floating_point(weights) for weights in result.band.values())
+    assert all(torch.is_floating_point(weights) for weights in result.weights.values())
     assert (logits(net) - before).abs().max() > 5e-3
     trainer.restore()
     torch.testing.assert_close(logits(net), before, rtol=1e-3, atol=1e-3)
@@ -114,11 +114,11 @@ def test_training_is_the_plain_loop_over_the_packed_model(kind, folder, layers):
     config = config_of("lens")
     result = in_one_batch(loaded()).run(config, seed=3)
     model, frozen = loaded().model, loaded().model
-    plain = PlainLoop(model, list(result.band), prompts(), config, frozen=frozen)
+    plain = PlainLoop(model, list(result.weights), prompts(), config, frozen=frozen)
     losses = plain.run(3)
     assert [entry["loss"] for entry in result.log] == losses
     for name, weights in plain.trained.items():
-        assert torch.equal(result.band[name], weights.detach()), name
+        assert torch.equal(result.weights[name], weights.detach()), name
 
 
 @pytest.mark.parametrize("low_memory", [False, True])
@@ -130,7 +130,7 @@ def test_adapters_on_packed_layers(kind, folder, low_memory):
     )
     result = trainer.run(config_of("lens"))
     assert is_quantized(locate(net).blocks[0].mlp.up_proj)
-    assert {weights.dtype for weights in result.band.values()} == {torch.float32}
+    assert {weights.dtype for weights in result.weights.values()} == {torch.float32}
     assert (logits(net) - before).abs().max() > 1e-3
     trainer.release()
     torch.testing.assert_close(logits(net), before, rtol=0, atol=1e-5)

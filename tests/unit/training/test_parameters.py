@@ -150,7 +150,7 @@ def test_adapters_of_16_bit_models_are_trained_in_32_bit():
     net = tiny.model("llama").bfloat16()
     trainer = LensTrainer(net, None, space(), prompts(), lora=2)
     result = trainer.run(config_of("lens"))
-    assert {w.dtype for w in result.band.values()} == {torch.float32}
+    assert {w.dtype for w in result.weights.values()} == {torch.float32}
     assert trainer.data.cache.rows[0].entry.dtype == torch.bfloat16
 
 
@@ -225,7 +225,7 @@ def test_packed_layers_of_the_band_are_unpacked_and_the_prefix_stays(old_names):
         assert torch.equal(blocks[i].mlp.up_proj.weight, matrix)
     torch.testing.assert_close(logits(net), before, rtol=0, atol=1e-5)
     result = trainer.run(config_of("lens"))
-    assert any(name.endswith("q_proj.bias") for name in result.band)
+    assert any(name.endswith("q_proj.bias") for name in result.weights)
     assert (logits(net) - before).abs().max() > 1e-3
 
 
@@ -247,7 +247,7 @@ def test_a_set_of_bands_runs_packed_blocks_in_between():
     before = {n: p.clone() for n, p in trainer.parameters.items()}
     result = trainer.run(config_of("lens"))
     assert is_quantized(locate(net).blocks[1].mlp.up_proj)
-    moved = {n for n, w in result.band.items() if not torch.equal(w, before[n])}
+    moved = {n for n, w in result.weights.items() if not torch.equal(w, before[n])}
     assert any(".layers.0." in n for n in moved) and any(".layers.2." in n for n in moved)
 
 
@@ -269,7 +269,7 @@ def test_packed_layers_that_stop_gradients_are_unpacked_and_said(capsys):
     assert is_quantized(blocks[0].mlp.up_proj) and is_quantized(blocks[2].mlp.down_proj)
     assert type(blocks[1].mlp.up_proj) is type(blocks[2].mlp.up_proj) is nn.Linear
     result = trainer.run(config_of("lens"))
-    assert all(not torch.equal(w, trainer.original[n]) for n, w in result.band.items())
+    assert all(not torch.equal(w, trainer.original[n]) for n, w in result.weights.items())
 
 
 def test_packed_layers_that_cannot_be_run_are_refused_and_kept(monkeypatch):

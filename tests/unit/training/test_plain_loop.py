@@ -44,11 +44,11 @@ def both_ways(net, prompts, config, *, exact, written_out=False, **options):
         wrapped = {n for n, m in net.named_modules() if hasattr(m, "base_layer")}
         attach(other, [n for n, _ in other.named_modules() if n in wrapped], options["lora"])
     plain = PlainLoop(
-        other, list(result.band), prompts, config, frozen=frozen, written_out=written_out
+        other, list(result.weights), prompts, config, frozen=frozen, written_out=written_out
     )
     losses = plain.run(3)
     moved = [
-        (weights - trainer.original[name]).abs().max() for name, weights in result.band.items()
+        (weights - trainer.original[name]).abs().max() for name, weights in result.weights.items()
     ]
     assert max(moved) > 1e-4
     return result, plain, losses
@@ -58,12 +58,12 @@ def compare(net, prompts, config, **options):
     """Equal bits of every weight and of every step's loss, and nothing else moved."""
     result, plain, losses = both_ways(net, prompts, config, exact=True, **options)
     for name, weights in plain.trained.items():
-        assert torch.equal(result.band[name], weights.detach()), name
+        assert torch.equal(result.weights[name], weights.detach()), name
     assert [entry["loss"] for entry in result.log] == losses
     before = dict(plain.frozen.named_parameters())
     for name, parameter in net.named_parameters():
         original = before.get(name.replace(".base_layer.", "."))
-        if name not in result.band and original is not None:
+        if name not in result.weights and original is not None:
             assert torch.equal(parameter, original), name
     return result
 
@@ -77,7 +77,7 @@ def test_full_blocks_bit_for_bit(family, preset):
 def close(result, plain, losses):
     """Equal to rounding: the losses of all steps, and the weights but for a few."""
     apart = torch.cat(
-        [(result.band[n] - w.detach()).abs().flatten() for n, w in plain.trained.items()]
+        [(result.weights[n] - w.detach()).abs().flatten() for n, w in plain.trained.items()]
     )
     # Softmax does not see the bias of keys: its gradient is rounding alone, which AdamW makes as
     # large as any other. Such weights are few, and their sum of steps bounds them.
@@ -104,7 +104,7 @@ def test_full_blocks_to_rounding_with_losses_written_out_as_formulas(family, pre
 def test_adapters_bit_for_bit(family, dora):
     lora = Lora(4, dora=dora)
     result = compare(tiny.model(family), prompts_of(family), config_of("lens-paper"), lora=lora)
-    assert all("lora_" in name for name in result.band)
+    assert all("lora_" in name for name in result.weights)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt_neox", "gpt2", "opt", "olmo2"])
@@ -114,7 +114,7 @@ def test_a_set_of_bands_bit_for_bit(family, options):
     result = compare(net, rows(), config_of("lens"), layers="1:3,-1:", **options)
     assert result.layers == (1, 2, 5)
     blocks = {
-        int(name.split(f"{locate(net).blocks_name}.")[1].split(".")[0]) for name in result.band
+        int(name.split(f"{locate(net).blocks_name}.")[1].split(".")[0]) for name in result.weights
     }
     assert blocks == {1, 2, 5}
 
@@ -122,7 +122,7 @@ def test_a_set_of_bands_bit_for_bit(family, options):
 @pytest.mark.parametrize("family", ["qwen2", "gpt_neox", "opt", "bloom", "gpt2", "falcon"])
 def test_biases_alone_bit_for_bit(family):
     result = compare(tiny.model(family), rows(), config_of("lens"), modules="bias")
-    assert all(name.endswith("bias") for name in result.band)
+    assert all(name.endswith("bias") for name in result.weights)
 
 
 @pytest.mark.parametrize("family", sorted(tiny.FAMILIES))
@@ -130,4 +130,4 @@ def test_biases_alone_bit_for_bit(family):
 def test_parts_of_blocks_bit_for_bit(family, modules):
     result = compare(tiny.model(family), prompts_of(family), config_of("lens"), modules=modules)
     names = {"attention": "attn|attention", "mlp": r"mlp|\.fc\d", "norm": "norm|ln_"}[modules]
-    assert all(re.search(names, name) for name in result.band)
+    assert all(re.search(names, name) for name in result.weights)

@@ -66,10 +66,10 @@ def test_small_steps_are_not_lost_in_16_bits():
     exact = make().run(settings)
     short = make(dtype=torch.bfloat16).run(settings)
     moved = close = 0
-    for name, weights in short.band.items():
+    for name, weights in short.weights.items():
         assert weights.dtype == torch.bfloat16
         start = short.original[name].float()
-        far = (exact.band[name] - exact.original[name]).abs() > 6e-4
+        far = (exact.weights[name] - exact.original[name]).abs() > 6e-4
         moved += int(far.sum())
         close += int(((weights.float() - start)[far] != 0).sum())
     # each single step of 2e-5 is below the spacing of bfloat16 numbers of most weights

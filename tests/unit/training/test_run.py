@@ -120,7 +120,7 @@ def test_adapters_and_recomputed_blocks_resume_too(tmp_path):
     with pytest.raises(InputError, match=r"lora\.rank: was 2, is now 3"):
         make(**{**options, "lora": 3}).run(settings, running=RunOptions(folder=work, resume=True))
     resumed = make(**options).run(settings, running=RunOptions(folder=work, resume=True))
-    assert same(resumed, alone) and all("lora" in name for name in resumed.band)
+    assert same(resumed, alone) and all("lora" in name for name in resumed.weights)
     resumed.save(tmp_path / "out")
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file() and not work.exists()
 

@@ -99,10 +99,10 @@ def test_cached_training_gives_the_weights_of_the_two_model_loop(setting, preset
     reference = plain.run(config, seed=3)
     # equal batch shapes: equal bits; other shapes in the cache: equal to rounding
     assert [e["loss"] for e in equal.log] == [e["loss"] for e in reference.log]
-    for name, weights in equal.band.items():
-        assert torch.equal(weights, reference.band[name])
-        torch.testing.assert_close(close.band[name], weights, rtol=0, atol=1e-5)
-    moved = max((w - frozen.get_parameter(n)).abs().max() for n, w in equal.band.items())
+    for name, weights in equal.weights.items():
+        assert torch.equal(weights, reference.weights[name])
+        torch.testing.assert_close(close.weights[name], weights, rtol=0, atol=1e-5)
+    moved = max((w - frozen.get_parameter(n)).abs().max() for n, w in equal.weights.items())
     assert moved > 1e-4
 
 
@@ -114,11 +114,11 @@ def test_only_the_band_changes_and_restore_undoes_it(setting):
     result = trainer.run(short())
     changed = {n for n, p in net.state_dict().items() if not torch.equal(p, before[n])}
     assert changed and all(".1." in name for name in changed)
-    assert changed <= set(result.band)
+    assert changed <= set(result.weights)
     assert [p.requires_grad for p in net.parameters()] == flags
     trainer.restore()
     assert all(torch.equal(p, before[n]) for n, p in net.state_dict().items())
-    trainer.load(result.band)
+    trainer.load(result.weights)
     assert not torch.equal(net.state_dict()[min(changed)], before[min(changed)])
 
 
@@ -129,7 +129,7 @@ def test_runs_are_repeatable_and_start_from_the_original_weights(setting):
     trainer.run(short(), seed=6)
     again = trainer.run(short(), seed=5)
     assert first.log == again.log
-    assert all(torch.equal(first.band[n], again.band[n]) for n in first.band)
+    assert all(torch.equal(first.weights[n], again.weights[n]) for n in first.weights)
 
 
 def test_low_memory_and_micro_batches_change_no_result(setting):
@@ -139,11 +139,11 @@ def test_low_memory_and_micro_batches_change_no_result(setting):
     trainer = LensTrainer(net, tokenizer, space, PROMPTS, low_memory=True)
     spilled = trainer.run(short())
     assert spilled.log == whole.log
-    assert all(torch.equal(spilled.band[n], w) for n, w in whole.band.items())
+    assert all(torch.equal(spilled.weights[n], w) for n, w in whole.weights.items())
     pieces = trainer.run(short(micro_batch_size=1, terms=(Separate(), Align())))
     at_once = trainer.run(short(terms=(Separate(), Align())))
-    for name, weights in at_once.band.items():
-        torch.testing.assert_close(pieces.band[name], weights, rtol=0, atol=2e-4)
+    for name, weights in at_once.weights.items():
+        torch.testing.assert_close(pieces.weights[name], weights, rtol=0, atol=2e-4)
     trainer.restore()
     fresh = tiny.model("llama").state_dict()
     assert all(torch.equal(p, fresh[n]) for n, p in net.state_dict().items())
@@ -212,7 +212,7 @@ def test_a_saved_run_is_an_ordinary_checkpoint(setting, tmp_path):
     out = tmp_path / "trained"
     result.save(out)
     loaded = AutoModelForCausalLM.from_pretrained(out)
-    for name, weights in result.band.items():
+    for name, weights in result.weights.items():
         assert torch.equal(loaded.get_parameter(name), weights)
     assert AutoTokenizer.from_pretrained(out)("hola").input_ids == tokenizer("hola").input_ids
     facts = json.loads((out / "reproduce.json").read_text())
