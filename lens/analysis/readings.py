@@ -7,7 +7,7 @@ unset, cut rows after 64 tokens, and used text that was not parallel.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -174,7 +174,8 @@ class _VariantReader:
             )
         self._about, self._model, self._tokenizer = space.about, model, tokenizer
         self._sites = sites
-        known = {k: v for k, v in self._about.chat.items() if k in ChatOptions.__slots__}
+        names = {field.name for field in fields(ChatOptions)}
+        known = {k: v for k, v in self._about.chat.items() if k in names}
         self._chat = ChatOptions(**known) if known else None
         if self._about.role == "assistant":
             raise InputError(
@@ -196,9 +197,16 @@ class _VariantReader:
         from lens.models.hidden_states import capture_sets
 
         found = capture_sets(
-            self._model, self._tokenizer, texts, sites=list(self._sites), pooling=pooling,  # type: ignore[arg-type]
-            role=self._about.role, chat=self._chat, max_tokens=max_tokens, n_threads=1,  # type: ignore[arg-type]
-        )  # fmt: skip
+            self._model,
+            self._tokenizer,
+            texts,
+            sites=list(self._sites),
+            pooling=pooling,
+            role=self._about.role,
+            chat=self._chat,
+            max_tokens=max_tokens,
+            n_threads=1,
+        )
         means = {
             site: np.stack([found[code].moments[site].result().mean for code in texts])
             for site in self._sites

@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
@@ -21,17 +21,32 @@ from lens.errors import LensError
 VERBOSE = "lens.verbose"
 
 
-Verbs = Mapping[str, tuple["str | Verbs", str]]
+class Entry(NamedTuple):
+    """A command: ``"file:function"``, a line of help, and subcommands if it is a group."""
+
+    place: str
+    text: str
+    verbs: dict[str, Entry]
+
+    def load(self, name: str) -> click.Command:
+        """Import the command, or make its group."""
+        own: click.Command | None = None
+        if self.place != "-":
+            module, _, function = self.place.partition(":")
+            own = getattr(import_module(f"lens.cli.{module}"), function)
+        if own is None or self.verbs:
+            return LazyGroup(name, self.text, self.verbs, base=own)
+        return own
 
 
 class LazyGroup(click.Group):
-    """Subcommands by name: where each is, ``"module:function"`` or a group, and a line of help.
+    """Subcommands that are imported when they are used.
 
     A group that has a ``base`` is a command itself, when no subcommand follows.
     """
 
     def __init__(
-        self, name: str, *, help: str, verbs: Verbs, base: click.Command | None = None
+        self, name: str, help: str, verbs: Mapping[str, Entry], *, base: click.Command | None = None
     ) -> None:
         super().__init__(
             name=name,
@@ -45,7 +60,7 @@ class LazyGroup(click.Group):
                 "max_content_width": 100,
             },
         )
-        self.verbs, self.base = verbs, base
+        self.verbs = verbs
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Name the verbs in the order a user meets them."""
@@ -53,16 +68,8 @@ class LazyGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import the verb's module."""
-        if cmd_name not in self.verbs:
-            return None
-        place, text = self.verbs[cmd_name]
-        if isinstance(place, str):
-            return _imported(place)
-        base = place.get("")
-        own = {name: verb for name, verb in place.items() if name}
-        return LazyGroup(
-            cmd_name, help=text, verbs=own, base=None if base is None else _imported(str(base[0]))
-        )
+        verb = self.verbs.get(cmd_name)
+        return None if verb is None else verb.load(cmd_name)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -80,7 +87,7 @@ class LazyGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the verbs without importing them."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in self.verbs.items()])
+            formatter.write_dl([(name, text) for name, (_, text, _) in self.verbs.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a verb; an error that lens raised on purpose is one message and an exit code."""
@@ -108,12 +115,6 @@ def _tell(ctx: click.Context, message: str) -> None:
     click.echo(f"lens: {message}", err=True)
 
 
-def _imported(place: str) -> click.Command:
-    module, _, name = place.partition(":")
-    command: click.Command = getattr(import_module(module), name)
-    return command
-
-
 def _alone(base: click.Command) -> Callable[..., Any]:
     """Run a command unless a subcommand follows."""
 
@@ -124,96 +125,57 @@ def _alone(base: click.Command) -> Callable[..., Any]:
     return run
 
 
-_VERBS: Verbs = {
-    "demo": (
-        {
-            "": ("lens.cli.demo:demo", ""),
-            "export": ("lens.cli.demo:export", "Write its models and text as a user's files."),
-        },
-        "Run everything on the embedded sample world; write a report.",
-    ),
-    "doctor": (
-        "lens.cli.system:doctor",
-        "Report what is installed, what is missing, and what fixes it.",
-    ),
-    "data": (
-        {
-            "check": (
-                "lens.cli.data:check",
-                "Report what is wrong with text, and what to do about it.",
-            )
-        },
-        "Check text before anything is computed from it.",
-    ),
-    "probe": ("lens.cli.probe:probe", "Read the language space of a model from parallel text."),
-    "space": (
-        {
-            "show": ("lens.cli.space:show", "Print what a space holds and where it comes from."),
-            "merge": ("lens.cli.space:merge", "Join shards: the same languages, other rows."),
-            "extend": ("lens.cli.space:extend", "Add languages read over the same rows."),
-            "drop": ("lens.cli.space:drop", "Leave out languages."),
-            "push": (
-                "lens.cli.space:push",
-                "Upload a space with its card to the Hugging Face Hub.",
-            ),
-            "pull": ("lens.cli.space:pull", "Bring a space from the Hugging Face Hub."),
-        },
-        "Merge, extend, cut, show and share language spaces.",
-    ),
-    "inspect": (
-        "lens.cli.space:inspect",
-        "Report what a space holds, how certain that is, and what to do.",
-    ),
-    "plan": (
-        {
-            "train": ("lens.cli.plan:train", "Plan lens train; takes the same options."),
-            "probe": ("lens.cli.plan:probe", "Plan lens probe; takes the same options."),
-            "merge": ("lens.cli.plan:merge", "Plan lens merge: what it reads, writes and holds."),
-        },
-        "Report what a job will need, and what would stop it, before it starts.",
-    ),
-    "train": (
-        "lens.cli.train:train",
-        "Train the top blocks to answer in the language asked (Lens).",
-    ),
-    "steer": ("lens.cli.steer:steer", "Generate with a language added or projected out."),
-    "eval": ("lens.cli.evaluate:evaluate", "Measure fidelity and accuracy of a model's answers."),
-    "merge": (
-        "lens.cli.merge:merge",
-        "Merge checkpoints: MAEC, task arithmetic, TIES, DARE and others.",
-    ),
-    "diff": ("lens.cli.merge:diff", "Show what models changed from their base."),
-    "extract": (
-        "lens.cli.merge:extract",
-        "Extract an ability as the few weights that hold it (MAEC).",
-    ),
-    "maec": (
-        {
-            "train": (
-                "lens.cli.merge:maec_train",
-                "Tune a model on an ability or a text, or key neurons.",
-            ),
-            "run": (
-                "lens.cli.merge:maec_run",
-                "Locate, extract, train and merge: corpora to model.",
-            ),
-        },
-        "Teach an ability in one language, carry it over by weights (arXiv 2410.07825).",
-    ),
-    "verify": (
-        "lens.cli.merge:verify",
-        "Compute tensors of a merged checkpoint again and compare.",
-    ),
-    "ablate": (
-        "lens.cli.experiments:ablate",
-        "Run a grid of settings; put the results side by side.",
-    ),
-    "report": ("lens.cli.report:report", "Render the report of a finished run again."),
-}
+# Command, where its function is (file of this folder, name), line of help; groups have no function.
+_COMMANDS = """
+demo            demo:demo              Run everything on the embedded sample world; write a report.
+demo export     demo:export            Write its models and text as a user's files.
+doctor          system:doctor          Report what is installed, what is missing, and what fixes it.
+data            -                      Check text before anything is computed from it.
+data check      data:check             Report what is wrong with text, and what to do about it.
+probe           probe:probe            Read the language space of a model from parallel text.
+space           -                      Merge, extend, cut, show and share language spaces.
+space show      space:show             Print what a space holds and where it comes from.
+space merge     space:merge            Join shards: the same languages, other rows.
+space extend    space:extend           Add languages read over the same rows.
+space drop      space:drop             Leave out languages.
+space push      space:push             Upload a space with its card to the Hugging Face Hub.
+space pull      space:pull             Bring a space from the Hugging Face Hub.
+inspect         space:inspect          Report what a space holds, how certain that is, what to do.
+plan            -                      Report what a job will need, and what would stop it.
+plan train      plan:train             Plan lens train; takes the same options.
+plan probe      plan:probe             Plan lens probe; takes the same options.
+plan merge      plan:merge             Plan lens merge: what it reads, writes and holds.
+train           train:train            Train the top blocks to answer in the language asked (Lens).
+steer           steer:steer            Generate with a language added or projected out.
+eval            evaluate:evaluate      Measure fidelity and accuracy of a model's answers.
+merge           merge:merge            Merge checkpoints: MAEC, task arithmetic, TIES, DARE, ...
+diff            merge:diff             Show what models changed from their base.
+extract         merge:extract          Extract an ability as the few weights that hold it (MAEC).
+maec            -                      Teach an ability in one language, carry it over by weights.
+maec train      merge:maec_train       Tune a model on an ability or a text, or key neurons.
+maec run        merge:maec_run         Locate, extract, train and merge: corpora to model.
+verify          merge:verify           Compute tensors of a merged checkpoint again and compare.
+ablate          experiments:ablate     Run a grid of settings; put the results side by side.
+report          report:report          Render the report of a finished run again.
+"""
+
+
+def _verbs() -> dict[str, Entry]:
+    """Commands of `_COMMANDS`, those of two words inside the group of their first."""
+    found: dict[str, Entry] = {}
+    for line in _COMMANDS.strip().splitlines():
+        name, place, text = line[:16].strip(), line[16:39].strip(), line[39:]
+        group, _, inner = name.partition(" ")
+        if inner:
+            found[group].verbs[inner] = Entry(place, text, {})
+        else:
+            found[name] = Entry(place, text, {})
+    return found
+
 
 main = LazyGroup(
     name="lens",
     help="Find, train, steer and measure the languages inside a language model.",
-    verbs=_VERBS,
+    verbs=_verbs(),
 )
 click.version_option(__version__, package_name="lens-lm", prog_name="lens")(main)

@@ -33,7 +33,7 @@ class Verb(Settings):
 
 
 def command(
-    model: type[V], name: str | None = None, *, config: bool = True
+    model: type[V], name: str | None = None
 ) -> Callable[[Callable[[V], None]], click.Command]:
     """Make a command of a function that takes the settings.
 
@@ -43,8 +43,6 @@ def command(
         Its fields are arguments and options.
     name : str, optional
         Name of the command; that of the function by default.
-    config : bool
-        Offer ``--config`` and ``--print-config``.
     """
 
     def decorate(function: Callable[[V], None]) -> click.Command:
@@ -65,7 +63,7 @@ def command(
         shown = (one for one in options_of(model).values() if one.info.typed)
         made = [_parameter(one) for one in shown if not one.info.hidden]
         made.sort(key=lambda one: (isinstance(one, click.Option), one.name in Verb.model_fields))
-        params = [*made, *_talking(), *(_config() if config else [])]
+        params = [*made, *_common()]
         return click.Command(
             name or function.__name__, callback=run, params=params, help=function.__doc__
         )
@@ -167,7 +165,8 @@ def _help(spec: Option) -> str:
     return f"{text}  [{'; '.join(told)}]" if told else text
 
 
-def _talking() -> list[click.Parameter]:
+def _common() -> list[click.Parameter]:
+    """Options of the call itself, which are no settings."""
     return [
         click.Option(
             ["--quiet"],
@@ -184,11 +183,6 @@ def _talking() -> list[click.Parameter]:
             callback=_remember_verbose,
             help="Show the traceback of an error.",
         ),
-    ]
-
-
-def _config() -> list[click.Parameter]:
-    return [
         click.Option(
             ["--config", "-C", "config_file"],
             type=click.Path(path_type=Path),

@@ -10,8 +10,8 @@ from pydantic import model_validator
 
 from lens.cli.merge import MergeOptions, show_plan
 from lens.cli.options import Verb, command, print_json
-from lens.cli.probe import ProbeCommand
-from lens.cli.train import TrainCommand
+from lens.cli.probe import ProbeOptions
+from lens.cli.train import TrainOptions
 from lens.planning.config import ProbePlanSettings, TrainPlanSettings
 from lens.utils.settings import option
 
@@ -51,7 +51,7 @@ class _Rates(Verb):
         return self
 
 
-class PlanTrainCommand(TrainCommand, TrainPlanSettings, _Rates):
+class PlanTrainCommand(TrainOptions, TrainPlanSettings, _Rates):
     """Options of ``lens plan train``: those of ``lens train``, and these."""
 
     space: Path | None = option(None, "Space file of this model. Optional here.")
@@ -61,7 +61,7 @@ class PlanTrainCommand(TrainCommand, TrainPlanSettings, _Rates):
     )
 
 
-class PlanProbeCommand(ProbeCommand, ProbePlanSettings, _Rates):
+class PlanProbeCommand(ProbeOptions, ProbePlanSettings, _Rates):
     """Options of ``lens plan probe``: those of ``lens probe``, and these."""
 
     out: Path | None = option(None, "File of the space. Optional here.")

@@ -27,8 +27,8 @@ def _ids(value: object) -> object:
     return value.split(",") if isinstance(value, str) else value
 
 
-class ProbeCommand(ProbeSettings, CorpusSettings, AnyModelSettings, Verb):
-    """Options of ``lens probe``."""
+class ProbeOptions(ProbeSettings, CorpusSettings, AnyModelSettings, Verb):
+    """Options of ``lens probe`` and its plan."""
 
     data: Path | None = option(
         None,
@@ -49,15 +49,20 @@ class ProbeCommand(ProbeSettings, CorpusSettings, AnyModelSettings, Verb):
     layout: Literal["tokens-first", "layers-first"] | None = option(
         None, "Axes of dumped hidden_states, where they cannot be told apart."
     )
-    out: Path = option(..., "File of the space, such as space.safetensors.")
 
     @model_validator(mode="after")
-    def _one_source(self) -> ProbeCommand:
+    def _one_source(self) -> ProbeOptions:
         if self.states is not None and (self.model is not None or self.data is not None):
             raise ValueError("--states are states already; leave out --model and --data")
         if self.states is None and (self.model is None or self.data is None):
             raise ValueError("give --model and --data, or --states with states made elsewhere")
         return self
+
+
+class ProbeCommand(ProbeOptions):
+    """Options of ``lens probe``."""
+
+    out: Path = option(..., "File of the space, such as space.safetensors.")
 
 
 @command(ProbeCommand)
@@ -106,7 +111,7 @@ def _from_states(settings: ProbeCommand) -> Space:
     sites, layout = settings.sites, settings.layout
     named = [sites] if isinstance(sites, str | int) else list(sites)
     read = read_states(
-        settings.states,
+        str(settings.states),
         sites=None if sites == "all" else tuple(map(str, named)),
         languages=settings.languages,
         pooling=settings.pooling,

@@ -36,10 +36,9 @@ def _keys(value: Any) -> Any:
     )
 
 
-class TrainCommand(TrainSettings, ModelSettings, Verb):
-    """Options of ``lens train``."""
+class TrainOptions(TrainSettings, ModelSettings, Verb):
+    """Options of ``lens train`` and its plan."""
 
-    space: Path = option(..., "Space file of this model, from lens probe.")
     prompts: Path = option(
         ..., "Parallel prompts, no answers: folder of CODE.txt, .jsonl, .json or .tsv."
     )
@@ -80,7 +79,6 @@ class TrainCommand(TrainSettings, ModelSettings, Verb):
         "Folder that keeps the trials of --tune, to resume from; else one beside --out until the "
         "result is saved.",
     )
-    out: Path = option(..., "Checkpoint folder.")
     force: bool = option(False, "Replace --out, discard an unfinished run.")
 
     preset: str | None = option(None, "Preset that the losses start from.", hidden=True)
@@ -94,7 +92,7 @@ class TrainCommand(TrainSettings, ModelSettings, Verb):
         return {**values, "preset": losses if isinstance(losses, str) else None}
 
     @model_validator(mode="after")
-    def _fits(self) -> TrainCommand:
+    def _fits(self) -> TrainOptions:
         if self.journal is not None and self.tune is None:
             raise ValueError("--journal keeps the trials of a search; give --tune FILE too")
         return self
@@ -118,6 +116,13 @@ class TrainCommand(TrainSettings, ModelSettings, Verb):
             )
         if "text" in reads and self.texts is None:
             raise InputError("these losses read plain text in the languages trained; give --texts")
+
+
+class TrainCommand(TrainOptions):
+    """Options of ``lens train``."""
+
+    space: Path = option(..., "Space file of this model, from lens probe.")
+    out: Path = option(..., "Checkpoint folder.")
 
 
 @command(TrainCommand)

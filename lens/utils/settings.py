@@ -219,7 +219,7 @@ def group(default: Any, help: str = "", *, base: str | None = None, **given: Any
     return option(default, help, group=True, base=base, **given)
 
 
-@typing.dataclass_transform(frozen_default=True, field_specifiers=(option,))
+@typing.dataclass_transform(frozen_default=True)
 def grouped(**given: Any) -> Callable[[type[T]], type[T]]:
     """Make a small value class, such as the options of a chat template, that `group` can hold.
 
@@ -238,22 +238,23 @@ def grouped(**given: Any) -> Callable[[type[T]], type[T]]:
                 checked(self, *args, **values)
             except ValidationError as error:
                 named = dict(zip(_fields(made), args, strict=False)) | values
-                errors = [
-                    one
-                    | {
-                        "loc": one["loc"] and (list(named)[one["loc"][0]], *one["loc"][1:])
-                        if isinstance(one["loc"][0], int)
-                        else one["loc"]
-                    }
-                    for one in error.errors()
-                ]
-                listed = "; ".join(problems(errors, made, named))  # type: ignore[arg-type]
+                listed = "; ".join(problems(_by_name(error, list(named)), made, named))
                 raise InputError(f"{cls.__name__}: {listed}") from None
 
-        made.__init__ = init  # type: ignore[method-assign]
-        return made
+        made.__init__ = init
+        return made  # type: ignore[no-any-return]
 
     return decorate
+
+
+def _by_name(error: ValidationError, names: list[str]) -> list[Any]:
+    """Errors whose location starts with a name where it was a position."""
+    found: list[Any] = []
+    for one in error.errors():
+        first, *rest = one["loc"] or ("",)
+        place = (names[first] if isinstance(first, int) else first, *rest)
+        found.append({**one, "loc": place if one["loc"] else ()})
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -509,8 +510,8 @@ def takes(model: type[Settings]) -> Callable[[Callable[..., R]], Callable[..., R
     """Let a function that has a parameter ``settings`` take the model's options as keywords.
 
     The function is called with one settings object. Its signature and the section ``Parameters``
-    of its docstring list every option. A function with a parameter ``refused`` gets the options that
-    do not fit, each with what is wrong, and reports them with its own findings.
+    of its docstring list every option. A function with a parameter ``refused`` gets the options
+    that do not fit, each with what is wrong, and reports them with its own findings.
     """
 
     def decorate(function: Callable[..., R]) -> Callable[..., R]:

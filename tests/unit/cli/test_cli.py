@@ -250,10 +250,10 @@ def test_doctor(monkeypatch) -> None:
     found = json.loads(run("doctor", "--json").stdout)
     assert found["facts"]["lens"] == lens.__version__ and found["facts"]["C core"] == "loaded"
     assert {"numpy", "torch", "py3langid"} <= {p["name"] for p in found["packages"] if p["version"]}
-    from lens.cli import system
+    from lens.utils import installation
 
-    real = system._version
-    monkeypatch.setattr(system, "_version", lambda p: None if p == "torch" else real(p))
+    real = installation._version
+    monkeypatch.setattr(installation, "_version", lambda p: None if p == "torch" else real(p))
     assert 'pip install "lens-lm[hf]"' in run("doctor").stdout
 
 

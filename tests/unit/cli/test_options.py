@@ -10,7 +10,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from lens.cli.app import LazyGroup
+from lens.cli.app import Entry, LazyGroup
 from lens.cli.options import Verb, command
 from lens.utils.settings import option
 from tests.unit.utils.test_settings import Chat, Fit
@@ -34,12 +34,14 @@ verb = command(Run, "run")(lambda settings: seen.append(settings))
 class Group(LazyGroup):
     """`LazyGroup` that holds one command."""
 
+    held: click.Command
+
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         return self.held if cmd_name in self.verbs else None
 
 
 def main(held: click.Command = verb) -> click.Group:
-    made = Group("lens", help="", verbs={"run": ("", "")})
+    made = Group("lens", "", {"run": Entry("", "", {})})
     made.held = held
     return made
 
