@@ -75,8 +75,11 @@ def probe(settings: ProbeCommand) -> None:
     from lens.utils.files import refuse_existing
 
     refuse_existing(settings.out, force=settings.force)
-    space = _from_model(settings) if settings.states is None else _from_states(settings)
-    space.save(settings.out)
+    if settings.states is None:
+        space = _from_model(settings)  # saved before its work folder goes
+    else:
+        space = _from_states(settings)
+        space.save(settings.out)
     if settings.as_json:
         print_json({"out": str(settings.out), **space.to_dict()})
     else:
@@ -96,7 +99,7 @@ def _from_model(settings: ProbeCommand) -> Space:
     model, tokenizer = settings.load(layer_by_layer=settings.layer_by_layer or False)
     work = settings.out.with_name(settings.out.name + ".unfinished")
     chat = None if settings.role == "text" else settings.chat
-    own = settings.model_copy(update={"work": work, "chat": chat})
+    own = settings.model_copy(update={"work": work, "save_to": settings.out, "chat": chat})
     return probe(model, tokenizer, text.rows, prompts=asked, settings=own)
 
 

@@ -31,3 +31,6 @@ class ProbeSettings(CaptureSettings):
     work: Path | None = option(
         None, "Folder for finished batches, so that a killed probe can resume.", hidden=True
     )
+    save_to: Path | None = option(
+        None, "File that the space is saved to before its work folder goes.", hidden=True
+    )

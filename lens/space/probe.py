@@ -1,6 +1,7 @@
 """Probe a model: run parallel text through it and keep the space of its languages."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lens import __version__
@@ -111,9 +112,23 @@ def probe(
         states = StateStore(writer.finish(about))
         if settings.select_rank:
             space = space.choose_ranks(states, seed=settings.seed, n_threads=settings.n_threads)
+    if settings.save_to is not None:
+        _save(space, settings.save_to, journal)
     if journal is not None:
         journal.discard()
     return space
+
+
+def _save(space: Space, out: Path, journal: CaptureJournal | None) -> None:
+    """Save the space; where that fails, report that the probe can resume."""
+    try:
+        space.save(out)
+    except InputError as error:
+        if journal is None:
+            raise
+        raise InputError(
+            f"{error}; {journal.keeps} are kept in {journal.path}: continue with --resume"
+        ) from None
 
 
 def _writer(

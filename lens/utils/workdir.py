@@ -396,7 +396,7 @@ class WorkDir:
 
     def _anew(self) -> str:
         if self.always_resumes:
-            return "move it away, or choose another folder, to start again"
+            return "move it away or choose another folder, to start again"
         return "discard it with --force"
 
     # -- inside

@@ -318,7 +318,7 @@ def test_sweeps_that_do_not_fit_are_refused(content, tmp_path, changes, message)
         read_sweep(path)
 
 
-def test_paths_and_journals_that_do_not_fit_are_refused(content, tmp_path):
+def test_paths_and_logs_that_do_not_fit_are_refused(content, tmp_path):
     with pytest.raises(InputError, match="no config file"):
         read_sweep(tmp_path / "missing.yaml")
     with pytest.raises(InputError, match="names something in braces"):

@@ -195,7 +195,7 @@ def test_resume_refuses_another_merge(three, tmp_path, monkeypatch):
 
 
 def test_damaged_slices_are_made_again(three, tmp_path, monkeypatch):
-    """The journal says they are done, their checksums say they are not: power was lost."""
+    """The log has them, but their bytes have other checksums: power was lost."""
     monkeypatch.setattr(cutting, "SLICE", 64)
     out = tmp_path / "out"
     merge(config(three), tmp_path / "alone")

@@ -16,6 +16,7 @@ from lens.models.architecture import locate
 from lens.models.batching import AUTO_BATCH, tokens_within
 from lens.models.hidden_states import CaptureJournal, capture
 from lens.space.probe import probe
+from lens.space.space import Space
 from tests.helpers import tiny
 
 ROWS = {
@@ -120,6 +121,24 @@ def test_batches_of_another_boot_are_run_again(llama, tokenizer, tmp_path, monke
     hook.remove()
     assert len(calls) == 10  # all of them
     assert found.sha256 == expected.sha256
+
+
+def test_the_work_folder_goes_when_the_space_is_saved(llama, tokenizer, tmp_path):
+    work, out = tmp_path / "w", tmp_path / "space.safetensors"
+    options = {"pivot": "en", "batch_size": 8, "work": work, "save_to": out}
+    out.mkdir()  # so that it cannot be written
+    with pytest.raises(
+        InputError, match=r"finished batches are kept in .*w: continue with --resume"
+    ):
+        probe(llama, tokenizer, ROWS, **options)
+    assert work.exists()
+    out.rmdir()
+    calls = []
+    hook = llama.model.layers[1].register_forward_pre_hook(lambda _m, _a: calls.append(1))
+    found = probe(llama, tokenizer, ROWS, **options, resume=True)
+    hook.remove()
+    assert Space.load(out).sha256 == found.sha256
+    assert not work.exists() and len(calls) <= 1  # one pass to find the blocks, none for the rows
 
 
 @pytest.mark.parametrize("cut", [1, 9, 700])

@@ -147,7 +147,7 @@ def test_disk_is_what_is_written(model, tmp_path, monkeypatch, layer_by_layer):
     out, kept = tmp_path / "space.safetensors", tmp_path / "states"
     given = {"layer_by_layer": layer_by_layer, "keep_states": kept, "out": out}
     uses = {use.what: use for use in plan_probing(model, ROWS, rates=None, **given).disk}
-    sizes = {"journal": 0, "spilled": 0}
+    sizes = {"unfinished": 0, "spilled": 0}
 
     def watch(function):
         def watched(work, *args, **kwargs):
@@ -155,7 +155,7 @@ def test_disk_is_what_is_written(model, tmp_path, monkeypatch, layer_by_layer):
             files = [path for path in work.path.rglob("*") if path.is_file()]
             hidden = sum(path.stat().st_size for path in files if path.name.startswith("hidden"))
             every = sum(path.stat().st_size for path in files)
-            sizes["journal"] = max(sizes["journal"], every - hidden)
+            sizes["unfinished"] = max(sizes["unfinished"], every - hidden)
             sizes["spilled"] = max(sizes["spilled"], hidden)
 
         return watched
@@ -171,7 +171,7 @@ def test_disk_is_what_is_written(model, tmp_path, monkeypatch, layer_by_layer):
     assert uses["kept states"].nbytes == states and uses["kept states"].stays
     spilled = uses["hidden states"].nbytes if layer_by_layer else 0
     assert spilled == sizes["spilled"]
-    assert uses["unfinished probe"].nbytes == pytest.approx(sizes["journal"], rel=0.3)
+    assert uses["unfinished probe"].nbytes == pytest.approx(sizes["unfinished"], rel=0.3)
     lacking = sum(2 - fit.rank for fit in space.fit_all().values()) * 64 * 8
     written = out.stat().st_size + out.with_suffix(".json").stat().st_size
     assert uses["space"].nbytes - lacking == pytest.approx(written, rel=0.3)
