@@ -284,8 +284,8 @@ def inspect_space(
     Returns
     -------
     Inspection
-        With `to_dict` and a short table in notebooks; `lens.report` has figures, `print_inspection` and
-        `save_inspection`.
+        With `to_dict` and a short table in notebooks; `lens.report` has figures,
+        `print_inspection` and `save_inspection`.
 
     Raises
     ------

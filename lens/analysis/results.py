@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from html import escape
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -271,6 +272,25 @@ class Inspection:
         out: dict[str, Any] = {f.name: plain(getattr(self, f.name)) for f in fields(self)}
         return out | {"sites": {site["site"]: site for site in out["sites"]}}
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], *, source: str = "the data") -> Inspection:
+        """Read back what `to_dict` wrote.
+
+        Raises
+        ------
+        InputError
+            If a field is missing or malformed.
+        """
+        try:
+            values = dict(data) | {"sites": list(data["sites"].values())}
+            found: Inspection = _built(cls, values)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise InputError(
+                f"{source} is no inspection ({error}); expected inspection.json as "
+                "'lens inspect --out' writes it"
+            ) from None
+        return found
+
     def __repr__(self) -> str:
         """Name languages, sites, and what there was to look at."""
         return (
@@ -325,3 +345,25 @@ def plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [plain(item) for item in value]
     return None if isinstance(value, float) and value != value else value
+
+
+def _built(kind: Any, value: Any) -> Any:
+    """Turn JSON back into a value of a type; null stands for NaN where a number is expected."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if is_dataclass(kind):
+        hints = get_type_hints(kind)
+        return kind(**{f.name: _built(hints[f.name], value[f.name]) for f in fields(kind)})  # type: ignore[operator]
+    if origin is UnionType:
+        return None if value is None else _built(inner[0], value)
+    if origin is np.ndarray:
+        return np.array(value, dtype=np.float64)
+    if origin is tuple:
+        kinds = [inner[0]] * len(value) if inner[1:] == (...,) else inner
+        return tuple(_built(k, item) for k, item in zip(kinds, value, strict=True))
+    if origin is dict:
+        return {key: _built(inner[1], item) for key, item in value.items()}
+    if kind is float:
+        return float("nan") if value is None else float(value)
+    if kind in (int, str) and not isinstance(value, kind):
+        raise TypeError(f"{value!r} is no {kind.__name__}")
+    return value

@@ -1,4 +1,4 @@
-"""``lens report``: render a finished run again."""
+"""``lens report``: show finished runs of any kind."""
 
 from __future__ import annotations
 
@@ -13,20 +13,30 @@ from lens.utils.settings import option
 class ReportCommand(Verb):
     """Options of ``lens report``."""
 
-    run: Path = option(..., "Run folder, or its record.json.", argument=True)
+    run: tuple[Path, ...] = option(
+        ..., "Folders of runs, or the JSON of lens eval --out.", argument=True
+    )
     out: Path | None = option(
-        None, "The page; RUN/report.html by default. An older page is replaced."
+        None,
+        "The page; an older one is replaced. By default report.html in RUN, or beside it where RUN "
+        "is a model. Several runs need it.",
     )
 
 
 @command(ReportCommand)
 def report(settings: ReportCommand) -> None:
-    """Render the report of RUN, a run folder or its record.json, as one HTML page."""
-    from lens.report.html import render
-    from lens.report.io import read_run
-    from lens.utils.files import write_text
+    """Show finished runs: tables here, and one HTML page that works offline.
 
-    run = settings.run
-    target = settings.out or (run if run.is_dir() else run.parent) / "report.html"
-    write_text(target, render(read_run(run)))
-    print_json({"out": str(target)}) if settings.as_json else click.echo(str(target))
+    RUN is what lens train, ablate, inspect, eval, merge, maec run or demo wrote.
+    """
+    from lens.report.runs import page_of, read_reports, write_reports
+
+    reports = [report for path in settings.run for report in read_reports(path)]
+    target = write_reports(reports, page_of(settings.run, reports, settings.out))
+    if settings.as_json:
+        runs = [{"kind": report.kind, "title": report.title} for report in reports]
+        print_json({"out": str(target), "runs": runs})
+        return
+    for report in reports:
+        report.show(None)
+    click.echo(str(target))

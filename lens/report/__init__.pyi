@@ -23,4 +23,6 @@ from .record import LossCurve as LossCurve
 from .record import RunRecord as RunRecord
 from .record import SpectrumCurve as SpectrumCurve
 from .record import System as System
+from .runs import render_runs as render_runs
+from .runs import write_report as write_report
 from .tables import finding as finding

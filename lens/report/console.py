@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import IO, TYPE_CHECKING
 
 from lens.analysis.results import Inspection, SiteInspection
@@ -84,6 +85,27 @@ def stacked_table(shown: report_tables.Table, *, title: str = "") -> Table:
         texts = ["\n".join(filter(None, (c.value, c.interval))) for c in row.cells]
         table.add_row(row.label, *texts, style="bold" if row.strong else None)
     return table
+
+
+def fitting(shown: report_tables.Table, width: int) -> Iterator[report_tables.Table]:
+    """Split a table into some that fit a terminal of this many columns, as nearly as they can."""
+    stub = max((len(row.label) for row in shown.rows), default=0) + 1
+    parts: list[list[int]] = [[]]
+    used = stub
+    for i, column in enumerate(shown.columns):
+        words = [word for text in (column.label, column.below) for word in text.split()]
+        words += [
+            text for row in shown.rows for text in (row.cells[i].interval, row.cells[i].value)
+        ]
+        needed = 1 + max(map(len, words), default=0)
+        if parts[-1] and used + needed > width:
+            parts.append([])
+            used = stub
+        parts[-1].append(i)
+        used += needed
+    for part in parts:
+        rows = [replace(row, cells=[row.cells[i] for i in part]) for row in shown.rows]
+        yield replace(shown, columns=[shown.columns[i] for i in part], rows=rows)
 
 
 def console_for(file: IO[str] | None = None, width: int | None = None) -> Console:

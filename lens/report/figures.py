@@ -96,6 +96,49 @@ def plot_grid(record: RunRecord, *, palette: Palette = SCREEN) -> list[Figure]:
     return [_grid_panel(code, cells, ticks, palette) for code, cells in by_language.items()]
 
 
+def plot_estimates(
+    title: str,
+    rows: Sequence[tuple[str, float, float, float]],
+    *,
+    share: bool = True,
+    palette: Palette | None = None,
+) -> Figure:
+    """Draw estimates with their intervals, one below the other.
+
+    Parameters
+    ----------
+    title : str
+    rows : sequence of (str, float, float, float)
+        Name, value, and its interval from low to high.
+    share : bool
+        Values lie between 0 and 1; otherwise a line marks 0.
+    palette : Palette, optional
+        The page's own colours by default.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    palette = palette or PAGE
+    with styled_axes(3.75, 0.62 + 0.26 * len(rows), palette) as (figure, ax):
+        for place, (_, value, low, high) in enumerate(rows):
+            ax.plot([low, high], [place, place], color=palette.after, linewidth=1.5)
+            ax.plot([value], [place], color=palette.after, marker="o", markersize=4.5)
+        ax.set_yticks(range(len(rows)), [row[0] for row in rows])
+        ax.tick_params(axis="y", length=0)
+        ax.set_ylim(len(rows) - 0.5, -0.5)
+        ax.spines["left"].set_visible(False)
+        if share:
+            ax.set_xlim(-0.03, 1.03)
+            ax.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", ".25", ".50", ".75", "1"])
+        else:
+            ax.axvline(0, color=palette.muted, linewidth=0.7, linestyle=(0, (4, 2)))
+        ax.grid(axis="x", color=palette.rule, linewidth=0.4)
+        ax.set_axisbelow(True)
+        ax.set_title(title, color=palette.ink)
+    return figure
+
+
 @contextmanager
 def styled_axes(width: float, height: float, palette: Palette) -> Iterator[tuple[Figure, Axes]]:
     """One styled axis of the given size in inches; the style ends with the block."""

@@ -144,8 +144,8 @@ def inspection_finding(found: Inspection) -> str:
         null = sum(a.null_high for a in best.alignment) / len(best.alignment)
         said.append(
             f"Translations are nearest to one another at {best.site}, where "
-            f"{share_text(best.mexa)} of {best.alignment[0].n} sentences find their own (mean over languages; random pairings "
-            f"reach {share_text(null)})."
+            f"{share_text(best.mexa)} of {best.alignment[0].n} sentences find their own "
+            f"(mean over languages; random pairings reach {share_text(null)})."
         )
     return " ".join(said)
 

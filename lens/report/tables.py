@@ -107,7 +107,8 @@ def main_table(record: RunRecord) -> Table:
         for pair in wanted
         if any(record.find(s.name, *pair) for s in record.ordered_systems())
     ]
-    average = f"Average of {len(record.languages()) - 1} languages"
+    others = sum(code != record.pivot for code in record.languages())
+    average = f"Average of {others} language{'s' if others != 1 else ''}"
     return _table(record, [(pair, label, group or average) for pair, label, group in heads])
 
 
