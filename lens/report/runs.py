@@ -241,7 +241,8 @@ def _page(reports: Sequence[RunReport]) -> str:
         (report.title, report.body(f"run{i}-" if several else ""))
         for i, report in enumerate(reports, 1)
     ]
-    return page(bodies, title=f"{len(bodies)} runs" if several else None)
+    wide = any(report.kind == "sweep" for report in reports)
+    return page(bodies, title=f"{len(bodies)} runs" if several else None, wide=wide)
 
 
 # === what a run is made of ======================================================================
@@ -360,7 +361,7 @@ def _training(folder: Path) -> list[RunReport]:
     if (folder / "trials.json").is_file():
         sections.append(_search(_object(folder / "trials.json")))
     decided = ("layers", "strength", "losses", "settings", "trained")
-    read = ("base", "inputs", "space", "corpus", "replay", "keys", "prompts", "pivot")
+    read = ("base", "inputs", "space", "corpus", "replay", "keys", "prompts", "pivot", "validation")
     for title, keys in (("Settings", decided), ("What was read", read)):
         found = {key: facts[key] for key in keys if facts.get(key) is not None}
         if found:
@@ -628,12 +629,14 @@ def _merge(folder: Path) -> list[RunReport]:
         rows.append(TableRow(name, cells, role == "base"))
     columns = [Column("Role", css="why"), Column("Files"), Column("Size")]
     columns.append(Column("XXH64", below="of a sample", css="why"))
-    caption = "What was read. `lens verify` computes tensors again and compares them."
+    caption = "What was read. lens verify computes tensors again and compares them."
     sections = [
         Section("Sources", [Part("table", Table(columns, rows, "Model"), caption)]),
         Section("Method", [Part("facts", config)]),
     ]
     notes = {key: value for key, value in (facts.get("facts") or {}).items() if value}
+    if isinstance(notes.get("located"), Mapping):  # bit masks: count what they mark
+        notes["located"] = {i: _located(masks) for i, masks in notes["located"].items()}
     if notes:
         sections.append(Section("Notes of the method", [Part("facts", notes)]))
     fit = facts.get("fit")
@@ -649,6 +652,11 @@ def _merge(folder: Path) -> list[RunReport]:
     form = f"an adapter, off by {_number(fit.get('error'))} (relative)" if fit else "a checkpoint"
     text = f"{len(sources)} models, merged by {method} into {form}."
     return [_report(f"Merge: {folder.absolute().name}", text, sections)]
+
+
+def _located(masks: Mapping[str, Facts]) -> str:
+    count = sum(int(mask["units"] or "0", 16).bit_count() for mask in masks.values())
+    return f"{count:,} units in {len(masks)} tensors"
 
 
 def _fit(fit: Facts) -> Section:

@@ -285,3 +285,14 @@ def test_options_are_declared_in_settings_models_only() -> None:
     makers = re.compile(r"\bclick\.(option|argument|Option|Argument)\b")
     homes = {path.name for path in FILES if makers.search(path.read_text(encoding="utf-8"))}
     assert homes == {"options.py"}
+
+
+def test_every_schema_belongs_to_one_format():
+    """A schema such as lens.run/1 is written down once: two formats cannot share it."""
+    found = defaultdict(list)
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and re.fullmatch(r"lens\.\w+/\d+", str(node.value)):
+                found[node.value.rpartition("/")[0]].append(f"{module_of(path)}:{node.lineno}")
+    assert len(found) > 5
+    assert {name: places for name, places in found.items() if len(places) > 1} == {}

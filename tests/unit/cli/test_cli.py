@@ -206,7 +206,8 @@ def test_report_renders_again(tmp_path: Path) -> None:
     page = write_run(make_record(n=20), tmp_path / "run")
     first = page.read_text(encoding="utf-8")
     page.unlink()
-    assert run("report", tmp_path / "run").stdout.strip() == str(page)
+    told = run("report", tmp_path / "run").stdout
+    assert told.splitlines()[-1] == str(page) and "DiffMean steering" in told
     assert page.read_text(encoding="utf-8") == first
     assert run("report", tmp_path / "run" / "record.json", "--out", tmp_path / "x.html")
     assert (tmp_path / "x.html").read_text(encoding="utf-8") == first
