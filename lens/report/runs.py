@@ -50,7 +50,7 @@ _MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError)
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class SectionPart:
     """Something in a section; ``content`` is a table, figures, facts or answers by ``kind``."""
 
     kind: Literal["table", "figures", "facts", "details", "answers"]
@@ -64,7 +64,7 @@ class Section:
     """A heading and what stands below it."""
 
     title: str
-    parts: Sequence[Part]
+    parts: Sequence[SectionPart]
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,7 +315,7 @@ def _made(facts: Facts, *keys: str) -> Section:
     shown = {key: facts[key] for key in keys if facts.get(key) is not None}
     if isinstance(command, list):
         shown = {"command": shlex.join(map(str, command)), **shown}
-    return Section("How it was made", [Part("facts", shown)])
+    return Section("How it was made", [SectionPart("facts", shown)])
 
 
 # === demo and inspection ========================================================================
@@ -350,9 +350,15 @@ def _training(folder: Path) -> list[RunReport]:
     sections = [
         Section(
             "Training",
-            [Part("table", _curve_table(curves), "First, last and lowest value of each measure.")]
+            [
+                SectionPart(
+                    "table", _curve_table(curves), "First, last and lowest value of each measure."
+                )
+            ]
             + [
-                Part("figures", _draw(some), f"{caption} Each panel has a scale of its own.", True)
+                SectionPart(
+                    "figures", _draw(some), f"{caption} Each panel has a scale of its own.", True
+                )
                 for caption, some in groups.items()
                 if some
             ],
@@ -365,7 +371,7 @@ def _training(folder: Path) -> list[RunReport]:
     for title, keys in (("Settings", decided), ("What was read", read)):
         found = {key: facts[key] for key in keys if facts.get(key) is not None}
         if found:
-            sections.append(Section(title, [Part("facts", found)]))
+            sections.append(Section(title, [SectionPart("facts", found)]))
     sections.append(_made(facts, "seed", "seconds", "checkpoint", "refusals", "versions"))
     text = _training_text(facts, curves)
     return [_report(f"Training: {folder.absolute().name}", text, sections)]
@@ -441,7 +447,9 @@ def _search(trials: Facts) -> Section:
         f"Chosen by {METRIC_LABELS.get(trials['metric'], trials['metric'])} on validation "
         f"questions, under a drift of the pivot of at most {trials['max_drift']:g} nats."
     )
-    return Section("Search of settings", [Part("table", Table(columns, rows, "Trial"), caption)])
+    return Section(
+        "Search of settings", [SectionPart("table", Table(columns, rows, "Trial"), caption)]
+    )
 
 
 def _number(value: float | None) -> str:
@@ -482,12 +490,12 @@ def _ablation(folder: Path) -> list[RunReport]:
         Section(
             "Settings compared",
             [
-                Part("table", _settings_table(lines, metrics, against), caption),
-                Part("figures", drawn, "The same, drawn; bars are 95 % intervals."),
+                SectionPart("table", _settings_table(lines, metrics, against), caption),
+                SectionPart("figures", drawn, "The same, drawn; bars are 95 % intervals."),
             ],
         ),
-        Section("Per language", [Part("table", by_language, f"{METRIC_LABELS[first]}.")]),
-        Section("The sweep", [Part("facts", data["sweep"])]),
+        Section("Per language", [SectionPart("table", by_language, f"{METRIC_LABELS[first]}.")]),
+        Section("The sweep", [SectionPart("facts", data["sweep"])]),
         _made(data, "split", "versions"),
     ]
     return [_report(data["sweep"].get("title") or "Ablation", _best(lines, first), sections)]
@@ -541,19 +549,19 @@ def _evaluation(path: Path) -> list[RunReport]:
         upper="",
     )
     tables = [
-        Part("table", language_table(record, metric), METRIC_LABELS.get(metric, metric))
+        SectionPart("table", language_table(record, metric), METRIC_LABELS.get(metric, metric))
         for metric in dict.fromkeys(row.metric for row in rows)
     ]
     panels = plot_languages(record, palette=PAGE)
     caption = f"{record.main}, per language; bars are 95 % intervals."
-    figures = [Part("figures", panels, caption)] if panels else []
+    figures = [SectionPart("figures", panels, caption)] if panels else []
     main = main_table(record)
     sections = [
         Section(
             "Result",
             [
                 *(
-                    [Part("table", main, "With 95 % intervals below each value.")]
+                    [SectionPart("table", main, "With 95 % intervals below each value.")]
                     if main.columns
                     else []
                 ),
@@ -564,10 +572,10 @@ def _evaluation(path: Path) -> list[RunReport]:
     ]
     answers = list(_some(data.get("answers") or []))
     if answers:
-        note = [Part("answers", answers)]
+        note = [SectionPart("answers", answers)]
         sections.append(Section("Prompts and answers", note))
     if about:
-        sections.append(Section("How it was made", [Part("facts", about)]))
+        sections.append(Section("How it was made", [SectionPart("facts", about)]))
     return [_report(record.title, _evaluation_text(record), sections)]
 
 
@@ -631,14 +639,14 @@ def _merge(folder: Path) -> list[RunReport]:
     columns.append(Column("XXH64", below="of a sample", css="why"))
     caption = "What was read. lens verify computes tensors again and compares them."
     sections = [
-        Section("Sources", [Part("table", Table(columns, rows, "Model"), caption)]),
-        Section("Method", [Part("facts", config)]),
+        Section("Sources", [SectionPart("table", Table(columns, rows, "Model"), caption)]),
+        Section("Method", [SectionPart("facts", config)]),
     ]
     notes = {key: value for key, value in (facts.get("facts") or {}).items() if value}
     if isinstance(notes.get("located"), Mapping):  # bit masks: count what they mark
         notes["located"] = {i: _located(masks) for i, masks in notes["located"].items()}
     if notes:
-        sections.append(Section("Notes of the method", [Part("facts", notes)]))
+        sections.append(Section("Notes of the method", [SectionPart("facts", notes)]))
     fit = facts.get("fit")
     if fit:
         sections.append(_fit(fit))
@@ -646,7 +654,7 @@ def _merge(folder: Path) -> list[RunReport]:
     if sums:
         lines = [TableRow(name, [Cell(str(value))]) for name, value in sums.items()]
         table = Table([Column("XXH64", css="text")], lines, "Tensor")
-        written = Part("details", table, f"Checksums of {len(sums)} tensors")
+        written = SectionPart("details", table, f"Checksums of {len(sums)} tensors")
         sections.append(Section("What was written", [written]))
     sections.append(_made(facts, "versions", "lens", "schema", "slice_elements", "shard_size"))
     form = f"an adapter, off by {_number(fit.get('error'))} (relative)" if fit else "a checkpoint"
@@ -672,7 +680,7 @@ def _fit(fit: Facts) -> Section:
         [Column("Rank"), Column("Error"), Column("Norm", below="of the delta")], rows, "Tensor"
     )
     caption = f"Low-rank fit of {len(fits)} tensors: the 15 with the largest error."
-    return Section("Fit of the adapter", [Part("table", table, caption)])
+    return Section("Fit of the adapter", [SectionPart("table", table, caption)])
 
 
 def _recipe(folder: Path) -> list[RunReport]:
