@@ -73,6 +73,8 @@ RENAMED_KEYS: dict[str, str] = {
     "training/replay": "replay_share",
     "training/train": "modules",
     "trained/train": "modules",
+    "setting/train": "modules",
+    "base/train": "modules",
 }
 """Old key to new key, applied to the first recording; ``parent/old`` for one below ``parent``."""
 
@@ -85,6 +87,7 @@ RENAMED_VALUES: dict[str, dict[str, str]] = {
 ALLOWED_WORDING: dict[str, str] = {
     # options and arguments have new names
     r"^train='": "modules='",
+    r"--micro-batch,": "--micro-batch-size,",
     r"lens.probe\(…, keep=DIR\)": "lens.probe(…, keep_states=DIR)",
 }
 """Part of a message, as a regular expression, to what now stands there."""
@@ -95,6 +98,10 @@ REPLACED: dict[str, str] = {
     ".lock": "of a work folder, which took the place of stages.json",
     "stages.jsonl": "the same",
     "workdir.json": "the same",
+    "base/dora": "of a setting without adapters; part of lora",
+    "base/lora_alpha": "the same",
+    "base/losses": "the name of a preset, which is recorded as its settings",
+    "ablate/files/runs.jsonl": "settings that are equal run once, however they are written",
 }
 """Key to the reason why it is in one recording only, or has another form; it is not compared."""
 
