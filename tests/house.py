@@ -46,19 +46,20 @@ def main() -> None:
     twice = [name for name, where in class_names().items() if len(where) > 1]
     stems = {path.stem for path in rules.FILES} | {path.parent.name for path in rules.FILES}
     gerunds = {stem for stem in stems if stem.endswith("ing")} - rules.FIELD_WORDS
-    rows = {
-        "Python files in lens/": len(texts),
-        "lines in them": sum(len(text.splitlines()) for text in texts),
-        "import circles between files": len(rules.circles(rules.GRAPH)),
-        "import circles between folders": len(rules.circles(folders)),
-        "imports of an upper layer": len(upward()),
-        f"functions with more than {rules.LIMIT} parameters": len(wide),
-        "class names used twice": len(twice),
-        "modules named by a gerund": len(gerunds),
-        "# fmt: skip": sum(text.count("# fmt: skip") for text in texts),
-    }
-    for name, value in rows.items():
-        print(f"{name:<42} {value:>7,}")
+    rows: list[tuple[str, int, int]] = [
+        ("Python files in lens/", len(texts), 160),
+        ("lines in them", sum(len(text.splitlines()) for text in texts), 34_000),
+        ("import circles between files", len(rules.circles(rules.GRAPH)), 0),
+        ("import circles between folders", len(rules.circles(folders)), 0),
+        ("imports of an upper layer", len(upward()), 0),
+        (f"functions with more than {LIMIT} parameters", len(wide), 6),
+        ("class names used twice", len(twice), 0),
+        ("modules named by a gerund", len(gerunds), 0),
+        ("# fmt: skip", sum(text.count("# fmt: skip") for text in texts), 20),
+    ]
+    print(f"{'figure':<42} {'value':>7}   goal  met")
+    for name, value, goal in rows:
+        print(f"{name:<42} {value:>7,} {goal:>6,}  {'yes' if value <= goal else 'NO'}")
     for name in (*wide, *twice, *sorted(gerunds)):
         print(f"  {name}")
 
