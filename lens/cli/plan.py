@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 class _Rates(Verb):
     flops: float | None = option(
-        None, "Operations a second, such as 2e11, in place of measuring.", gt=0
+        None, "FLOPs per second, such as 2e11, instead of measuring.", gt=0
     )
     no_time: bool = option(False, "Measure nothing and estimate no time.")
 
     def rates(self, second: str, share: float | None) -> Rates | Literal["measure"] | None:
-        """Rates from the command line: operations, and bytes a second of one other thing."""
+        """Rates from the command line: FLOPs, and bytes of one other thing, per second."""
         from lens.planning import Rates
 
         flops, other = self.flops, getattr(self, second)
@@ -57,7 +57,7 @@ class PlanTrainCommand(TrainOptions, TrainPlanSettings, _Rates):
     space: Path | None = option(None, "Space file of this model. Optional here.")
     out: Path | None = option(None, "Checkpoint folder. Optional here.")
     bandwidth: float | None = option(
-        None, "Bytes a second, with --flops; a tenth of the operations by default.", gt=0
+        None, "Bytes per second, with --flops; a tenth of it by default.", gt=0
     )
 
 
@@ -65,7 +65,7 @@ class PlanProbeCommand(ProbeOptions, ProbePlanSettings, _Rates):
     """Options of ``lens plan probe``: those of ``lens probe``, and these."""
 
     out: Path | None = option(None, "File of the space. Optional here.")
-    reading: float | None = option(None, "Bytes a second of the disk, with --flops.", gt=0)
+    reading: float | None = option(None, "Bytes per second of the disk, with --flops.", gt=0)
 
     @model_validator(mode="after")
     def _runs_a_model(self) -> PlanProbeCommand:

@@ -1,4 +1,4 @@
-"""Settings of plans: those of the job, and what a plan can be told in place of measuring."""
+"""Settings of plans: those of the job, and figures to use instead of measuring."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lens.utils.settings import Names, Settings, option
 
 
 class PlanSettings(Settings):
-    """What every plan takes."""
+    """Settings of every plan."""
 
     dtype: str = option("auto", "auto (as the checkpoint says), float32, bfloat16 or float16.")
     trust_remote_code: bool = option(False, "Run code of the checkpoint.")
@@ -42,5 +42,5 @@ class ProbePlanSettings(ProbeSettings, CorpusSettings, PlanSettings):
     out: Path | None = option(
         None,
         "File that the space will be written to; space.safetensors in the current folder by "
-        "default. What is finished goes to a folder beside it while the probe runs.",
+        "default. Finished batches go to a folder beside it while the probe runs.",
     )
