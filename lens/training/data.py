@@ -75,22 +75,8 @@ def memory_for_states(
 ) -> int | None:
     """Bytes of memory left for cached states; None when there is no limit.
 
-    Parameters
-    ----------
-    model : torch.nn.Module
-        Its weights in main memory count, those on other devices do not.
-    trained_bytes : int
-        Size of what is trained, in float32; gradients, optimizer state and a copy come to four
-        times that.
-    idle : iterable of torch.nn.Module
-        Modules whose weights are in files, and in memory one at a time while they are used.
-    max_memory : str, int or None
-        The limit. Activations and the libraries themselves are not counted.
-
-    Raises
-    ------
-    InputError
-        If weights and optimizer alone pass the limit.
+    Weights in main memory count, of ``idle`` modules (in files) the largest, and what is trained
+    with gradients, moments and a copy; a limit that these pass is refused. Activations do not.
     """
     if max_memory is None:
         return None
@@ -219,25 +205,9 @@ class TrainingData:
 
 
 class CacheFiller:
-    """Encodes rows and sends them through the frozen model.
+    """Encodes rows, sends them through the frozen model and enters them into ``data``.
 
-    Parameters
-    ----------
-    data : TrainingData
-        Without rows; texts and answers are entered here.
-    tokenizer
-        The model's tokenizer.
-    references : {"last", "all"}
-        Frozen states to cache of prompts in other languages than the pivot.
-    chat : ChatOptions or None
-        Chat template flags.
-    batch_size : int
-        Rows per forward pass.
-
-    Attributes
-    ----------
-    about : dict
-        Number and hash of the rows of every kind and language.
+    ``about`` holds number and hash of the rows of every kind and language.
     """
 
     def __init__(

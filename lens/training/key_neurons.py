@@ -65,13 +65,6 @@ class KeyNeuronMasters(MasterWeights):
 
     Weight decay and Adam's moments exist for nothing else, so all other elements keep their bits;
     a share k1 of the model takes a share k1 of the optimizer's memory.
-
-    Parameters
-    ----------
-    parameters : sequence of Tensor
-        Parameters that have key elements.
-    places : sequence of Tensor
-        Flat places of these.
     """
 
     def __init__(self, parameters: Sequence[Tensor], places: Sequence[Tensor]) -> None:

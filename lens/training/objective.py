@@ -28,27 +28,8 @@ def geometries(space: Space, sites: Sequence[str], config: LensConfig) -> dict[s
 class BatchObjective:
     """Loss of one batch of parallel prompts, all languages in one forward pass.
 
-    Parameters
-    ----------
-    data : TrainingData
-        Cached rows.
-    config : LensConfig
-        Terms, and steps for their schedules.
-    where : dict of str to SiteGeometry
-        Subspaces by site.
-    strength : dict of str to float
-        λ per language.
-
-    Attributes
-    ----------
-    number : int
-        0-based optimizer step, for schedules; whoever runs the steps sets it.
-
-    Raises
-    ------
-    InputError
-        If a term needs rows that the data lack, or all prompts of a step at once where several
-        processes share them.
+    ``number`` is the 0-based step, for schedules; whoever runs the steps sets it. Terms whose rows
+    are missing, or that need a whole step which several processes divide, are refused.
     """
 
     def __init__(
@@ -147,24 +128,7 @@ def _gradient_norm(weighted: Tensor, states: Tensor) -> float:
 
 
 class ValidationMonitor:
-    """Validation loss of a run: its own objective on prompts it does not train on.
-
-    Parameters
-    ----------
-    held_out : TrainingData
-        The run's data with validation prompts in place of those that are trained on.
-    parameters : mapping of str to Tensor
-        What is trained; copied whenever the loss is the lowest so far.
-    config : LensConfig
-        Its ``validate_every`` and ``patience`` are used.
-    where, strength : dict
-        Subspaces by site, and λ per language.
-
-    Raises
-    ------
-    InputError
-        If the losses have no term that can be measured on prompts alone.
-    """
+    """Validation loss of a run: its own objective on held-out prompts; holds the best weights."""
 
     def __init__(
         self,
@@ -195,13 +159,7 @@ class ValidationMonitor:
 
     @torch.no_grad()
     def measure(self, done: int) -> Entry:
-        """Validate after ``done`` steps, and copy the weights if they are the best so far.
-
-        Raises
-        ------
-        DivergedError
-            If the loss is not finite.
-        """
+        """Validate after ``done`` steps, and copy the weights if they are the best so far."""
         found = evaluated(
             self.step,
             list(range(self.data.count)),

@@ -120,15 +120,7 @@ class LossScale:
 
 
 class Shards:
-    """One process's part of the tensors that the optimizer updates, in float32.
-
-    Parameters
-    ----------
-    parameters : sequence of Tensor
-        What is trained; the same in all processes.
-    processes : Processes
-        Those that share it.
-    """
+    """One process's part of the tensors that the optimizer updates, in float32."""
 
     def __init__(self, parameters: Sequence[Tensor], processes: Processes) -> None:
         self.parameters, self.processes = list(parameters), processes
@@ -289,13 +281,7 @@ class Optimization:
         return entry
 
     def remaining(self, loss_of: Loss) -> Iterator[Entry]:
-        """Take the steps that are left, with a progress bar; yield the log entry of each.
-
-        Raises
-        ------
-        DivergedError
-            As `step`.
-        """
+        """Take the steps that are left, with a progress bar; yield the log entry of each."""
         for _ in progress(range(self.done, self.config.steps), "Training", unit="step"):
             yield self.step(loss_of)
 

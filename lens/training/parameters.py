@@ -48,21 +48,8 @@ def adapted(model: nn.Module) -> bool:
 def attach(model: Any, linears: Sequence[str], lora: Lora) -> tuple[Any, dict[str, nn.Parameter]]:
     """Put adapters on linear layers, in place; they change nothing until they are trained.
 
-    Parameters
-    ----------
-    model : PreTrainedModel
-        Keeps its class and its name; the layers are wrapped.
-    linears : sequence of str
-        Dotted names of the layers.
-    lora : Lora
-        Settings.
-
-    Returns
-    -------
-    peft.PeftModel
-        A view of the model, for `detach` and `write`.
-    dict of str to Parameter
-        The adapters' parameters, by their names in ``model``.
+    Returns PEFT's view of the model, for `detach` and `write`, and the adapters' parameters by
+    their names in ``model``, which keeps its class and its name.
     """
     from peft import LoraConfig, get_peft_model
 

@@ -67,22 +67,8 @@ class Processes:
 def start(device: str) -> tuple[Processes, str]:
     """Join the process group that ``torchrun`` or ``accelerate launch`` announced, if any.
 
-    Parameters
-    ----------
-    device : str
-        What the user asked for; ``"cuda"`` becomes this process's own GPU.
-
-    Returns
-    -------
-    processes : Processes
-        This process and how many there are.
-    device : str
-        Device of this process.
-
-    Raises
-    ------
-    InputError
-        For ``device="auto"``, which would spread one model over all GPUs in every process.
+    Returns this process and its device: ``"cuda"`` becomes its own GPU. ``"auto"`` is refused, as
+    it would spread one model over all GPUs in every process.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
         return Processes(), device
