@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, model_validator
 from lens.cli.options import Verb, command, print_json
 from lens.data.config import CorpusSettings
 from lens.models.config import AnyModelSettings
+from lens.models.tokenization import ChatOptions
 from lens.space.config import ProbeSettings
 from lens.utils.settings import option
 
@@ -98,7 +99,7 @@ def _from_model(settings: ProbeCommand) -> Space:
         asked = read_parallel(settings.prompts, languages=settings.languages, min_rows=1).rows
     model, tokenizer = settings.load(layer_by_layer=settings.layer_by_layer or False)
     work = settings.out.with_name(settings.out.name + ".unfinished")
-    chat = None if settings.role == "text" else settings.chat
+    chat = None if settings.role == "text" else settings.chat or ChatOptions()
     own = settings.model_copy(update={"work": work, "save_to": settings.out, "chat": chat})
     return probe(model, tokenizer, text.rows, prompts=asked, settings=own)
 

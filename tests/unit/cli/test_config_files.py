@@ -23,8 +23,13 @@ def test_config_holds_flags_and_the_command_line_wins(place: Path, tmp_path: Pat
     }))  # fmt: skip
     data = json.loads(run("probe", "-C", config).stdout)
     assert data["languages"] == ["eng_Latn", "spa_Latn"] and data["about"]["max_tokens"] == 5
-    data = json.loads(run("probe", "-C", config, "--langs", "en,sw", "--force").stdout)
+    asked = ("--langs", "en,sw", "--role", "user", "--max-tokens", 64)
+    done = run("probe", "-C", config, *asked, "--force")
+    assert done.exit_code == 0, done.output
+    data = json.loads(done.stdout)
     assert data["languages"] == ["eng_Latn", "swh_Latn"]
+    chat = {"template": None, "system": None, "enable_thinking": None, "extra": {}}
+    assert data["about"]["role"] == "user" and data["about"]["chat"] == chat
 
 
 @pytest.mark.parametrize(
