@@ -79,6 +79,7 @@ def merge(settings: MergeCommand) -> None:
     killed resumes with --resume, and lens verify computes tensors again and compares.
     """
     from lens.merging import merge
+    from lens.report.text import merge_text
 
     config, out = settings.config, settings.out
     if settings.dry_run:
@@ -102,12 +103,7 @@ def merge(settings: MergeCommand) -> None:
         return
     for note in result.notes:
         click.echo(f"note: {note}", err=True)
-    rate = result.bytes_written / max(result.seconds, 1e-9) / 1e6
-    click.echo(
-        f"{result.tensors} tensors, {result.parameters / 1e6:.1f} M parameters in "
-        f"{result.seconds:.1f} s, {rate:.0f} MB written a second"
-    )
-    click.echo(str(out))
+    click.echo(f"{merge_text(result)}\n{out}")
 
 
 def _write_adapter(config: MergeConfig, settings: MergeCommand, out: Path) -> None:
@@ -130,24 +126,12 @@ def _write_adapter(config: MergeConfig, settings: MergeCommand, out: Path) -> No
 def show_plan(config: MergeConfig, settings: MergeOptions, out: Path | None) -> None:
     """Print what a merge will do and everything that would stop it; exit code 2 if anything."""
     from lens.merging import plan_merge
-    from lens.utils.files import said
+    from lens.report.text import merge_plan_text
 
     plan = plan_merge(config, max_memory=settings.max_memory, out=out)
     plan.files.close()
     told = plan.to_dict()
-    if settings.as_json:
-        print_json(told)
-    else:
-        click.echo(f"{told['method']} of {', '.join(told['sources'])}")
-        click.echo(
-            f"{told['tensors']} tensors, {told['parameters'] / 1e6:.1f} M parameters; reads "
-            f"{said(told['bytes_read'])}, writes {said(told['bytes_written'])}, holds at most "
-            f"{said(told['memory'])} in memory, about {told['seconds']} s"
-        )
-        for note in told["notes"]:
-            click.echo(f"note: {note}")
-        for problem in told["problems"]:
-            click.echo(f"problem: {problem}")
+    print_json(told) if settings.as_json else click.echo(merge_plan_text(told))
     if plan.problems:
         click.get_current_context().exit(2)
 

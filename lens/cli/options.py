@@ -9,7 +9,7 @@ A verb declares one model and takes one object::
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,8 +18,16 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from lens.cli.app import VERBOSE
 from lens.errors import InputError
-from lens.utils.config import read_yaml, unknown
-from lens.utils.settings import Option, Settings, option, options_of, plain, read_file, validated
+from lens.utils.settings import (
+    Option,
+    Settings,
+    joined,
+    option,
+    options_of,
+    options_yaml,
+    read_options,
+    validated,
+)
 
 V = TypeVar("V", bound="Verb")
 
@@ -52,11 +60,11 @@ def command(
             file = context.params.get("config_file")
             found: list[str] = []
             if file is not None:
-                held, names, found = _held(file, model)
-                given, spelled = _joined(model, held, given), {**names, **spelled}
+                held, names, found = read_options(file, model)
+                given, spelled = joined(model, held, given), {**names, **spelled}
             if context.params.get("print_config"):
                 _refuse(found)
-                print_config(model, given, spelled)
+                click.echo(options_yaml(model, given, spelled), nl=False)
                 return
             function(_settings(model, given, spelled, found))
 
@@ -222,54 +230,6 @@ def _given(ctx: click.Context, model: type[Settings]) -> tuple[dict[str, Any], d
     return values, spelled
 
 
-def _held(path: Path, model: type[Settings]) -> tuple[dict[str, Any], dict[str, str], list[str]]:
-    """Return what a config holds, by name, its name in messages, and what is wrong with it."""
-    content = read_yaml(path)
-    if content is None:
-        return {}, {}, []
-    if not isinstance(content, dict):
-        raise InputError(
-            f"{path} holds a {type(content).__name__}; expected keys with values, one per option, "
-            "such as 'layers: \"-2:\"'"
-        )
-    keys = {
-        key.replace("_", "-"): (one, key == one.off)
-        for one in options_of(model).values()
-        if not one.info.argument and not one.info.hidden
-        for key in (*one.spellings, *([one.off] if one.off else []))
-    }
-    values: dict[str, Any] = {}
-    spelled: dict[str, str] = {}
-    found: list[str] = []
-    taken: dict[str, Any] = {}
-    for key, value in content.items():
-        if str(key).replace("_", "-") not in keys:
-            shown = [known for known, (_, is_off) in keys.items() if not is_off]
-            found.append(f"{path}: {unknown(key, shown)}")
-            continue
-        one, is_off = keys[str(key).replace("_", "-")]
-        if one.name in taken:
-            found.append(
-                f"{path}: '{taken[one.name]}' and '{key}' are one option; expected one of them"
-            )
-        taken[one.name] = key
-        if value is not None:  # nothing after the colon: not given
-            values[one.name] = (not value) if is_off and isinstance(value, bool) else value
-            spelled[one.name] = f"{path}: {key}"
-    return values, spelled, found
-
-
-def _joined(
-    model: type[Settings], held: Mapping[str, Any], given: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Put what was typed above, or beside, what the config holds."""
-    values = {**held, **given}
-    for name, one in options_of(model).items():
-        if one.info.adds and name in held and name in given:
-            values[name] = [held[name], *given[name]]
-    return values
-
-
 def _settings(
     model: type[V], given: Mapping[str, Any], spelled: Mapping[str, str], found: list[str]
 ) -> V:
@@ -289,41 +249,6 @@ def _settings(
 def _refuse(found: list[str]) -> None:
     if found:
         raise InputError("\n".join(found))
-
-
-def print_config(
-    model: type[Settings], given: Mapping[str, Any], spelled: Mapping[str, str]
-) -> None:
-    """Print options as YAML that ``--config`` takes: what was given, and defaults as comments."""
-    import yaml
-
-    settings = validated(_only(model, given), given, spelled=spelled)
-    for name, one in options_of(model).items():
-        if one.info.argument or one.info.hidden or not one.info.record:
-            continue
-        value = one.default
-        if name in given and one.info.group:
-            raw, held = read_file(one, given[name])[0], getattr(settings, name)
-            value = plain(raw if isinstance(raw, Mapping) else getattr(held, one.info.base, raw))
-        elif name in given:
-            value = one.value(settings)
-        if value is None:
-            continue
-        text = yaml.safe_dump({one.key: value}, sort_keys=False, allow_unicode=True)
-        lines = text.splitlines(keepends=True)
-        click.echo(text if name in given else "".join(f"# {line}" for line in lines), nl=False)
-
-
-def _only(model: type[Settings], names: Collection[str]) -> type[Settings]:
-    """Return a model that has the optional fields and those that are named, each by itself."""
-    from pydantic import create_model
-
-    fields: dict[str, Any] = {
-        name: (field.annotation, field)
-        for name, field in model.model_fields.items()
-        if not field.is_required() or name in names
-    }
-    return create_model(model.__name__, __base__=Settings, **fields)
 
 
 def print_json(data: Any) -> None:

@@ -60,30 +60,14 @@ class _Pull(_Output):
 @command(_Show)
 def show(settings: _Show) -> None:
     """Print what SPACE (a file, a folder or a hub id) holds; its hash is checked."""
-    from lens.data.languages import english_name
+    from lens.report.text import space_text
     from lens.space.space import Space
 
     loaded = Space.load(settings.space)
-    about = loaded.about
     if settings.as_json:
         print_json({**loaded.to_dict(), "sha256": loaded.sha256})
-        return
-    model = about.model or {"model_type": "not recorded (made from states)"}
-    click.echo(f"pivot      {about.typed.get(loaded.pivot, loaded.pivot)} ({loaded.pivot})")
-    click.echo(f"sites      {', '.join(loaded.sites)}; width {loaded.width}")
-    click.echo(
-        f"read       {about.pooling} pooling, role {about.role}, lens {about.package_version}"
-    )
-    click.echo(f"model      {', '.join(f'{key} {value}' for key, value in model.items())}")
-    click.echo(f"tokenizer  {about.tokenizer_sha256 or 'not recorded'}")
-    click.echo(f"sha256     {loaded.sha256} (as saved)")
-    for code, count in loaded.counts.items():
-        shards = about.data.get(code, [])
-        rows = ", ".join(f"{s.start}-{s.start + s.rows - 1} {s.sha256[:12]}" for s in shards)
-        typed = about.typed.get(code, code)
-        click.echo(
-            f"{typed:<10} {code}  {english_name(code)}: {count} rows ({rows or 'no record'})"
-        )
+    else:
+        click.echo(space_text(loaded))
 
 
 @command(_Join)

@@ -17,7 +17,6 @@ from lens.training.config import TrainSettings
 from lens.utils.settings import Names, option
 
 if TYPE_CHECKING:
-    from lens.experiments.tuning import TuneResult
     from lens.space.space import Space
     from lens.training.result import TrainResult
 
@@ -236,6 +235,7 @@ def _train(
 ) -> TrainResult:
     """Train with the settings, or search first and train the best setting."""
     from lens.experiments.tuning import tune
+    from lens.report.text import beyond_drift_text
     from lens.training.trainer import train
 
     if settings.tune is None:
@@ -247,28 +247,12 @@ def _train(
         model, tokenizer, space, prompts, tuning, work=journal, rows=rows, settings=settings
     )
     if not found.within:
-        raise VerificationError(_outside(found, journal))
+        raise VerificationError(beyond_drift_text(found, journal))
     return found.train()
 
 
 def _journal(settings: TrainCommand) -> Path:
     return settings.journal or settings.out.with_name(settings.out.name + ".trials")
-
-
-def _outside(found: TuneResult, journal: Path) -> str:
-    best = found.best
-    return (
-        f"no trial of {len(found.trials)} keeps the pivot's drift within "
-        f"{found.tuning.max_drift:g} nats, so nothing was saved; the nearest is trial "
-        f"{best.number}: {best}, layers {best.layers}, strength {_spoken(best.strength)}. Lower "
-        "the range of strengths, search what holds the pivot (such as losses.terms.1.weight), or "
-        f"raise max_drift: the trials are kept in {journal} and are not run again for that"
-    )
-
-
-def _spoken(strength: Mapping[str, float]) -> str:
-    """Write strengths as ``--strength`` takes them."""
-    return ",".join(f"{lang}={value:.3g}" for lang, value in strength.items())
 
 
 def _refusal_prompts(path: Path | None) -> list[str]:
@@ -293,29 +277,12 @@ def _refusal_drift(
 
 
 def _report(result: TrainResult, settings: TrainCommand) -> None:
-    last = result.log[-1] if result.log else {}
+    from lens.report.text import training_text
+
+    if not settings.as_json:
+        click.echo(f"{training_text(result)}\n{settings.out}")
+        return
     shown = ("validation", "refusal_drift", "tuning")
     found = {key: result.about[key] for key in shown if key in result.about}
-    if settings.as_json:
-        print_json({"out": str(settings.out), "steps": len(result.log), "last": last, **found})
-        return
-    if "tuning" in found:
-        best = found["tuning"]["best"]
-        click.echo(
-            f"chose trial {best['number']} of {len(found['tuning']['trials'])}: "
-            f"{found['tuning']['metric']} {best['quality']:.3f}, drift {best['drift']:.4f} nats; "
-            f"layers {best['setting']['layers']}, strength {_spoken(best['strength'])}"
-        )
-    losses = ", ".join(f"{k} {v:.4g}" for k, v in last.items() if k.startswith("loss"))
-    click.echo(f"{len(result.log)} steps in {result.seconds:.1f} s; last step: {losses}")
-    if "validation" in found:
-        best = found["validation"]
-        click.echo(f"kept the weights of step {best['best_step']}: validation {best['loss']:.4g}")
-    if "refusal_drift" in found:
-        moved = found["refusal_drift"]
-        click.echo(
-            f"refusals: another first token on {moved['changed']:.1%} of {moved['n']} prompts "
-            f"(95 % interval {moved['changed_low']:.1%} to {moved['changed_high']:.1%}), "
-            f"KL {moved['kl']:.3g} nats"
-        )
-    click.echo(str(settings.out))
+    last = result.log[-1] if result.log else {}
+    print_json({"out": str(settings.out), "steps": len(result.log), "last": last, **found})

@@ -14,7 +14,7 @@ import inspect
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
@@ -27,6 +27,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    create_model,
     model_validator,
 )
 from pydantic.fields import FieldInfo
@@ -46,10 +47,13 @@ __all__ = [
     "Size",
     "group",
     "grouped",
+    "joined",
     "option",
     "options_of",
+    "options_yaml",
     "plain",
     "read_file",
+    "read_options",
     "takes",
     "validated",
 ]
@@ -501,6 +505,105 @@ def _merged(base: Any, parts: dict[str, Any], key: str | None) -> dict[str, Any]
     elif base is not None and not isinstance(base, Mapping):
         base = {key: base}
     return {**(base or {}), **parts}
+
+
+# --- YAML files ---------------------------------------------------------------------------------
+
+
+def read_options(
+    path: Path, model: type[Settings]
+) -> tuple[dict[str, Any], dict[str, str], list[str]]:
+    """Read a YAML file whose keys are the options of a model.
+
+    Returns
+    -------
+    values, spelled, problems
+        Values and how the file spells their options, by Python name; what is wrong, line by line.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read, or is not a mapping.
+    """
+    content = read_yaml(path)
+    if content is None:
+        return {}, {}, []
+    if not isinstance(content, dict):
+        raise InputError(
+            f"{path} holds a {type(content).__name__}; expected keys with values, one per option, "
+            "such as 'layers: \"-2:\"'"
+        )
+    keys = {
+        key.replace("_", "-"): (one, key == one.off)
+        for one in options_of(model).values()
+        if not one.info.argument and not one.info.hidden
+        for key in (*one.spellings, *([one.off] if one.off else []))
+    }
+    values: dict[str, Any] = {}
+    spelled: dict[str, str] = {}
+    found: list[str] = []
+    taken: dict[str, Any] = {}
+    for key, value in content.items():
+        if str(key).replace("_", "-") not in keys:
+            shown = [known for known, (_, is_off) in keys.items() if not is_off]
+            found.append(f"{path}: {unknown(key, shown)}")
+            continue
+        one, is_off = keys[str(key).replace("_", "-")]
+        if one.name in taken:
+            found.append(
+                f"{path}: '{taken[one.name]}' and '{key}' are one option; expected one of them"
+            )
+        taken[one.name] = key
+        if value is not None:  # nothing after the colon: not given
+            values[one.name] = (not value) if is_off and isinstance(value, bool) else value
+            spelled[one.name] = f"{path}: {key}"
+    return values, spelled, found
+
+
+def joined(
+    model: type[Settings], held: Mapping[str, Any], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Put what was typed above, or beside, what the config holds."""
+    values = {**held, **given}
+    for name, one in options_of(model).items():
+        if one.info.adds and name in held and name in given:
+            values[name] = [held[name], *given[name]]
+    return values
+
+
+def options_yaml(
+    model: type[Settings], given: Mapping[str, Any], spelled: Mapping[str, str]
+) -> str:
+    """Write options as YAML that `read_options` takes: what was given, and defaults as comments."""
+    import yaml
+
+    written = []
+    settings = validated(_only(model, given), given, spelled=spelled)
+    for name, one in options_of(model).items():
+        if one.info.argument or one.info.hidden or not one.info.record:
+            continue
+        value = one.default
+        if name in given and one.info.group:
+            raw, held = read_file(one, given[name])[0], getattr(settings, name)
+            value = plain(raw if isinstance(raw, Mapping) else getattr(held, one.info.base, raw))
+        elif name in given:
+            value = one.value(settings)
+        if value is None:
+            continue
+        text = yaml.safe_dump({one.key: value}, sort_keys=False, allow_unicode=True)
+        lines = text.splitlines(keepends=True)
+        written.append(text if name in given else "".join(f"# {line}" for line in lines))
+    return "".join(written)
+
+
+def _only(model: type[Settings], names: Collection[str]) -> type[Settings]:
+    """Return a model that has the optional fields and those that are named, each by itself."""
+    fields: dict[str, Any] = {
+        name: (field.annotation, field)
+        for name, field in model.model_fields.items()
+        if not field.is_required() or name in names
+    }
+    return create_model(model.__name__, __base__=Settings, **fields)
 
 
 # --- Python functions --------------------------------------------------------------------------
