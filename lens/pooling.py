@@ -324,6 +324,28 @@ class StreamingMoments:
         return out
 
 
+def table_to_arrays(table: Mapping[str, Mapping[str, StreamingMoments]]) -> dict[str, Array]:
+    """Arrays of a table of moments with two keys, under ``first/second/array``."""
+    return {
+        f"{first}/{second}/{name}": array
+        for first, row in table.items()
+        for second, moments in row.items()
+        for name, array in moments.to_arrays().items()
+    }
+
+
+def table_from_arrays(arrays: Mapping[str, Array]) -> dict[str, dict[str, StreamingMoments]]:
+    """Rebuild what `table_to_arrays` took."""
+    grouped: dict[str, dict[str, dict[str, Array]]] = {}
+    for key, array in arrays.items():
+        first, second, name = key.split("/")
+        grouped.setdefault(first, {}).setdefault(second, {})[name] = array
+    return {
+        first: {second: StreamingMoments.from_arrays(found) for second, found in row.items()}
+        for first, row in grouped.items()
+    }
+
+
 def _pieces(start: int, n: int) -> Iterable[tuple[int, int]]:
     """Split rows start .. start+n-1 at the block boundaries."""
     row, end = start, start + n

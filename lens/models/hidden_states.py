@@ -348,21 +348,14 @@ class Gathered:
 
     def arrays(self, labels: Sequence[str], sites: Sequence[str]) -> Arrays:
         """Statistics as arrays, to be written."""
-        return {
-            f"{label}/{site}/{name}": array
-            for label in labels
-            for site in sites
-            for name, array in self.moments[label][site].to_arrays().items()
-        }
+        return pooling.table_to_arrays(
+            {label: {site: self.moments[label][site] for site in sites} for label in labels}
+        )
 
     def restore(self, arrays: Arrays) -> None:
         """Restore statistics from `arrays`."""
-        grouped: dict[tuple[str, str], Arrays] = {}
-        for key, array in arrays.items():
-            label, site, name = key.split("/")
-            grouped.setdefault((label, site), {})[name] = array
-        for (label, site), parts in grouped.items():
-            self.moments[label][site] = StreamingMoments.from_arrays(parts)
+        for label, found in pooling.table_from_arrays(arrays).items():
+            self.moments[label].update(found)
 
 
 @dataclass(slots=True)

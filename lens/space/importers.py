@@ -44,7 +44,7 @@ def as_states(x: Any, name: str, *, ndim: int = 2) -> Float64:
     DtypeError
         If x is no array of floating point numbers.
     ShapeError
-        If it has other dimensions, or none of some.
+        If the number of dimensions differs, or one of them has length 0.
     InputError
         If a value is NaN or infinite, or the array is out of reach.
     """

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from lens.errors import InputError
-from lens.pooling import StreamingMoments
+from lens.pooling import table_from_arrays, table_to_arrays
 from lens.space.provenance import Provenance
 from lens.space.statistics import MomentsTable
 from lens.utils.files import write_bytes, write_text
@@ -57,21 +57,11 @@ def read_space(path: Path) -> tuple[MomentsTable, Provenance]:
     if path.is_dir():
         path = path / NAME
     arrays, content = read(path)
-    grouped: dict[tuple[str, str], Arrays] = {}
-    for name, array in arrays.items():
-        kind, _, rest = name.partition("/")
-        if kind == "moments":
-            site, language, part = rest.split("/", 2)
-            grouped.setdefault((site, language), {})[part] = array
     moments = {name: array for name, array in arrays.items() if name.startswith("moments/")}
     try:
-        table = {
-            site: {
-                language: StreamingMoments.from_arrays(grouped[site, language])
-                for language in content["languages"]
-            }
-            for site in content["sites"]
-        }
+        found = table_from_arrays({k.removeprefix("moments/"): v for k, v in moments.items()})
+        codes = content["languages"]
+        table = {site: {code: found[site][code] for code in codes} for site in content["sites"]}
         # The content of the file is hashed, not what this version reads from it.
         if "sha256" in content and content["sha256"] != _digest(content["about"], moments):
             raise InputError(
@@ -133,9 +123,4 @@ def read(path: Path) -> tuple[Arrays, dict[str, Any]]:
 
 def _arrays(table: MomentsTable) -> Arrays:
     # A slash separates: a site has a dot in its name and a language an underscore.
-    return {
-        f"moments/{site}/{language}/{part}": array
-        for site, languages in table.items()
-        for language, moments in languages.items()
-        for part, array in moments.to_arrays().items()
-    }
+    return {f"moments/{key}": array for key, array in table_to_arrays(table).items()}

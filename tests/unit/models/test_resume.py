@@ -99,7 +99,7 @@ def test_another_probe_does_not_go_on_with_it(llama, tokenizer, tmp_path):
     with pytest.raises(InputError, match=named):
         probe(llama, tokenizer, other, pivot="en", work=work, resume=True)
     with pytest.raises(InputError, match="no states of its rows"):
-        options = {"batch_size": 8, "keep": tmp_path / "states"}
+        options = {"batch_size": 8, "keep_states": tmp_path / "states"}
         probe(llama, tokenizer, ROWS, pivot="en", work=work, resume=True, **options)
     assert not (tmp_path / "states.unfinished").exists()
     probe(llama, tokenizer, ROWS, pivot="en", work=work, force=True)
