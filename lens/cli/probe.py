@@ -89,7 +89,6 @@ def probe(settings: ProbeCommand) -> None:
 
 def _from_model(settings: ProbeCommand) -> Space:
     from lens.data.corpora import read_parallel
-    from lens.models.tokenization import ChatOptions
     from lens.space.probe import probe
 
     text = read_parallel(settings.data, **settings.how_to_read)

@@ -365,7 +365,7 @@ def test_probe_from_states(tmp_path, states):
     for arguments, words in [
         (("--model", "m"), "leave out --model and --data"),
         (("--pivot", "fr"), "fra_Latn is not among"),
-        (("--ignore-tokens", "x"), "expected token ids such as 1,2"),
+        (("--ignore-tokens", "x"), "--ignore-tokens: 0: got 'x', expected a valid integer"),
         (("--sites", "block.9"), "no site block.9"),
     ]:
         bad = run("probe", "--states", tmp_path / "states", "--out", tmp_path / "b.safetensors",
