@@ -339,17 +339,7 @@ def _uses(*uses: tuple[str, Path, int, bool]) -> tuple[DiskUse, ...]:
 
 
 class TrainSizing:
-    """Memory, disk and time of a training run.
-
-    Parameters
-    ----------
-    found : TrainFindings
-        Checked facts; ``structure`` and ``lengths`` are theirs.
-    structure : Structure
-        Shapes of the model.
-    lengths : RowLengths
-        Tokens of the prompts.
-    """
+    """Memory, disk and time of a training run, from its checked facts."""
 
     def __init__(self, found: TrainFindings, structure: Structure, lengths: RowLengths) -> None:
         self.found, self.structure, self.lengths = found, structure, lengths
@@ -580,19 +570,7 @@ def _largest(parts: Sequence[dict[str, tuple[int, ...]]]) -> int:
 
 
 class ProbeSizing:
-    """Memory, disk and time of a probe.
-
-    Parameters
-    ----------
-    found : ProbeFindings
-        Checked facts; the other parameters are theirs.
-    structure : Structure
-        Shapes of the model.
-    lengths : RowLengths
-        Tokens of the rows.
-    limit : BatchLimit
-        Most rows and tokens of a batch.
-    """
+    """Memory, disk and time of a probe, from its checked facts."""
 
     def __init__(
         self,
