@@ -2,8 +2,6 @@ from .geometry import LanguageGeometry as LanguageGeometry
 from .geometry import language_geometry as language_geometry
 from .inspect import inspect_space as inspect_space
 from .layer_band import LayerBand as LayerBand
-from .readings import ReadingComparison as ReadingComparison
-from .readings import compare_readings as compare_readings
 from .results import Alignment as Alignment
 from .results import Angles as Angles
 from .results import Curve as Curve

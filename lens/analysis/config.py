@@ -14,7 +14,6 @@ class InspectSettings(Settings):
         "n rows make an n x n matrix.",
         ge=2,
     )
-    text_limit: int = option(200, "Rows of --data of each language.", ge=2)
     n_resamples: int = option(1000, "Bootstrap refits.", ge=20, key="resamples")
     n_permutations: int = option(
         200,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,6 @@ from lens import metrics, resample
 from lens.analysis.config import InspectSettings
 from lens.analysis.geometry import LanguageGeometry, language_geometry
 from lens.analysis.layer_band import LayerBand, LayerCurve, above_chance, crossing
-from lens.analysis.readings import ReadingComparison, compare_readings
 from lens.analysis.results import (
     Alignment,
     Angles,
@@ -255,7 +254,6 @@ _HOW = (
     "lens probe … --keep-states DIR, then lens inspect SPACE --states DIR (in Python "
     "lens.probe(…, keep_states=DIR) and lens.inspect_space(space, DIR))"
 )
-_TEXT = "lens inspect SPACE --model M --data TEXT (in Python model=, tokenizer=, rows=)"
 
 
 @takes(InspectSettings)
@@ -263,9 +261,6 @@ def inspect_space(
     space: Space | str | Path,
     states: KeptStates | str | Path | None = None,
     *,
-    model: Any = None,
-    tokenizer: Any = None,
-    rows: Mapping[str, Sequence[str]] | None = None,
     settings: InspectSettings,
 ) -> Inspection:
     """Look into a language space: what it holds, how certain that is, and what to make of it.
@@ -277,9 +272,6 @@ def inspect_space(
     states : KeptStates, str or Path, optional
         Those that its probe kept. Without them there are singular values, ranks and geometry only;
         ``missing`` says how to get the rest.
-    model, tokenizer, rows : optional
-        Model and parallel text, all three, to measure what other ways of reading states would have
-        changed (`compare_readings`).
 
     Returns
     -------
@@ -290,7 +282,7 @@ def inspect_space(
     Raises
     ------
     InputError
-        If states, model or text are not those of the space, or an argument is out of range.
+        If states are not those of the space, or an argument is out of range.
 
     Notes
     -----
@@ -306,9 +298,6 @@ def inspect_space(
     """
     found = space if isinstance(space, Space) else Space.load(space)
     kept = states if isinstance(states, KeptStates | None) else KeptStates(states)
-    given = [thing is not None for thing in (model, tokenizer, rows)]
-    if any(given) and not all(given):
-        raise InputError("readings need all of model=, tokenizer= and rows=; give none or all")
     options = Options(
         joint=kept is not None and kept.parallel,
         **{f.name: getattr(settings, f.name) for f in fields(Options) if f.name != "joint"},
@@ -317,18 +306,12 @@ def inspect_space(
         kept.require_source(found.about)
     sites = tuple(inspect_site(found, kept, site, options)
                   for site in progress(found.sites, "Inspecting", unit="site"))  # fmt: skip
-    readings: tuple[ReadingComparison, ...] = ()
-    if rows is not None:
-        ranks = {site.site: site.rank for site in sites if site.rank is not None}
-        readings = compare_readings(
-            found, model, tokenizer, rows, ranks=ranks, limit=settings.text_limit
-        )
     seen = None if kept is None else _rows_seen(kept, settings.limit)
     disjoint = None if seen is None or not options.joint else seen // len(found.languages)
     return Inspection(
         languages=found.languages, pivot=found.pivot, counts=found.counts, sites=sites, rows=seen,
         disjoint_rows=disjoint if disjoint and disjoint >= 2 else None, band=_band(sites),
-        readings=readings, missing=_missing(found, kept, disjoint, bool(readings)),
+        missing=_missing(found, kept, disjoint),
         about=_about(found, kept, options),
     )  # fmt: skip
 
@@ -357,9 +340,7 @@ def _rows_seen(states: KeptStates, limit: int | None) -> int:
     return min(*states.counts.values(), states.most(limit))
 
 
-def _missing(
-    space: Space, states: KeptStates | None, disjoint: int | None, read: bool
-) -> dict[str, str]:
+def _missing(space: Space, states: KeptStates | None, disjoint: int | None) -> dict[str, str]:
     out = {}
     if states is None:
         out["states"] = (
@@ -376,10 +357,6 @@ def _missing(
     elif disjoint is not None and disjoint < 2:
         L = len(space.languages)
         out["disjoint"] = f"rows that are not parallel need at least {2 * L} rows to draw from"
-    if not read:
-        out["readings"] = (
-            f"What other ways of reading would have changed needs model and text: {_TEXT}"
-        )
     return out
 
 

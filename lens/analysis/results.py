@@ -12,7 +12,6 @@ import numpy as np
 
 from lens.analysis.geometry import LanguageGeometry
 from lens.analysis.layer_band import LayerBand
-from lens.analysis.readings import ReadingComparison
 from lens.arrays import Float64
 from lens.errors import InputError
 
@@ -221,8 +220,6 @@ class Inspection:
         Rows of each language in `SiteInspection.disjoint`.
     band : Band or None
         What the crossing rule says.
-    readings : tuple of Reading
-        What a careless probe would have changed.
     missing : dict
         Section to what would fill it.
     about : dict
@@ -236,7 +233,6 @@ class Inspection:
     rows: int | None = None
     disjoint_rows: int | None = None
     band: LayerBand | None = None
-    readings: tuple[ReadingComparison, ...] = ()
     missing: dict[str, str] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
 
@@ -295,7 +291,7 @@ class Inspection:
         """Name languages, sites, and what there was to look at."""
         return (
             f"Inspection(languages={list(self.languages)}, pivot={self.pivot!r}, "
-            f"sites={len(self.sites)}, rows={self.rows}, readings={len(self.readings)})"
+            f"sites={len(self.sites)}, rows={self.rows})"
         )
 
     def _repr_html_(self) -> str:
@@ -332,7 +328,7 @@ def _overview(site: SiteInspection) -> tuple[float | None, ...]:
 
 def plain(value: Any) -> Any:
     """Turn results inside results, arrays and tuples into what JSON knows; NaN becomes None."""
-    if isinstance(value, ReadingComparison | LayerBand | LanguageGeometry):
+    if isinstance(value, LayerBand | LanguageGeometry):
         return plain(value.to_dict())
     if is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in fields(value)} | (

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from pydantic import model_validator
 
 from lens.analysis.config import InspectSettings
 from lens.cli.options import Verb, command, print_json
-from lens.data.config import CorpusSettings
 from lens.errors import InputError
-from lens.models.config import AnyModelSettings
 from lens.utils.settings import Names, option
 
 if TYPE_CHECKING:
@@ -138,25 +136,17 @@ def _save(space: Space, settings: _Output) -> None:
     click.echo(f"{len(space.languages)} languages: {counts}\n{settings.out}")
 
 
-class InspectCommand(InspectSettings, CorpusSettings, AnyModelSettings, Verb):
+class InspectCommand(InspectSettings, Verb):
     """Options of ``lens inspect``."""
 
     space: Path = option(..., "Space file.", argument=True)
     states: Path | None = option(
         None, "States that lens probe --keep-states kept: what needs every row.", metavar="DIR"
     )
-    data: Path | None = option(None, "With --model: text to measure other ways of reading.")
-    languages: Names | None = option(None, "Those of the space.", hidden=True)
     out: Path | None = option(
         None, "Also write report.html and inspection.json there.", metavar="DIR"
     )
     force: bool = option(False, "Replace --out.")
-
-    @model_validator(mode="after")
-    def _both(self) -> InspectCommand:
-        if (self.model is None) != (self.data is None):
-            raise ValueError("give --model and --data together, or neither")
-        return self
 
 
 @command(InspectCommand)
@@ -164,11 +154,9 @@ def inspect(settings: InspectCommand) -> None:
     """Report what SPACE holds: directions, ranks, how near languages are.
 
     With --states also how certain that is: shuffled labels, bootstrap, rows needed, alignment,
-    separability and layer band. With --model and --data also what reading padding, or cutting
-    rows, would have changed.
+    separability and layer band.
     """
     from lens.analysis.inspect import inspect_space
-    from lens.data.corpora import read_parallel
     from lens.report.console import print_inspection
     from lens.report.inspection import save_inspection
     from lens.space.space import Space
@@ -180,12 +168,7 @@ def inspect(settings: InspectCommand) -> None:
         refuse_existing(out, force=settings.force)
     space = Space.load(settings.space)
     kept = None if settings.states is None else KeptStates(settings.states)
-    given: dict[str, Any] = {}
-    if settings.data is not None:
-        reading = {"languages": space.languages, "limit": 2 * settings.text_limit}
-        given["rows"] = read_parallel(settings.data, **{**settings.how_to_read, **reading}).rows
-        given["model"], given["tokenizer"] = settings.load()
-    found = inspect_space(space, kept, settings=settings, **given)
+    found = inspect_space(space, kept, settings=settings)
     page = None if out is None else save_inspection(found, out, force=settings.force)
     if settings.as_json:
         print_json({**space.to_dict(), **found.to_dict(), "out": None if out is None else str(out)})

@@ -11,7 +11,6 @@ from .inspection import plot_alignment as plot_alignment
 from .inspection import plot_certainty as plot_certainty
 from .inspection import plot_geometry as plot_geometry
 from .inspection import plot_inspection as plot_inspection
-from .inspection import plot_readings as plot_readings
 from .inspection import plot_spectra as plot_spectra
 from .inspection import render_inspection as render_inspection
 from .inspection import save_inspection as save_inspection

@@ -146,11 +146,10 @@ def _print_inspection(found: Inspection, console: Console) -> None:
         cells = _without_states(site) if found.rows is None else _with_states(site)
         table.add_row(site.site, *cells)
     console.print(table)
-    for text in (inspection.inspection_finding(found), inspection.band_text(found)):
+    findings = (inspection.inspection_finding, inspection.band_text, inspection.disjoint_text)
+    for text in (say(found) for say in findings):
         if text:
             console.print(text, markup=False)
-    for text in inspection.readings_text(found):
-        console.print(f"- {text}", markup=False)
     collapsed = inspection.collapsed_sites(found)
     if collapsed:
         listed = "; ".join(collapsed)

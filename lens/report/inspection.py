@@ -202,12 +202,6 @@ def band_text(found: Inspection) -> str:
     return f"{rule}: {span}; {found.band.reason}."
 
 
-def from_to(values: Sequence[float], unit: str) -> str:
-    """Smallest to largest of whole numbers, once where they are the same."""
-    low, high = f"{min(values):.0f}", f"{max(values):.0f}"
-    return f"{low}{unit}" if low == high else f"{low} to {high}{unit}"
-
-
 def collapsed_sites(found: Inspection) -> list[str]:
     """List sites, with languages, at which states hardly differ between sentences."""
     out = []
@@ -219,26 +213,18 @@ def collapsed_sites(found: Inspection) -> list[str]:
     return out
 
 
-def readings_text(found: Inspection) -> list[str]:
-    """One sentence a reading, with the range of its angles and what is kept."""
-    out = []
-    for reading in found.readings:
-        kept = from_to([100 * share for share in reading.kept], " %")
-        out.append(
-            f"{reading.name} against {reading.against} ({reading.note}): "
-            f"{from_to(reading.largest, ' degrees')}; of the variance between languages as the "
-            f"other reads it {kept} is kept."
-        )
+def disjoint_text(found: Inspection) -> str:
+    """One sentence on fits to rows that are not parallel; empty where there are none."""
     pairs = [(s.disjoint, s.matched) for s in found.sites]
     both = [(a, b) for a, b in pairs if a is not None and b is not None]
-    if both:
-        apart, together = [a.median for a, _ in both], [b.median for _, b in both]
-        out.append(
-            f"Rows that are not parallel ({found.disjoint_rows} of each language, none shared) "
-            f"turn the subspace by {min(apart):.0f} to {max(apart):.0f} degrees, as many parallel "
-            f"rows by {min(together):.0f} to {max(together):.0f} (medians of 200 draws, by site)."
-        )
-    return out
+    if not both:
+        return ""
+    apart, together = [a.median for a, _ in both], [b.median for _, b in both]
+    return (
+        f"Rows that are not parallel ({found.disjoint_rows} of each language, none shared) "
+        f"turn the subspace by {min(apart):.0f} to {max(apart):.0f} degrees, as many parallel "
+        f"rows by {min(together):.0f} to {max(together):.0f} (medians of 200 draws, by site)."
+    )
 
 
 _WIDE, _HIGH = 3.75, 2.3  # inches of a panel
@@ -428,23 +414,6 @@ def _mean_of(site: SiteInspection) -> tuple[float, float, float]:
     return low, middle, high
 
 
-def plot_readings(found: Inspection, *, palette: Palette = SCREEN) -> list[Figure]:
-    """Largest angle between subspaces read in two ways, over the sites: one panel a reading."""
-    panels = []
-    yardstick = found.readings[0] if found.readings else None
-    for reading in found.readings[1:]:
-        with styled_axes(2.35, 1.7, palette) as (figure, ax):
-            if yardstick is not None:
-                ax.plot(yardstick.largest, color=palette.before, ls=":", lw=1.1)
-            ax.plot(reading.largest, color=palette.after, marker="o", markersize=2.6)
-            ax.set_ylim(-2, 92)
-            ax.set_yticks([0, 45, 90])
-            site_ticks(ax, list(reading.sites), most=5)
-            ax.set_title(reading.name, color=palette.ink)
-        panels.append(figure)
-    return panels
-
-
 def plot_inspection(found: Inspection, *, palette: Palette = SCREEN) -> dict[str, list[Figure]]:
     """Draw every figure there is data for, by section.
 
@@ -458,15 +427,14 @@ def plot_inspection(found: Inspection, *, palette: Palette = SCREEN) -> dict[str
     Returns
     -------
     dict of str to list of matplotlib.figure.Figure
-        ``spectra``, ``certainty``, ``geometry``, ``alignment`` and ``readings``; a section without
-        data is left out.
+        ``spectra``, ``certainty``, ``geometry`` and ``alignment``; a section without data is left
+        out.
     """
     drawn = {
         "spectra": plot_spectra(found, palette=palette),
         "certainty": plot_certainty(found, palette=palette),
         "geometry": plot_geometry(found, palette=palette),
         "alignment": plot_alignment(found, palette=palette),
-        "readings": plot_readings(found, palette=palette),
     }
     return {name: panels for name, panels in drawn.items() if panels}
 
@@ -583,7 +551,6 @@ def inspection_body(found: Inspection, prefix: str = "") -> Markup:
         "certainty": plot_certainty(found, palette=PAGE),
         "tree": _tree(detail),
         "alignment": plot_alignment(found, palette=PAGE),
-        "readings": plot_readings(found, palette=PAGE),
     }
     return fragment(
         "inspection.html.j2",
@@ -604,26 +571,9 @@ def inspection_body(found: Inspection, prefix: str = "") -> Markup:
         angles_even=math.degrees(math.acos(-1 / max(1, len(found.languages) - 1))),
         mexa=_mexa_rows(found, seen),
         mexa_heads=[site.site.removeprefix("block.") for site in seen if site.alignment],
-        readings=_readings_table(found),
         disjoint=_disjoint_table(seen),
         **{f"{key}_svg": inline_panels(panels, prefix + key) for key, panels in drawn.items()},
     )
-
-
-def _readings_table(found: Inspection) -> Table:
-    columns = [
-        Column("Against", css="why"),
-        Column("Rows", css="why"),
-        Column("Angle", below="by site"),
-        Column("Variance kept", below="by site"),
-    ]
-    rows = []
-    for r in found.readings:
-        kept = from_to([100 * share for share in r.kept], " %")
-        rows.append(
-            TableRow(r.name, [*map(Cell, (r.against, r.note, from_to(r.largest, "°"), kept))])
-        )
-    return Table(columns, rows, "Reading")
 
 
 def _disjoint_table(seen: Sequence[SiteInspection]) -> Table | None:

@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 
 import lens
-from lens.analysis.readings import ReadingComparison, compare_readings
 from lens.data.languages import canonical
 from lens.space.space import Space
 from lens.space.state_store import StateStore as KeptStates
 from lens.utils.files import write_text
 from tests.conftest import shared_folder
+from tests.helpers.studies import load_study
+
+study = load_study("probe_variants/probe_variants")
 
 # Languages that polyglot-14m was trained on, as far as each corpus has them.
 READ = ("en", "ar", "es", "fr", "hi", "id", "pt", "ru", "sw", "tl", "zh")
@@ -127,14 +129,14 @@ def read(work: Path) -> dict[str, Read]:
     return found
 
 
-def readings(found: Read, ranks: dict[str, int], work: Path) -> tuple[ReadingComparison, ...]:
+def readings(found: Read, ranks: dict[str, int], work: Path) -> tuple[Any, ...]:
     """Other ways of reading the rows of a part, measured or as an earlier run left them."""
     place = work / "readings.json"
     if not place.is_file():
         texts = {code: [row[code] for row in found.rows] for code in found.part.languages}
         # Evenly spread rows, so that both halves hold every kind of document.
         texts = {code: rows[::3] + rows[1::3] for code, rows in texts.items()}
-        made = compare_readings(
+        made = study.compare_readings(
             found.space, *model_and_tokenizer(), texts, ranks=ranks, limit=len(found.rows) // 3
         )
         write_text(place, json.dumps({"ranks": ranks, "readings": [r.to_dict() for r in made]}))
@@ -142,7 +144,7 @@ def readings(found: Read, ranks: dict[str, int], work: Path) -> tuple[ReadingCom
     if stored["ranks"] != ranks:
         raise RuntimeError(f"{place} was made with other ranks; remove it to measure again")
     return tuple(
-        ReadingComparison(
+        study.ReadingComparison(
             **r
             | {
                 "sites": tuple(r["sites"]),

@@ -12,17 +12,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from lens.analysis.inspect import inspect_space
-from lens.analysis.readings import ReadingComparison, directions, share_inside
 from lens.analysis.results import Inspection
 from lens.data.languages import canonical
 from lens.report.console import inspection_summary
 from lens.stats import mean_interval, wilson
 from lens.subspace import principal_angles
 from tests.bench.real_states import READ, UNREAD, Read, read, readings
+from tests.helpers.studies import load_study
+
+study = load_study("probe_variants/probe_variants")
+directions, share_inside = study.directions, study.share_inside
 
 DRAWS = 1000  # of nulls and bootstraps
 CORPORA = (("tico-check", "tico19, other documents"), ("sib", "sib200"), ("bible", "bible-10"),
@@ -264,7 +268,7 @@ class Study:
     topics: list[Topics]
     pairs: list[Pair]
     other: list[tuple[int, float, float, float]]
-    readings: tuple[ReadingComparison, ...]
+    readings: tuple[Any, ...]
 
 
 def study(found: dict[str, Read], work: Path) -> Study:

@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 
 import lens
-from lens.analysis.readings import directions, share_inside
 from lens.models.hidden_states import capture
 from tests.bench.real_states import PARTS, check_documents, chosen
 from tests.bench.real_text import topic_hits, topic_share
+from tests.helpers.studies import load_study
+
+study = load_study("probe_variants/probe_variants")
+directions, share_inside = study.directions, study.share_inside
 
 LANGUAGES = ("en", "es", "fr", "ru", "zh")
 needs_shared = pytest.mark.needs_shared

@@ -1,26 +1,36 @@
 """What other ways of reading states would have changed, measured on the same model and text.
 
+    python docs/studies/probe_variants/probe_variants.py SPACE --model M --data TEXT
+
 The probe published with Lens (arXiv:2410.04407) read position -1 with the side of the padding left
 unset, cut rows after 64 tokens, and used text that was not parallel.
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lens.arrays import Float64, whole
+from lens.data.corpora import read_parallel
 from lens.data.languages import canonical_all
 from lens.errors import InputError
+from lens.report.console import console_for, stacked_table
+from lens.report.figures import SCREEN, Palette, site_ticks, styled_axes
+from lens.report.tables import Cell, Column, Table, TableRow
+from lens.space.space import Space
 from lens.subspace import principal_angles, thin_svd
 from lens.utils.progress import progress
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from lens.models.tokenization import EncodedRow
-    from lens.space.space import Space
 
 CUT = 64  # tokens, the chat template counted
 BATCH = 8  # rows padded together
@@ -278,3 +288,63 @@ def share_inside(means: Float64, basis: Float64) -> float:
     """Share of the variance between means that lies in the span of an orthonormal basis."""
     centred = means - means.mean(axis=0)
     return float(((centred @ basis) ** 2).sum() / (centred**2).sum())
+
+
+def plot_readings(
+    readings: Sequence[ReadingComparison], *, palette: Palette = SCREEN
+) -> list[Figure]:
+    """Largest angle between subspaces read in two ways, over the sites: one panel a reading."""
+    panels = []
+    yardstick = readings[0] if readings else None
+    for reading in readings[1:]:
+        with styled_axes(2.35, 1.7, palette) as (figure, ax):
+            if yardstick is not None:
+                ax.plot(yardstick.largest, color=palette.before, ls=":", lw=1.1)
+            ax.plot(reading.largest, color=palette.after, marker="o", markersize=2.6)
+            ax.set_ylim(-2, 92)
+            ax.set_yticks([0, 45, 90])
+            site_ticks(ax, list(reading.sites), most=5)
+            ax.set_title(reading.name, color=palette.ink)
+        panels.append(figure)
+    return panels
+
+
+def table(readings: Sequence[ReadingComparison]) -> Table:
+    """Angles and variance kept of every reading, from the smallest to the largest of the sites."""
+    columns = [Column("Against", css="why"), Column("Rows", css="why")]
+    columns += [Column("Angle", below="by site"), Column("Variance kept", below="by site")]
+    rows = []
+    for r in readings:
+        kept = _span([100 * share for share in r.kept], " %")
+        texts = (r.against, r.note, _span(r.largest, "°"), kept)
+        rows.append(TableRow(r.name, [Cell(text) for text in texts]))
+    return Table(columns, rows, "Reading")
+
+
+def _span(values: Sequence[float], unit: str) -> str:
+    low, high = f"{min(values):.0f}", f"{max(values):.0f}"
+    return f"{low}{unit}" if low == high else f"{low} to {high}{unit}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure the variants of a probe and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("space", type=Path, help="file of lens probe")
+    parser.add_argument("--model", required=True, help="model that the space was read with")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="parallel text, as lens probe takes"
+    )
+    parser.add_argument("--limit", type=int, default=200, help="rows of each language")
+    given = parser.parse_args(arguments)
+    from lens.models.loading import load
+
+    space = Space.load(given.space)
+    rows = read_parallel(given.data, languages=space.languages, limit=2 * given.limit).rows
+    model, tokenizer = load(given.model)
+    ranks = {site: space.fit(site, agnostic="complement").rank for site in space.sites}
+    found = compare_readings(space, model, tokenizer, rows, ranks=ranks, limit=given.limit)
+    console_for().print(stacked_table(table(found), title=f"{min(r.rows for r in found)} rows"))
+
+
+if __name__ == "__main__":
+    main()
