@@ -119,9 +119,16 @@ def read(work: Path) -> dict[str, Read]:
                 model, tokenizer = model_and_tokenizer()
             texts = {code: [row[code] for row in rows] for code in part.languages}
             space = lens.probe(
-                model, tokenizer, texts, pivot="en", keep_states=place / "states", states_dtype="float32",
-                max_tokens=part.max_tokens, force=True, n_threads=1,
-            )  # fmt: skip
+                model,
+                tokenizer,
+                texts,
+                pivot="en",
+                keep_states=place / "states",
+                states_dtype="float32",
+                max_tokens=part.max_tokens,
+                force=True,
+                n_threads=1,
+            )
             space.save(place / "space.safetensors")
         found[part.name] = Read(
             part, rows, Space.load(place / "space.safetensors"), KeptStates(place / "states")

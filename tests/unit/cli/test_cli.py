@@ -293,7 +293,7 @@ def test_strength_reads_numbers_pairs_and_mappings() -> None:
         ("eval --model m --prompts absent", "does not exist"),
         ("steer --model m --space absent.safetensors --prompt a --lang es", "lens probe"),
         ("demo --limit 0", "greater than or equal to 1"),
-        ("space shwo", "did you mean 'show'?"),
+        ("space showw", "did you mean 'show'?"),
     ],
 )
 def test_bad_input_is_one_message_and_exit_2(arguments: str, words: str, tmp_path, monkeypatch):

@@ -218,7 +218,7 @@ def test_damaged_files_of_tensors(tmp_path, states, kept):
     file = tmp_path / "sw" / "acts" / "sw.pt"
     content = file.read_bytes()
     file.write_bytes(content[: kept if isinstance(kept, int) else int(len(content) * kept)])
-    with pytest.raises(InputError, match="'sw.pt' cannot be read as tensors alone"):
+    with pytest.raises(InputError, match=r"'sw\.pt' cannot be read as tensors alone"):
         read_states(tmp_path, pooling="last")
 
 
@@ -227,7 +227,7 @@ def test_files_of_tensors_of_the_wrong_kind(tmp_path):
     with pytest.raises(InputError, match="holds last tokens; choose --pooling last, not mean"):
         read_states(tmp_path)
     torch.save({"x": torch.zeros(2, 3, 4)}, tmp_path / "en.pt")
-    with pytest.raises(DtypeError, match="en.pt: got dict, expected an array"):
+    with pytest.raises(DtypeError, match=r"en\.pt: got dict, expected an array"):
         read_states(tmp_path, pooling="last")
 
 
