@@ -113,6 +113,10 @@ DROPPED: dict[str, str] = {
     "seconds_estimated": "duration",
     "rows_per_second": "duration",
     "modified_ns": "time of a file",
+    # measured by docs/studies/probe_variants now, no longer by an inspection
+    "inspection.json/readings": "a study of its own",
+    "json/readings": "the same",
+    "missing/readings": "the same",
     # machine and versions
     "versions": "versions of packages",
     "package_version": "version of lens",

@@ -53,7 +53,7 @@ _SMALL = 200  # refits of a size of the curve, and to disjoint rows
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How the states of a site are looked at."""
+    """How the states of a site are measured."""
 
     joint: bool
     limit: int | None
@@ -62,6 +62,11 @@ class Options:
     bound: float
     seed: int
     n_threads: int | None
+
+    @property
+    def draws(self) -> dict[str, Any]:
+        """Arguments that every resampling takes."""
+        return {"joint": self.joint, "seed": self.seed, "n_threads": self.n_threads}
 
 
 def inspect_site(
@@ -85,33 +90,37 @@ def inspect_site(
     picked = _picked(states, site, gram)
     disjoint, matched = _disjoint(gram, choice.rank, options)
     return SiteInspection(
-        site, choice.rank, choice.reason, sigma, share, shape,
-        spectrum=_spectrum(gram, options), angles=_angles(gram, choice.rank, options),
-        curve=_curve(gram, choice.rank, options), disjoint=disjoint, matched=matched,
+        site,
+        choice.rank,
+        choice.reason,
+        sigma,
+        share,
+        shape,
+        spectrum=_spectrum(gram, options),
+        angles=_angles(gram, choice.rank, options),
+        curve=_curve(gram, choice.rank, options),
+        disjoint=disjoint,
+        matched=matched,
         alignment=_alignment(states, picked, space.pivot, options),
         separation=_separation(states, picked, options),
-    )  # fmt: skip
+    )
 
 
 def _geometry(space: Space, site: str) -> LanguageGeometry | None:
     try:
         return language_geometry(space.means(site), languages=space.languages)
-    except InputError:  # two equal languages: the reason is told where the rank would be
+    except InputError:  # two equal languages: the reason stands where the rank would
         return None
 
 
 def _choice(gram: Gram, options: Options) -> RankChoice:
-    return resample.choose_rank(
-        gram, n_permutations=options.n_permutations, joint=options.joint, seed=options.seed,
-        n_threads=options.n_threads,
-    )  # fmt: skip
+    return resample.choose_rank(gram, n_permutations=options.n_permutations, **options.draws)
 
 
 def _spectrum(gram: Gram, options: Options) -> SiteSpectrum:
     null = resample.permutation_spectrum(
-        gram, n_permutations=options.n_permutations, joint=options.joint, seed=options.seed,
-        n_threads=options.n_threads,
-    )  # fmt: skip
+        gram, n_permutations=options.n_permutations, **options.draws
+    )
     high = null.quantiles(0.975)
     return SiteSpectrum(
         null.singular_values, high, null.p_values, null.p_value, options.n_permutations
@@ -119,10 +128,7 @@ def _spectrum(gram: Gram, options: Options) -> SiteSpectrum:
 
 
 def _angles(gram: Gram, rank: int, options: Options) -> Angles:
-    found = resample.bootstrap(
-        gram, rank=rank, n_resamples=options.n_resamples, joint=options.joint, seed=options.seed,
-        n_threads=options.n_threads,
-    )  # fmt: skip
+    found = resample.bootstrap(gram, rank=rank, n_resamples=options.n_resamples, **options.draws)
     return _summed(found.angles, found.stable_share)
 
 
@@ -138,16 +144,17 @@ def _summed(angles: Float64, stable: float | None = None) -> Angles:
 def _curve(gram: Gram, rank: int, options: Options) -> Curve:
     n = int(gram.counts.min())
     sizes = sorted({max(LEAST, round(n * share)) for share in _SIZES})
-    found = resample.stability_curve(
-        gram, sizes, rank=rank, n_resamples=_SMALL, joint=options.joint, seed=options.seed,
-        n_threads=options.n_threads,
-    )  # fmt: skip
+    found = resample.stability_curve(gram, sizes, rank=rank, n_resamples=_SMALL, **options.draws)
     median, low, high = (np.degrees(x) for x in (found.median, found.low, found.high))
     enough = rows_enough(sizes, high.tolist(), options.bound)
     return Curve(
-        tuple(sizes), tuple(median.tolist()), tuple(low.tolist()), tuple(high.tolist()),
-        options.bound, enough,
-    )  # fmt: skip
+        tuple(sizes),
+        tuple(median.tolist()),
+        tuple(low.tolist()),
+        tuple(high.tolist()),
+        options.bound,
+        enough,
+    )
 
 
 def rows_enough(sizes: Sequence[int], high: Sequence[float], bound: float) -> int | None:
@@ -224,15 +231,28 @@ def _alignment(
         if code == pivot:
             continue
         found = metrics.mexa(
-            picked[pivot], other, permutations=options.n_permutations, seed=options.seed,
-            n_threads=options.n_threads, dtype=dtype,
-        )  # fmt: skip
+            picked[pivot],
+            other,
+            permutations=options.n_permutations,
+            seed=options.seed,
+            n_threads=options.n_threads,
+            dtype=dtype,
+        )
         low, high = wilson(round(found.score * found.n), found.n)
         null = float(np.quantile(found.null, 0.975))
         out.append(
-            Alignment(code, found.score, low, high, null, found.p_value, found.variance,
-                      found.pivot_variance, found.n)
-        )  # fmt: skip
+            Alignment(
+                code,
+                found.score,
+                low,
+                high,
+                null,
+                found.p_value,
+                found.variance,
+                found.pivot_variance,
+                found.n,
+            )
+        )
     return tuple(out)
 
 
@@ -304,16 +324,23 @@ def inspect_space(
     )
     if kept is not None:
         kept.require_source(found.about)
-    sites = tuple(inspect_site(found, kept, site, options)
-                  for site in progress(found.sites, "Inspecting", unit="site"))  # fmt: skip
+    sites = tuple(
+        inspect_site(found, kept, site, options)
+        for site in progress(found.sites, "Inspecting", unit="site")
+    )
     seen = None if kept is None else _rows_seen(kept, settings.limit)
     disjoint = None if seen is None or not options.joint else seen // len(found.languages)
     return Inspection(
-        languages=found.languages, pivot=found.pivot, counts=found.counts, sites=sites, rows=seen,
-        disjoint_rows=disjoint if disjoint and disjoint >= 2 else None, band=_band(sites),
+        languages=found.languages,
+        pivot=found.pivot,
+        counts=found.counts,
+        sites=sites,
+        rows=seen,
+        disjoint_rows=disjoint if disjoint and disjoint >= 2 else None,
+        band=_band(sites),
         missing=_missing(found, kept, disjoint),
         about=_about(found, kept, options),
-    )  # fmt: skip
+    )
 
 
 def _band(sites: Sequence[SiteInspection]) -> LayerBand | None:
@@ -328,11 +355,13 @@ def _band(sites: Sequence[SiteInspection]) -> LayerBand | None:
     ]
     aligned = LayerCurve(*(above_chance(values, chance) for values in means))
     separations = [s.separation for s in seen if s.separation is not None]
-    luck = [s.chance for s in separations]
-    separate = LayerCurve(*(
-        above_chance([float(getattr(s, part)) for s in separations], luck)
-        for part in ("accuracy", "low", "high")
-    ))  # fmt: skip
+    chances = [s.chance for s in separations]
+    separate = LayerCurve(
+        *(
+            above_chance([float(getattr(s, part)) for s in separations], chances)
+            for part in ("accuracy", "low", "high")
+        )
+    )
     return crossing([s.site for s in seen], alignment=aligned, separability=separate)
 
 

@@ -173,7 +173,7 @@ class SiteInspection:
     geometry : Geometry or None
         Of the space's means.
     spectrum, angles, curve, separation
-        See there; of the rows that were looked at.
+        See there; of the rows that were measured.
     disjoint, matched : Angles or None
         Fits to so few rows that languages need not share any, and to as many parallel ones.
     alignment : tuple of Alignment
@@ -215,7 +215,7 @@ class Inspection:
     sites : tuple of SiteInspection
         In order.
     rows : int or None
-        Rows of each language that resampling, alignment and separability looked at.
+        Rows of each language that resampling, alignment and separability measured.
     disjoint_rows : int or None
         Rows of each language in `SiteInspection.disjoint`.
     band : Band or None
@@ -223,7 +223,7 @@ class Inspection:
     missing : dict
         Section to what would fill it.
     about : dict
-        Where the space comes from and how it was looked at.
+        Where the space comes from and how it was measured.
     """
 
     languages: tuple[str, ...]

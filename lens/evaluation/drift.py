@@ -233,14 +233,25 @@ def refusal_drift(
     result.load(result.original)
     try:
         drift = pivot_kl(
-            model, model, result.tokenizer, prompts, chat=chat, batch_size=batch_size,
+            model,
+            model,
+            result.tokenizer,
+            prompts,
+            chat=chat,
+            batch_size=batch_size,
             steered=trained,
-        )  # fmt: skip
+        )
     finally:
         result.load(result.weights)
     changed = int(drift.changed.sum())
     low, high = wilson(changed, drift.n)
     return RefusalDrift(
-        drift.mean, drift.low, drift.high, float(drift.last.mean()),
-        changed / drift.n, float(low), float(high), drift.n,
-    )  # fmt: skip
+        drift.mean,
+        drift.low,
+        drift.high,
+        float(drift.last.mean()),
+        changed / drift.n,
+        float(low),
+        float(high),
+        drift.n,
+    )

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Palette:
-    """Colours by role; ``after`` and ``upper`` are told apart by shape as well."""
+    """Colours by role; ``after`` and ``upper`` also differ in shape."""
 
     ink: str = "#1c1c1c"
     muted: str = "#767676"
@@ -225,9 +225,14 @@ def _site_panel(record: RunRecord, part: str, title: str, palette: Palette) -> F
             faint = 1 - 0.75 * k / max(1, width - 1)
             ax.plot(xs, ys, color=palette.after, alpha=faint, marker="o", markersize=2.6)
             ax.annotate(
-                str(k + 1), (xs[-1], ys[-1]), xytext=(5, 0), textcoords="offset points",
-                va="center", fontsize=7, color=palette.muted,
-            )  # fmt: skip
+                str(k + 1),
+                (xs[-1], ys[-1]),
+                xytext=(5, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=7,
+                color=palette.muted,
+            )
         if part == "singular_values" and all(v > 0 for row in values for v in row):
             ax.set_yscale("log")
         elif part == "angles":
@@ -260,9 +265,14 @@ def _grid_panel(
                 ax.fill_between(xs, lows, highs, color=colour, alpha=0.14, lw=0)
             hollow = metric == "fidelity"
             ax.plot(
-                xs, [c.value for c in line], color=colour, marker="o", markersize=3,
-                markerfacecolor=palette.paper if hollow else colour, linewidth=1,
-            )  # fmt: skip
+                xs,
+                [c.value for c in line],
+                color=colour,
+                marker="o",
+                markersize=3,
+                markerfacecolor=palette.paper if hollow else colour,
+                linewidth=1,
+            )
         for chosen in sorted({cell.strength for cell in cells if cell.chosen}):
             ax.axvline(chosen, color=palette.ink, linewidth=0.7, linestyle=(0, (4, 2)), zorder=0)
         ax.set_title(language_name(code), color=palette.ink)

@@ -372,8 +372,12 @@ def _mexa_panel(seen: Sequence[SiteInspection], palette: Palette) -> Figure:
             ys = [s.alignment[place].score for s in seen]
             ax.plot(ys, color=palette.after, alpha=0.55, lw=1)
             ends.append((ys[-1], code.partition("_")[0]))
-        ax.plot([np.mean([a.null_high for a in s.alignment]) for s in seen],
-                color=palette.muted, ls=":", lw=1)  # fmt: skip
+        ax.plot(
+            [np.mean([a.null_high for a in s.alignment]) for s in seen],
+            color=palette.muted,
+            ls=":",
+            lw=1,
+        )
         for y, text in _spread_labels(ends):
             _name_last(ax, len(seen) - 1, y, text, palette)
         _unit(ax)
@@ -389,9 +393,15 @@ def _both_panel(found: Inspection, seen: Sequence[SiteInspection], palette: Pale
             run = [x for x, name in enumerate(names) if name in found.band.sites]
             ax.axvspan(run[0] - 0.5, run[-1] + 0.5, color=palette.muted, alpha=0.15, lw=0)
         lines: list[tuple[str, list[tuple[float, float, float]]]] = [
-            ("upper", [(s.separation.low, s.separation.accuracy, s.separation.high)
-                       for s in seen if s.separation is not None])
-        ]  # fmt: skip
+            (
+                "upper",
+                [
+                    (s.separation.low, s.separation.accuracy, s.separation.high)
+                    for s in seen
+                    if s.separation is not None
+                ],
+            )
+        ]
         if all(s.alignment for s in seen):
             lines.append(("after", [_mean_of(s) for s in seen]))
         for role, values in lines:
@@ -448,13 +458,27 @@ def _bar(
 
 
 def _label(ax: Axes, x: float, y: float, text: str, palette: Palette) -> None:
-    ax.annotate(text, (x, y), xytext=(0, 4), textcoords="offset points", ha="right",
-                fontsize=7, color=palette.muted)  # fmt: skip
+    ax.annotate(
+        text,
+        (x, y),
+        xytext=(0, 4),
+        textcoords="offset points",
+        ha="right",
+        fontsize=7,
+        color=palette.muted,
+    )
 
 
 def _name_last(ax: Axes, x: float, y: float, text: str, palette: Palette) -> None:
-    ax.annotate(text, (x, y), xytext=(5, 0), textcoords="offset points", va="center",
-                fontsize=7, color=palette.muted)  # fmt: skip
+    ax.annotate(
+        text,
+        (x, y),
+        xytext=(5, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=7,
+        color=palette.muted,
+    )
 
 
 def _spread_labels(
