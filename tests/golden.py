@@ -93,6 +93,12 @@ ALLOWED_WORDING: dict[str, str] = {
 """Part of a message, as a regular expression, to what now stands there."""
 
 REPLACED: dict[str, str] = {
+    # readings: measured by docs/studies/probe_variants now, no longer by an inspection
+    "inspection.json/readings": "a study of its own",
+    "json/readings": "the same",
+    "missing/readings": "the same",
+    "inspect-states/files/report.html": "the page without that section",
+    "inspect-text": "the study's item",
     "twins/subspace.fit": "gone: fits in torch had no caller",
     "maec-run/json/stages": "objects, which were printed as text",
     ".lock": "of a work folder, which took the place of stages.json",
@@ -113,10 +119,6 @@ DROPPED: dict[str, str] = {
     "seconds_estimated": "duration",
     "rows_per_second": "duration",
     "modified_ns": "time of a file",
-    # measured by docs/studies/probe_variants now, no longer by an inspection
-    "inspection.json/readings": "a study of its own",
-    "json/readings": "the same",
-    "missing/readings": "the same",
     # machine and versions
     "versions": "versions of packages",
     "package_version": "version of lens",
