@@ -27,8 +27,8 @@ class LanguageGeometry:
     distances : numpy.ndarray (L, L)
         Euclidean distances between the means.
     merges : tuple of (int, int, float)
-        Average linkage of the distances: what is joined, and at which distance. Numbers below L are
-        languages, L + k is what merge k made.
+        Average linkage of the distances: the two groups joined, and at which distance. Numbers below
+        L are languages, L + k is the result of merge k.
     order : tuple of int
         Languages in the order in which the tree draws without crossings.
     """
@@ -67,7 +67,7 @@ def language_geometry(means: ArrayIn, *, languages: Sequence[str]) -> LanguageGe
 
     Returns
     -------
-    Geometry
+    LanguageGeometry
 
     Raises
     ------
@@ -121,7 +121,7 @@ def average_linkage(distances: Float64) -> tuple[tuple[int, int, float], ...]:
     Returns
     -------
     tuple of (int, int, float)
-        L - 1 merges, the smaller number first; O(L^3), made for hundreds of languages at most.
+        L - 1 merges, the smaller number first; O(L^3), meant for hundreds of languages at most.
     """
     L = len(distances)
     apart = np.array(distances, dtype=np.float64)

@@ -13,7 +13,7 @@ from lens.arrays import Float64
 
 @dataclass(frozen=True, slots=True)
 class LayerBand:
-    """What the crossing rule says of a model.
+    """Layer band of a model by the crossing rule.
 
     Attributes
     ----------
@@ -37,7 +37,7 @@ class LayerBand:
 
 @dataclass(frozen=True, slots=True)
 class LayerCurve:
-    """Values of a measure over sites with their intervals, chance taken off: 0 is chance, 1 all."""
+    """Values of a measure over sites with their intervals, chance subtracted: 0 is chance, 1 all."""
 
     values: Float64
     low: Float64
@@ -70,14 +70,14 @@ def crossing(sites: Sequence[str], *, alignment: LayerCurve, separability: Layer
     ----------
     sites : sequence of str
         Block outputs in order.
-    alignment, separability : Line
+    alignment, separability : LayerCurve
         Mean MEXA and accuracy of naming the language, over chance.
 
     Returns
     -------
-    Band
-        Where the first curve is above the second the model works on what is said rather than in
-        which language: there languages may be removed. Behind it they are written.
+    LayerBand
+        Where the first curve is above the second the model represents meaning rather than
+        language: there languages may be removed. Above that band they are written.
     """
     if len(sites) < 3:
         return LayerBand("none", (), f"{len(sites)} block outputs are too few for a band")

@@ -170,7 +170,7 @@ class SiteInspection:
     noise_share : float
         Share of their variance that chance alone would give means of so many rows, at most 1; an
         upper bound where rows are parallel. NaN where a language has one row.
-    geometry : Geometry or None
+    geometry : LanguageGeometry or None
         Of the space's means.
     spectrum, angles, curve, separation
         See there; of the rows that were measured.
@@ -218,10 +218,10 @@ class Inspection:
         Rows of each language that resampling, alignment and separability measured.
     disjoint_rows : int or None
         Rows of each language in `SiteInspection.disjoint`.
-    band : Band or None
-        What the crossing rule says.
+    band : LayerBand or None
+        By the crossing rule.
     missing : dict
-        Section to what would fill it.
+        Section to the command that would fill it.
     about : dict
         Where the space comes from and how it was measured.
     """

@@ -28,7 +28,7 @@ SHARES = METRICS[:3]
 
 
 class QuestionLike(Protocol):
-    """What scoring needs to know of a question; ``fact_id`` is used for pairing if present."""
+    """What scoring reads of a question; ``fact_id`` is used for pairing if present."""
 
     @property
     def language(self) -> str:
@@ -226,7 +226,7 @@ def compare(
 
     Returns
     -------
-    list of Comparison
+    list of SystemComparison
         Difference with paired-bootstrap interval, and exact McNemar counts and p-value.
 
     Raises
