@@ -144,9 +144,6 @@ DROPPED: dict[str, str] = {
 }
 """Key or name of a file, or ``parent/key``, to the reason why it is not recorded, anywhere."""
 
-HASHED = ("tokenizer.json",)
-"""Large JSON files of which only the hash is recorded."""
-
 TEXT_RULES = {
     r"\blens \d+\.\d+\.\d+\b": "lens VERSION",
     r"^\d+\.\d+\.\d+$": "VERSION",
@@ -209,9 +206,7 @@ def contents(path: Path) -> Any:
     if path.suffix == ".safetensors":
         return tensors(path)
     raw = path.read_bytes()
-    if path.name in HASHED:
-        return digest(raw)
-    if path.suffix == ".json":
+    if path.suffix == ".json" and path.name != "tokenizer.json":  # large: its hash will do
         return parsed(raw.decode())
     if path.suffix == ".jsonl":
         return [parsed(line) for line in raw.decode().splitlines()]
@@ -403,12 +398,12 @@ def merge_item(method: str, options: str) -> Item:
     def run(runner: Runner) -> Any:
         out = f"out-merge-{method}"
         command = f"{OTHERS['merge']} {method} {options} --out {out}"
-        whole = runner.told(command, codes=(0,)) | {"files": runner.made(out)}
+        merged = runner.told(command, codes=(0,)) | {"files": runner.made(out)}
         codes = (2,) if method in NO_ADAPTER else (0,)
         adapter = runner.told(f"{command}-lora {OTHERS['adapter']}", codes=codes)
         if method not in NO_ADAPTER:
             adapter["files"] = runner.made(f"{out}-lora")
-        return {"whole": whole, "adapter": adapter}
+        return {"whole": merged, "adapter": adapter}
 
     return run
 
@@ -722,11 +717,16 @@ def differences(a: Any, b: Any, path: str = "") -> Iterator[str]:
         for number, (one, other) in enumerate(zip(a, b, strict=False)):
             yield from differences(one, other, f"{path}[{number}]")
     elif a != b or type(a) is not type(b):
-        yield f"{path}: {short(a)} -> {short(b)}{apart(a, b)}"
+        start = 0
+        if isinstance(a, str) and isinstance(b, str):
+            start = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), 0)
+        yield f"{path}: {short(a, start)} -> {short(b, start)}{apart(a, b)}"
 
 
-def short(value: Any) -> str:
-    """A value, cut."""
+def short(value: Any, start: int = 0) -> str:
+    """A value as text, cut; of a string only what comes after ``start``."""
+    if start > 40:
+        value = f"...{value[start - 40 :]}"
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 120 else f"{text[:117]}..."
 
@@ -753,9 +753,8 @@ def compare(first: Path, second: Path, most: int) -> int:
     before, after = (cleaned(items, {}, drop=REPLACED) for items in (before, after))
     count = 0
     for name in sorted(before.keys() | after.keys()):
-        found = ["not recorded in both"]
-        if name in before and name in after:
-            found = list(differences(before[name], after[name]))
+        both = name in before and name in after
+        found = list(differences(before[name], after[name])) if both else ["not in both recordings"]
         print(f"{'different' if found else 'equal':<10} {name}")
         for line in found[:most]:
             print(f"             {line}")
@@ -788,11 +787,8 @@ def main() -> None:
     verbs.add_parser("child").add_argument("name", choices=CHILDREN)
     given = parser.parse_args()
     if given.verb == "record":
-        names = (
-            given.only.split(",")
-            if given.only
-            else [name for name in ITEMS if given.all or name not in LONG]
-        )
+        usual = [name for name in ITEMS if given.all or name not in LONG]
+        names = given.only.split(",") if given.only else usual
         if unknown := [name for name in names if name not in ITEMS]:
             raise SystemExit(f"no item {', '.join(unknown)}; there are {', '.join(ITEMS)}")
         sys.exit(1 if record(given.folder, names, given.jobs) else 0)
