@@ -27,8 +27,8 @@ class LanguageGeometry:
     distances : numpy.ndarray (L, L)
         Euclidean distances between the means.
     merges : tuple of (int, int, float)
-        Average linkage of the distances: the two groups joined, and at which distance. Numbers below
-        L are languages, L + k is the result of merge k.
+        Average linkage of the distances: the two groups joined, and their distance. Numbers below L
+        are languages, L + k is the result of merge k.
     order : tuple of int
         Languages in the order in which the tree draws without crossings.
     """

@@ -28,7 +28,7 @@ from lens.models.layers import FINAL
 from lens.resample.bootstrap import STABLE, Refits
 from lens.resample.gram import Gram
 from lens.space.space import Space
-from lens.space.state_store import StateStore as KeptStates
+from lens.space.state_store import StateStore
 from lens.stats import wilson
 from lens.utils.progress import progress
 from lens.utils.settings import takes
@@ -70,7 +70,7 @@ class Options:
 
 
 def inspect_site(
-    space: Space, states: KeptStates | None, site: str, options: Options
+    space: Space, states: StateStore | None, site: str, options: Options
 ) -> SiteInspection:
     """Everything about one site."""
     noise, shape = space.noise(site), _geometry(space, site)
@@ -212,7 +212,7 @@ def _disjoint(gram: Gram, rank: int, options: Options) -> tuple[Angles | None, A
     return found[0], found[1]
 
 
-def _picked(states: KeptStates, site: str, gram: Gram) -> dict[str, Any]:
+def _picked(states: StateStore, site: str, gram: Gram) -> dict[str, Any]:
     """Return the stored states of the rows that the Gram matrix was made of."""
     return {
         code: np.ascontiguousarray(states.raw(site, code)[states.spread(code, int(n))])
@@ -221,7 +221,7 @@ def _picked(states: KeptStates, site: str, gram: Gram) -> dict[str, Any]:
 
 
 def _alignment(
-    states: KeptStates, picked: dict[str, Any], pivot: str, options: Options
+    states: StateStore, picked: dict[str, Any], pivot: str, options: Options
 ) -> tuple[Alignment, ...]:
     if not options.joint:
         return ()
@@ -256,7 +256,7 @@ def _alignment(
     return tuple(out)
 
 
-def _separation(states: KeptStates, picked: dict[str, Any], options: Options) -> Separation:
+def _separation(states: StateStore, picked: dict[str, Any], options: Options) -> Separation:
     dtype = "bfloat16" if states.dtype == "bfloat16" else None
     found = metrics.separability(picked, n_threads=options.n_threads, dtype=dtype)
     right = int(np.trace(found.confusion))
@@ -279,7 +279,7 @@ _HOW = (
 @takes(InspectSettings)
 def inspect_space(
     space: Space | str | Path,
-    states: KeptStates | str | Path | None = None,
+    states: StateStore | str | Path | None = None,
     *,
     settings: InspectSettings,
 ) -> Inspection:
@@ -289,7 +289,7 @@ def inspect_space(
     ----------
     space : Space, str or Path
         A space or its file.
-    states : KeptStates, str or Path, optional
+    states : StateStore, str or Path, optional
         Those that its probe kept. Without them there are singular values, ranks and geometry only;
         ``missing`` says how to get the rest.
 
@@ -317,7 +317,7 @@ def inspect_space(
     Lens, arXiv:2410.04407; MEXA, arXiv:2410.05873; LSAR, arXiv:2401.05792.
     """
     found = space if isinstance(space, Space) else Space.load(space)
-    kept = states if isinstance(states, KeptStates | None) else KeptStates(states)
+    kept = states if isinstance(states, StateStore | None) else StateStore(states)
     options = Options(
         joint=kept is not None and kept.parallel,
         **{f.name: getattr(settings, f.name) for f in fields(Options) if f.name != "joint"},
@@ -365,11 +365,11 @@ def _band(sites: Sequence[SiteInspection]) -> LayerBand | None:
     return crossing([s.site for s in seen], alignment=aligned, separability=separate)
 
 
-def _rows_seen(states: KeptStates, limit: int | None) -> int:
+def _rows_seen(states: StateStore, limit: int | None) -> int:
     return min(*states.counts.values(), states.most(limit))
 
 
-def _missing(space: Space, states: KeptStates | None, disjoint: int | None) -> dict[str, str]:
+def _missing(space: Space, states: StateStore | None, disjoint: int | None) -> dict[str, str]:
     out = {}
     if states is None:
         out["states"] = (
@@ -389,7 +389,7 @@ def _missing(space: Space, states: KeptStates | None, disjoint: int | None) -> d
     return out
 
 
-def _about(space: Space, states: KeptStates | None, options: Options) -> dict[str, Any]:
+def _about(space: Space, states: StateStore | None, options: Options) -> dict[str, Any]:
     about = space.about
     model = {
         key: about.model[key]

@@ -37,7 +37,7 @@ class LayerBand:
 
 @dataclass(frozen=True, slots=True)
 class LayerCurve:
-    """Values of a measure over sites with their intervals, chance subtracted: 0 is chance, 1 all."""
+    """Values of a measure over sites with their intervals, less chance: 0 is chance, 1 all."""
 
     values: Float64
     low: Float64
