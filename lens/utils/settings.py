@@ -27,6 +27,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     create_model,
     model_validator,
 )
@@ -101,8 +102,8 @@ class Flat(Settings):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _sorted(cls, values: Any, handler: Callable[[Any], Any]) -> Any:
-        if not isinstance(values, Mapping):
+    def _sorted(cls, values: Any, handler: Callable[[Any], Any], info: ValidationInfo[Any]) -> Any:
+        if not isinstance(values, Mapping) or info.context == {"sorted": cls}:
             return handler(values)
         names = {str(name).replace("-", "_"): value for name, value in values.items()}
         return validated(cls, names, validate=handler)
@@ -450,7 +451,11 @@ def validated(
         return name, ": " if one.info.file or name[:2] == "--" else ".", len(one.path) + based
 
     try:
-        settings: M = (validate or model.model_validate)(content)
+        settings: M = (
+            validate(content)
+            if validate is not None
+            else model.model_validate(content, context={"sorted": model})
+        )
     except ValidationError as error:
         errors = [one for one in error.errors() if not one["loc"] or one["loc"][0] not in broken]
         found += problems(errors, model, content, spell=spell)

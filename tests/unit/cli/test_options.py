@@ -9,6 +9,7 @@ import click
 import pytest
 import yaml
 from click.testing import CliRunner
+from pydantic import field_validator
 
 from lens.cli.app import Entry, LazyGroup
 from lens.cli.options import Verb, command
@@ -273,3 +274,26 @@ def test_adding_a_field_is_all_it_takes_for_an_option(tmp_path: Path) -> None:
         "the nearest is 'warmth'"
         in run(main(more), ["run", "s", "-C", str(tmp_path / "c.yaml")]).output
     )
+
+
+class Merge(Verb):
+    """Options that are typed several times, or stand in YAML only."""
+
+    param: dict[str, int] = option({}, "Parameters.", many=True, adds=True)
+    slices: tuple[int, ...] = option((), "Blocks.", typed=False)
+
+    @field_validator("param", mode="before")
+    @classmethod
+    def _joined(cls, values: object) -> object:
+        parts = values if isinstance(values, list | tuple) else [values]
+        pairs = [p if isinstance(p, dict) else dict([p.split("=")]) for p in parts]
+        return {key: value for pair in pairs for key, value in pair.items()}
+
+
+def test_what_is_typed_is_added_where_an_option_says_so(tmp_path: Path) -> None:
+    held = command(Merge, "run")(lambda settings: seen.append(settings))
+    (tmp_path / "m.yaml").write_text("{param: {a: 1, b: 2}, slices: [3]}")
+    found = call("-C", tmp_path / "m.yaml", "--param", "b=5", "--param", "c=6", held=held)
+    assert found.param == {"a": 1, "b": 5, "c": 6} and found.slices == (3,)
+    help = CliRunner().invoke(main(held), ["run", "--help"]).output
+    assert "--slices" not in help and "--param" in help

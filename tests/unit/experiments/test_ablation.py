@@ -11,7 +11,15 @@ from click.testing import CliRunner
 from lens.cli.app import main
 from lens.errors import InputError
 from lens.experiments.ablation import ablate
-from lens.experiments.config import METHODS, Sweep, SweepRun, SweepSetting, fill, read_sweep
+from lens.experiments.config import (
+    METHODS,
+    Sweep,
+    SweepRun,
+    SweepSetting,
+    changed,
+    fill,
+    read_sweep,
+)
 from lens.experiments.summary import summarise, table, tables
 from lens.stats import hierarchical_interval
 from lens.utils.hashing import hash_of_path
@@ -393,3 +401,15 @@ def test_the_world_is_exported_as_a_users_files(tmp_path):
     assert (out / "chat" / "config.json").exists() and len(rows["eng_Latn"]) == 200
     refused = CliRunner().invoke(main, ["demo", "export", "--out", str(out)])
     assert refused.exit_code == 2 and "exists already" in refused.output
+
+
+def test_any_option_of_training_is_a_key_of_a_sweep():
+    found = SweepSetting.model_validate({"losses": "lens", "steps": 7, "lora": 2, "lora-alpha": 3})
+    assert (found.losses.steps, found.lora.rank, found.lora.alpha) == (7, 2, 3)
+    again = changed("x", found, {"learning_rate": 0.5, "losses.terms.0.weight": 2, "dora": True})
+    assert again.losses.learning_rate == 0.5 and again.losses.terms[0].weight == 2
+    assert again.losses.steps == 7 and again.lora.dora and again.lora.rank == 2
+    with pytest.raises(InputError, match="run 'x': steps: got 0"):
+        changed("x", found, {"steps": 0})
+    with pytest.raises(InputError, match="unknown key 'step'; the nearest is 'steps'"):
+        changed("x", found, {"step": 3})

@@ -13,12 +13,14 @@ from pydantic.dataclasses import dataclass
 
 from lens.errors import InputError
 from lens.utils.settings import (
+    Flat,
     Layers,
     Names,
     Numbers,
     Settings,
     Size,
     group,
+    grouped,
     option,
     options_of,
     takes,
@@ -263,3 +265,56 @@ def test_adding_a_field_is_all_it_takes_for_a_keyword() -> None:
     assert "warmth : float, default 0.5\n    Share of warmth." in (inspect.getdoc(run) or "")
     with pytest.raises(InputError, match="warmth: got 2, expected a number less than or equal"):
         run(warmth=2)
+
+
+class Nested(Flat):
+    """Settings inside a larger file."""
+
+    loss: Annotated[Loss, BeforeValidator(_preset)] = group("plain", "Losses.", base="preset")
+    adapter: Annotated[Adapter, BeforeValidator(_ranked)] | None = group(
+        None, "Adapter.", base="rank"
+    )
+
+
+def test_flat_settings_take_options_of_their_groups_wherever_they_stand() -> None:
+    found = Nested.model_validate({"adapter": 2, "adapter-alpha": 3, "steps": 7})
+    assert found.adapter == Adapter(rank=2, alpha=3) and found.loss.steps == 7
+    assert Nested.model_validate(found.model_dump()) == found
+    with pytest.raises(InputError) as raised:
+        read_as_outer({"inner": {"adapter": 2, "adapter_alpha": 0, "stepz": 1}})
+    assert "inner: adapter_alpha: got 0" in str(raised.value)
+    assert "inner: unknown key 'stepz'; the nearest is 'steps'" in str(raised.value)
+
+
+def read_as_outer(content: dict[str, Any]) -> Settings:
+    class Outer(Settings):
+        inner: Nested = option(Nested(), "Inside.")
+
+    return validated(Outer, content)
+
+
+@takes(Fit)
+def plan(*, refused: Any = (), settings: Fit) -> tuple[Any, Fit]:
+    """Plan."""
+    return refused, settings
+
+
+def test_a_function_that_asks_for_them_gets_the_options_that_do_not_fit() -> None:
+    refused, settings = plan(mode="whole", steps=0, layers="1:")
+    assert [name for name, _ in refused] == ["mode", "steps"] and settings == Fit(layers="1:")
+    assert refused[1][1] == "got 0, expected a number greater than or equal to 1"
+    assert "refused" not in inspect.signature(plan).parameters
+
+
+def test_value_classes_refuse_by_name_and_by_position() -> None:
+    @grouped()
+    class Pair:
+        first: int = option(1, "First.", ge=1)
+        second: int = option(1, "Second.", ge=1)
+
+    assert Pair(2, second=3) == Pair(first=2, second=3)
+    for given in ((0,), (1, 0)):
+        with pytest.raises(InputError, match=r"Pair: (first|second): got 0"):
+            Pair(*given)
+    with pytest.raises(InputError, match="Pair: second: got 'x'"):
+        Pair(second="x")
