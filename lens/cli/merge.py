@@ -32,7 +32,7 @@ class MergeOptions(MergeConfig, Verb):
     located: str | None = option(None, "MAEC: model trained briefly on the ability.")
     pivot_model: str | None = option(None, "MAEC: model further trained on general pivot text.")
     extracted: str | None = option(None, "MAEC: file of lens extract, in place of these three.")
-    max_memory: Size = option("1GiB", "Memory for everything together.")
+    max_memory: Size = option("1GiB", "Memory for everything together.", metavar="SIZE")
 
     @model_validator(mode="before")
     @classmethod
@@ -52,7 +52,7 @@ class MergeCommand(MergeOptions):
     """Options of ``lens merge``."""
 
     out: Path | None = option(None, "Folder of the result.")
-    out_shard_size: Size = option("5GB", "Bytes of tensors in one file at most.")
+    out_shard_size: Size = option("5GB", "Bytes of tensors in one file at most.", metavar="SIZE")
     lora_rank: int | None = option(
         None,
         "Write the delta as a LoRA adapter of this rank instead of a checkpoint.",
@@ -172,7 +172,7 @@ class VerifyCommand(Verb):
     sample: int = option(8, "Tensors that are computed again, drawn at random.", ge=1)
     every: bool = option(False, "Compute all of them again.", key="all")
     seed: int = option(0, "Of the draw.")
-    max_memory: Size = option("1GiB", "Memory for everything together.")
+    max_memory: Size = option("1GiB", "Memory for everything together.", metavar="SIZE")
 
 
 @command(VerifyCommand)
@@ -200,7 +200,7 @@ class DiffCommand(Verb):
     models: tuple[str, ...] = option(..., "Models that changed from it.", argument=True)
     out: Path | None = option(None, "Also write heat maps (.html) or everything measured (.json).")
     force: bool = option(False, "Replace --out.")
-    max_memory: Size = option("1GiB", "Memory for everything together.")
+    max_memory: Size = option("1GiB", "Memory for everything together.", metavar="SIZE")
 
 
 @command(DiffCommand)
@@ -294,7 +294,7 @@ class RecipeCommand(Recipe, Verb):
     """Options of ``lens maec run``; --config holds the recipe."""
 
     out: Path = option(..., "Folder of all stages.")
-    max_memory: Size = option("1GiB", "Memory of extracting and merging.")
+    max_memory: Size = option("1GiB", "Memory of extracting and merging.", metavar="SIZE")
 
 
 @command(RecipeCommand, "run")

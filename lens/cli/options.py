@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import click
 from annotated_types import Ge, Gt, Le, Lt
@@ -22,6 +22,7 @@ from lens.utils.settings import (
     Option,
     Settings,
     joined,
+    members,
     option,
     options_of,
     options_yaml,
@@ -140,19 +141,23 @@ def _parameter(spec: Option) -> click.Parameter:
         multiple=spec.info.many,
         metavar=None if spec.is_flag else metavar,
     )
-    made.brief = spec.default is False and info.off is None
+    made.brief = spec.field.default is False and info.off is None
     return made
 
 
 def _word(spec: Option) -> str:
-    names = str(spec.field.annotation)
-    return next((word for word in ("path", "float", "int") if word in names.lower()), "text")
+    kinds = {getattr(kind, "__name__", "") for kind in members(spec.field.annotation)}
+    words = {"Path": "path", "str": "text", "float": "float", "int": "int"}
+    return next((word for name, word in words.items() if name in kinds), "text")
 
 
 def _metavar(spec: Option) -> str:
     if spec.choices:
         return f"[{'|'.join(spec.choices)}]"
-    return {"path": "PATH", "float": "FLOAT", "int": "INTEGER", "text": "TEXT"}[_word(spec)]
+    kinds = members(spec.field.annotation)
+    words = [str(word) for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
+    known = {"path": "PATH", "float": "FLOAT", "int": "INTEGER", "text": "TEXT"}
+    return "|".join([*words, known[_word(spec)]])
 
 
 def _help(spec: Option) -> str:

@@ -68,7 +68,9 @@ class CaptureSettings(Settings):
     )
     max_tokens: int | None = option(None, "Cut rows after this many tokens.", ge=1)
     max_memory: Size | None = option(
-        None, "Such as 12GB, for weights, activations and states: smaller batches keep it."
+        None,
+        "Such as 12GB, for weights, activations and states: smaller batches keep it.",
+        metavar="SIZE",
     )
     layer_by_layer: bool | None = option(
         None,

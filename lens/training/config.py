@@ -337,6 +337,7 @@ class BandSettings(ModuleSettings):
     max_memory: Size | None = option(
         None,
         "Weights, optimizer and states together, such as 12GB; states that pass it go to disk.",
+        metavar="SIZE",
     )
 
 

@@ -49,6 +49,7 @@ __all__ = [
     "group",
     "grouped",
     "joined",
+    "members",
     "option",
     "options_of",
     "options_yaml",
@@ -297,7 +298,7 @@ class Option:
     @property
     def is_flag(self) -> bool:
         """Whether the option is yes or no."""
-        return bool in _members(self.field.annotation) and not self.info.group
+        return bool in members(self.field.annotation) and not self.info.group
 
     @property
     def off(self) -> str | None:
@@ -314,7 +315,7 @@ class Option:
     @property
     def choices(self) -> tuple[str, ...]:
         """Words that are allowed, where there are only a few."""
-        kinds = _members(self.field.annotation) - {type(None)}
+        kinds = members(self.field.annotation) - {type(None)}
         words = [get_args(kind) for kind in kinds if get_origin(kind) is Literal]
         return tuple(map(str, words[0])) if len(words) == 1 == len(kinds) else ()
 
@@ -362,15 +363,15 @@ def _fields(model: Any) -> dict[str, FieldInfo]:
 
 def _inner(field: FieldInfo) -> Any:
     """Model that a group holds: the one alternative of its annotation that has fields."""
-    return next(kind for kind in _members(field.annotation) if _fields(kind))
+    return next(kind for kind in members(field.annotation) if _fields(kind))
 
 
-def _members(annotation: Any) -> set[Any]:
-    """Alternatives of a union, without what `Annotated` adds."""
+def members(annotation: Any) -> set[Any]:
+    """Return the alternatives of a union, without what `Annotated` adds."""
     if get_origin(annotation) is Annotated:
-        return _members(get_args(annotation)[0])
+        return members(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):
-        return set[Any]().union(*map(_members, get_args(annotation)))
+        return set[Any]().union(*map(members, get_args(annotation)))
     return {annotation}
 
 
