@@ -211,7 +211,7 @@ def diff(settings: DiffCommand) -> None:
     models the cosine of their deltas and how often signs agree.
     """
     from lens.merging import weight_diff
-    from lens.report.weight_diff import print_atlas, render_atlas
+    from lens.report.weight_diff import print_weight_diff, render_weight_diff
     from lens.utils.files import refuse_existing, write_text
 
     out = settings.out
@@ -222,11 +222,13 @@ def diff(settings: DiffCommand) -> None:
     found = weight_diff(settings.base, settings.models, max_memory=settings.max_memory)
     if out is not None:
         as_json = out.suffix == ".json"
-        write_text(out, json.dumps(found.to_dict(), indent=1) if as_json else render_atlas(found))
+        write_text(
+            out, json.dumps(found.to_dict(), indent=1) if as_json else render_weight_diff(found)
+        )
     if settings.as_json:
         print_json(found.to_dict())
         return
-    print_atlas(found)
+    print_weight_diff(found)
     if out is not None:
         click.echo(str(out))
 

@@ -16,12 +16,12 @@ from lens.report.tables import Cell, Column, Table, TableRow
 Cells = Callable[[TensorDiff], tuple[float, str] | None]
 
 
-def render_atlas(atlas: WeightDiff) -> str:
+def render_weight_diff(diff: WeightDiff) -> str:
     """Render a difference of weights as one HTML page that works offline.
 
     Parameters
     ----------
-    atlas : WeightDiff
+    diff : WeightDiff
         From `lens.merging.weight_diff`.
 
     Returns
@@ -30,26 +30,26 @@ def render_atlas(atlas: WeightDiff) -> str:
         For each model a heat map of |Δ| / |θ_o|, for each pair one of the cosine of their deltas,
         and the tensors that changed most.
     """
-    names = _names(atlas)
-    largest = max((c.relative or 0 for t in atlas.tensors for c in t.changes), default=0) or 1.0
+    names = _names(diff)
+    largest = max((c.relative or 0 for t in diff.tensors for c in t.changes), default=0) or 1.0
     maps: list[tuple[str, Cells]] = [
         (f"Relative change: {name}", partial(_relative, model=i, largest=largest))
         for i, name in enumerate(names)
     ]
-    for number, pair in enumerate(atlas.tensors[0].pairs if atlas.tensors else ()):
+    for number, pair in enumerate(diff.tensors[0].pairs if diff.tensors else ()):
         first, second = (names[k] for k in pair.models)
         maps.append((f"Cosine: {first} and {second}", partial(_cosine, pair=number)))
-    blocks = sorted({t.block for t in atlas.tensors if t.block is not None})
+    blocks = sorted({t.block for t in diff.tensors if t.block is not None})
     body = fragment(
         "weight_diff.html.j2",
         count="one model" if len(names) == 1 else f"{len(names)} models",
-        base=Path(atlas.base).name,
+        base=Path(diff.base).name,
         largest=f"{largest:.2g}",
         heads=[*blocks, "–"],
-        maps=[(title, _heat_rows(atlas, [*blocks, None], cell)) for title, cell in maps],
-        most=_most(atlas, names),
+        maps=[(title, _heat_rows(diff, [*blocks, None], cell)) for title, cell in maps],
+        most=_most(diff, names),
     )
-    return page([("Delta atlas", body)], wide=True)
+    return page([("Delta diff", body)], wide=True)
 
 
 def _relative(tensor: TensorDiff, *, model: int, largest: float) -> tuple[float, str] | None:
@@ -72,10 +72,10 @@ def _cosine(tensor: TensorDiff, *, pair: int) -> tuple[float, str] | None:
     return found.cosine, f"cosine {found.cosine:.3f}, same sign {same}"
 
 
-def _names(atlas: WeightDiff) -> list[str]:
+def _names(diff: WeightDiff) -> list[str]:
     """Folder names of the models; all that was given where two are the same."""
-    short = [Path(model).name for model in atlas.models]
-    return short if len(set(short)) == len(short) else list(atlas.models)
+    short = [Path(model).name for model in diff.models]
+    return short if len(set(short)) == len(short) else list(diff.models)
 
 
 def _depth(value: float, largest: float) -> float:
@@ -84,12 +84,12 @@ def _depth(value: float, largest: float) -> float:
 
 
 def _heat_rows(
-    atlas: WeightDiff, blocks: Sequence[int | None], cell: Cells
+    diff: WeightDiff, blocks: Sequence[int | None], cell: Cells
 ) -> list[tuple[str, list[tuple[str, float, str] | None]]]:
     """Rows of a heat map, one for each kind of tensor; None where a block has no such tensor."""
-    by_place = {(t.kind, t.block): t for t in atlas.tensors}
+    by_place = {(t.kind, t.block): t for t in diff.tensors}
     rows = []
-    for kind in dict.fromkeys(t.kind for t in atlas.tensors):
+    for kind in dict.fromkeys(t.kind for t in diff.tensors):
         line: list[tuple[str, float, str] | None] = []
         for block in blocks:
             tensor = by_place.get((kind, block))
@@ -102,10 +102,10 @@ def _heat_rows(
     return rows
 
 
-def _most(atlas: WeightDiff, names: Sequence[str], count: int = 15) -> Table:
+def _most(diff: WeightDiff, names: Sequence[str], count: int = 15) -> Table:
     """Table of the tensors that changed most."""
     changed = sorted(
-        ((c.relative, t, i) for t in atlas.tensors for i, c in enumerate(t.changes) if c.relative),
+        ((c.relative, t, i) for t in diff.tensors for i, c in enumerate(t.changes) if c.relative),
         key=lambda row: -(row[0] or 0),
     )[:count]
     rows = []
@@ -119,30 +119,30 @@ def _most(atlas: WeightDiff, names: Sequence[str], count: int = 15) -> Table:
     return Table([Column("model", css="text"), *map(Column, heads)], rows, "")
 
 
-def print_atlas(atlas: WeightDiff, *, file: IO[str] | None = None) -> None:
+def print_weight_diff(diff: WeightDiff, *, file: IO[str] | None = None) -> None:
     """Print relative changes by block and model, and the cosine of each pair over all tensors."""
-    names = _names(atlas)
+    names = _names(diff)
     table = rich_table("Block", *names, title="|Δ| / |θ|")
-    for block, values in atlas.relative_by_block().items():
+    for block, values in diff.relative_by_block().items():
         place = "outside" if block is None else str(block)
         table.add_row(place, *(f"{value:.2e}" for value in values))
     console = console_for(file)
     console.print(table)
-    for number, pair in enumerate(atlas.tensors[0].pairs if atlas.tensors else ()):
+    for number, pair in enumerate(diff.tensors[0].pairs if diff.tensors else ()):
         first, second = (names[k] for k in pair.models)
-        cosine = _over_all(atlas, number)
+        cosine = _over_all(diff, number)
         console.print(
             f"cosine of {first} and {second}: {'–' if cosine is None else f'{cosine:.3f}'}"
         )
 
 
-def _over_all(atlas: WeightDiff, number: int) -> float | None:
+def _over_all(diff: WeightDiff, number: int) -> float | None:
     """Cosine of two models' changes of the whole model."""
-    i, j = atlas.tensors[0].pairs[number].models
-    norms = [math.fsum(t.changes[k].norm ** 2 for t in atlas.tensors) for k in (i, j)]
+    i, j = diff.tensors[0].pairs[number].models
+    norms = [math.fsum(t.changes[k].norm ** 2 for t in diff.tensors) for k in (i, j)]
     dot = math.fsum(
         (t.pairs[number].cosine or 0.0) * t.changes[i].norm * t.changes[j].norm
-        for t in atlas.tensors
+        for t in diff.tensors
     )
     size = math.sqrt(norms[0]) * math.sqrt(norms[1])
     return dot / size if size > 0 else None
