@@ -48,7 +48,7 @@ def demo(settings: DemoCommand) -> None:
     refuse_existing(out, force=force)
     acts = {"": run.run(limit=limit, seed=seed, full=full)}
     if settings.second_act:
-        acts[MERGING] = ability.run_ability(limit=min(limit, budget.ability), seed=seed)
+        acts[MERGING] = ability.run_ability(limit=min(limit, budget.ability), seed=seed, full=full)
     with new_folder(out, force=force) as folder:
         for name, record in acts.items():
             write_run(record, folder / name)

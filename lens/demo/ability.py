@@ -41,11 +41,11 @@ SYSTEMS = (
 )
 LIMIT = 200  # questions per language
 _COMMON = {"batch_size": 32, "learning_rate": 5e-4, "autocast": True}
-_ABILITY = FinetuneSettings(
-    steps=100, modules="full", **_COMMON
-)  # embeddings and head stay as they are
+# Embeddings and head keep their weights.
+_ABILITY = FinetuneSettings(steps=100, modules="full", **_COMMON)
 _TEXT = FinetuneSettings(steps=60, batch_size=16, learning_rate=5e-4, row_tokens=128, autocast=True)
 _DIRECT = FinetuneSettings(steps=150, **_COMMON)
+_QUICK_TEXT, _QUICK_DIRECT = 35, 100  # steps of the two where not everything is computed
 _ROWS, _DOCUMENTS = 3000, 4000
 
 
@@ -98,7 +98,7 @@ class _Act:
         self.rows += rows_of(marked, system=system, pivot=PIVOT, seed=self.seed)
 
 
-def run_ability(*, limit: int = LIMIT, seed: int = 0) -> RunRecord:
+def run_ability(*, limit: int = LIMIT, seed: int = 0, full: bool = True) -> RunRecord:
     """Teach, merge and ask; return the record of the second act.
 
     Parameters
@@ -107,21 +107,27 @@ def run_ability(*, limit: int = LIMIT, seed: int = 0) -> RunRecord:
         Test questions per language, at most 791.
     seed : int
         Of training and bootstrap intervals.
+    full : bool
+        Train on text and on answers in every language as long as the study did; else shorter.
     """
+    on_text, directly = _TEXT, _DIRECT
+    if not full:
+        on_text = on_text.model_copy(update={"steps": _QUICK_TEXT})
+        directly = directly.model_copy(update={"steps": _QUICK_DIRECT})
     with tempfile.TemporaryDirectory() as folder:
         act = _Act(Path(folder), limit=limit, seed=seed)
         every = (PIVOT, *CARRIED)
         english = list(double_rows(_ROWS, language=PIVOT, seed=seed))
         ability = {
             "trained": act.tuned("ability", english, _ABILITY),
-            "pivot": act.tuned(PIVOT, plain_text(_DOCUMENTS, language=PIVOT, seed=seed), _TEXT),
+            "pivot": act.tuned(PIVOT, plain_text(_DOCUMENTS, language=PIVOT, seed=seed), on_text),
         }
         text = {
-            code: act.tuned(code, plain_text(_DOCUMENTS, language=code, seed=seed), _TEXT)
+            code: act.tuned(code, plain_text(_DOCUMENTS, language=code, seed=seed), on_text)
             for code in CARRIED
         }
         rows = [row for code in every for row in double_rows(_ROWS, language=code, seed=seed)]
-        direct = act.tuned("possible", rows, _DIRECT)
+        direct = act.tuned("possible", rows, directly)
         act.measure("unchanged", dict.fromkeys(every, act.base))
         act.measure("ability", dict.fromkeys(every, ability["trained"]))
         act.measure("language", text)

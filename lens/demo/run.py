@@ -132,7 +132,7 @@ PAIRS = 100  # parallel sentences that show how to translate
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """How much of the demo is computed; the parts and what they are compared by stay the same.
+    """How much of the demo is computed; its parts and its measures stay the same.
 
     Attributes
     ----------

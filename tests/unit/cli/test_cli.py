@@ -224,7 +224,7 @@ def test_demo_writes_table_rows_and_page(tmp_path: Path, monkeypatch) -> None:
 
     monkeypatch.setattr("lens.demo.run.run", instead)
     monkeypatch.setattr(
-        "lens.demo.ability.run_ability", lambda *, limit, seed: make_record(n=limit)
+        "lens.demo.ability.run_ability", lambda *, limit, seed, full: make_record(n=limit)
     )
     out = tmp_path / "demo"
     shown = run("demo", "--out", out, "--limit", 40, "--seed", 3)
